@@ -1,0 +1,52 @@
+"""Settings and fixtures of all tests.  Which test goes where: tests/README.md."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# No deadline: the machine's speed is not under test.  In CI the examples are the same every time.
+settings.register_profile(
+    "default", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+# One thread for us and for the commands that tests start: models here are too small to share out, and pytest already
+# runs a process on every core.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` skip themselves on a machine without one."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Tests do not see each other's random numbers."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps with three heads, as `python -m bytemtp.train` leaves it.  Only to be read."""
+    from bytemtp.config import PRESETS, changed
+    from bytemtp.trainer import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    corpus = folder / "corpus.txt"
+    corpus.write_bytes(b"a rose is a rose is a rose\n" * 300)
+    shape = {"model.dim": 16, "model.layers": 2, "model.attention_heads": 2, "model.ffn_dim": 32, "model.n_future": 3}
+    steps = {"train.steps": 2, "train.batch_size": 4, "train.seq_len": 32, "train.log_every": 1}
+    plain = {"train.compile": "false", "train.sample_bytes": 0, "data.valid_fraction": 0.0}
+    small = changed(PRESETS["nano"], **shape, **steps, **plain)
+    train(small, [str(corpus)], folder / "run", device="cpu")
+    return folder / "run"
