@@ -1,0 +1,84 @@
+"""`bench memory`: what a training step holds, by number of heads and by length of the sequence.
+
+Heads: sequential against joint backward, n = 1 to 32, at parity.  Length: rows of 1 KiB to 64 KiB, one document or
+many.  The figures are the memory that steps add to a process that already holds the model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from bytemtp.bench.shapes import Shape
+from bytemtp.bench.turns import machine, measure, table
+from bytemtp.runtime import log
+
+HEADS = (1, 2, 4, 8, 16, 32)
+LENGTHS = tuple(1024 * 2**i for i in range(7))
+
+
+def bench_memory(by_heads: Shape, by_length: Shape, topologies: list[str], longest: int) -> dict[str, Any]:
+    """One process a point; each takes two steps after three to warm up."""
+    heads = [
+        dict(n=n, mode=mode, topology=topology, **_point(by_heads, n_future=n, mode=mode, topology=topology))
+        for topology in topologies
+        for mode in ("sequential", "joint")
+        for n in HEADS
+    ]
+    lengths = [
+        dict(seq=seq, documents=documents, **_point(_with_length(by_length, seq), documents=documents, n_future=8))
+        for documents in (1, 16)
+        for seq in LENGTHS
+        if seq <= longest
+    ]
+    return {"bench": "memory", "machine": machine(), "heads": heads, "lengths": lengths}
+
+
+def _with_length(shape: Shape, seq: int) -> Shape:
+    return Shape(shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, seq, batch=1)
+
+
+def _point(shape: Shape, **arguments: Any) -> dict[str, Any]:
+    result = measure("ours", shape, {**arguments, "steps": 2})
+    log(f"{arguments} seq={shape.seq}: {result['step_memory_bytes'] / 2**20:,.0f} MiB, {result['step_s']:.2f} s")
+    return result
+
+
+def print_memory(report: dict[str, Any]) -> None:
+    points = {(p["topology"], p["mode"], p["n"]): p["step_memory_bytes"] / 2**20 for p in report["heads"]}
+    kinds = sorted({key[:2] for key in points})
+    rows = [[f"{t} {m}", *(f"{points[t, m, n]:,.0f}" for n in HEADS)] for t, m in kinds]
+    print(table(rows, ["step memory, MiB", *(f"n={n}" for n in HEADS)]), end="\n\n")
+    rows = [
+        [p["seq"], p["documents"], f"{p['step_memory_bytes'] / 2**20:,.0f}",
+         f"{p['step_memory_bytes'] / p['seq'] / 1024:,.1f}", f"{p['step_s']:.2f}"]
+        for p in report["lengths"]
+    ]  # fmt: skip
+    print(table(rows, ["sequence, bytes", "documents", "step memory, MiB", "KiB a byte", "s/step"]))
+
+
+def draw_memory(report: dict[str, Any], out: Path) -> None:
+    """Two panels: memory by heads, sequential and joint; memory by sequence length, log-log beside a straight line."""
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for kind in sorted({(p["topology"], p["mode"]) for p in report["heads"]}):
+        points = [p for p in report["heads"] if (p["topology"], p["mode"]) == kind]
+        style = "o-" if kind[1] == "sequential" else "s--"
+        memory = [p["step_memory_bytes"] / 2**20 for p in points]
+        left.plot([p["n"] for p in points], memory, style, label=" ".join(kind))
+    left.set(xlabel="heads n (same total layers)", ylabel="memory of a training step, MiB", ylim=(0, None))
+    for documents in sorted({p["documents"] for p in report["lengths"]}):
+        points = [p for p in report["lengths"] if p["documents"] == documents]
+        label = "one document a row" if documents == 1 else f"{documents} documents a row"
+        right.loglog([p["seq"] for p in points], [p["step_memory_bytes"] / 2**20 for p in points], "o-", label=label)
+    first = report["lengths"][0]
+    line = [p["seq"] for p in report["lengths"] if p["documents"] == 1]
+    scale = first["step_memory_bytes"] / 2**20 / first["seq"]
+    right.loglog(line, [x * scale for x in line], ":", color="gray", label="exactly linear")
+    right.set(xlabel="sequence, bytes", ylabel="memory of a training step, MiB")
+    for axis in (left, right):
+        axis.legend(frameon=False)
+        axis.grid(alpha=0.3)
+    figure.savefig(out, dpi=150)
