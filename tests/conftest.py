@@ -1,8 +1,10 @@
 """Settings and fixtures of all tests.  Which test goes where: tests/README.md."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -20,13 +22,29 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+TORCH_COMPILE_WARNINGS = (
+    "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
+    "ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning",
+)
+"""About torch's own code."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip themselves on a machine without one."""
-    if torch.cuda.is_available():
-        return
+    """What the markers `gpu` and `compiled` mean."""
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("compiled"):
+            for warning in TORCH_COMPILE_WARNINGS:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(autouse=True)
+def _unchecked_if_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    compiled = request.node.get_closest_marker("compiled") is not None
+    jaxtyping.config.update("jaxtyping_disable", compiled)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

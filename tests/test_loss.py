@@ -153,6 +153,7 @@ def test_documents_shorter_than_a_head_reaches_leave_it_without_targets():
 
 
 @pytest.mark.slow
+@pytest.mark.compiled
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_compiled_layers_train_alike(topology):
     model = model_for(topology, torch.float32)

@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 
 from bytemtp import documents as documents_module
 from bytemtp import packing as packing_module
-from bytemtp import stream as stream_module
 from bytemtp.errors import UserError
 from bytemtp.sources import Damages, Source
-from bytemtp.stream import Batch, Cursor, EmptySplit, stream
+from bytemtp.stream import Batch, Cursor, EmptySplit, Stream, stream
 from bytemtp.testing import Corpus, corpora
 from bytemtp.vocab import EOT
+
+stream_module = sys.modules[Stream.__module__]
+"""`bytemtp.stream` itself is the function."""
 
 Row = tuple[list[int], list[int]]
 """ids and document ids"""
@@ -293,7 +295,7 @@ def test_bad_argument(message: str, tmp_path: Path) -> None:
         unchecked_stream(tmp_path, **BAD_ARGUMENTS[message])
 
 
-def unchecked_stream(*arguments: Any, **options: Any) -> stream_module.Stream:
+def unchecked_stream(*arguments: Any, **options: Any) -> Stream:
     """`stream` as a user without a type checker calls it."""
     return getattr(stream, "__wrapped__", stream)(*arguments, **options)
 
@@ -354,7 +356,7 @@ def test_thread_ends_with_its_stream(tmp_path: Path) -> None:
     """By close, by the end of a with block, at the end of the data, and when the stream is just forgotten."""
     (tmp_path / "a.txt").write_bytes(bytes(1 << 22))
 
-    def endless() -> stream_module.Stream:
+    def endless() -> Stream:
         batches = stream(tmp_path, epochs=None)
         next(batches)
         return batches

@@ -1,0 +1,57 @@
+"""The README is true: its quickstart runs, and its file tree is the package's."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+SHORT = {"bytemtp.train": ["--train.steps", "4", "--train.compile", "false"]}
+"""What makes a command short enough for a test: added to those of that module."""
+
+
+def fenced_commands(text: str, tag: str) -> list[str]:
+    """The lines of code blocks opened by ```bash TAG, with continued lines joined."""
+    blocks = re.findall(rf"^```bash {tag}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def test_quickstart_runs(tmp_path):
+    (tmp_path / "corpora").symlink_to(ROOT / "corpora")
+    commands = fenced_commands(README, "quickstart")
+    assert len(commands) >= 4
+    for command in commands:
+        python, flag, module, *arguments = shlex.split(command)
+        assert (python, flag) == ("python", "-m")
+        program = [sys.executable, "-m", module, *arguments, *SHORT.get(module, [])]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        outcome = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True)
+        assert outcome.returncode == 0, f"{command}\n{outcome.stderr.decode()}"
+        assert outcome.stdout or module == "bytemtp.train", f"{command} printed nothing"
+
+
+def test_file_tree_names_every_module():
+    modules = {
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / "bytemtp").iterdir()
+        if path.name not in ("__init__.py", "__pycache__")
+    }
+    tree = README.partition("## Files")[2].partition("\n## ")[0]
+    assert modules == set(re.findall(r"^    ([a-z_]+(?:\.py|/)) ", tree, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("target", re.findall(r"`make ([a-z-]+)`", README))
+def test_make_targets_exist(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
