@@ -56,6 +56,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
         raise UserError(f"{path} holds no checkpoint; give a folder that `python -m bytemtp.train --out` wrote")
     settings, _ = load_settings(folder.resolve().parent.parent / "config.toml")
     model = ByteMTP(settings.model)
+    model.trained_length = settings.train.seq_len
     _load_weights(model, folder / "model.safetensors")
     return model.to(device).eval()
 

@@ -41,7 +41,7 @@ class ModelConfig:
     """inner width of the SwiGLU feed-forward layer"""
     n_future: int = 8
     """heads: bytes predicted at each position, 1 to 32; 1 is the next-byte baseline"""
-    topology: Topology = "replicated"
+    topology: Topology = "parallel"
     """how the heads hang on the trunk (README, "Head topologies")"""
     parity: bool = True
     """take the head layers out of the trunk, so that n does not change the parameter count"""
@@ -193,21 +193,21 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _paper(dim: int, layers: int, heads: int, ffn_dim: int) -> Settings:
-    """A shape of Gloeckle et al. 2024, table S14, trained as its byte run (table S13)."""
+    """A shape of Gloeckle et al. 2024, table S14, trained as its byte run (table S13), which had replicated heads."""
     return Settings(
-        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim),
+        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim, topology="replicated"),
         TrainConfig(steps=25_000, batch_size=1536, accumulate=192, seq_len=8192, lr=3e-4, warmup=2000),
     )
 
 
 PRESETS: dict[str, Settings] = {
     "nano": Settings(
-        ModelConfig(dim=64, layers=9, attention_heads=4, ffn_dim=176),
+        ModelConfig(dim=64, layers=9, attention_heads=2, ffn_dim=176),
         TrainConfig(steps=200, batch_size=8, seq_len=256, lr=4e-3, warmup=20, valid_every=100, checkpoint_every=100),
     ),
     "tiny": Settings(
-        ModelConfig(dim=192, layers=10, attention_heads=6, ffn_dim=512),
-        TrainConfig(steps=2000, batch_size=8, seq_len=512, lr=2e-3, warmup=100),
+        ModelConfig(dim=128, layers=10, attention_heads=2, ffn_dim=352),
+        TrainConfig(steps=4000, batch_size=4, seq_len=512, lr=4e-3, warmup=100),
     ),
     "small": Settings(
         ModelConfig(dim=512, layers=12, attention_heads=8, ffn_dim=1408),

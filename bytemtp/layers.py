@@ -25,8 +25,8 @@ from bytemtp.config import ModelConfig
 
 NORM_EPSILON = 1e-5
 
-Rope = tuple[Float[Tensor, "s 1 k"], Float[Tensor, "s 1 k"]]
-"""cosines and sines of the rotary embedding, one row a position"""
+Rope = tuple[Float[Tensor, "*s 1 k"], Float[Tensor, "*s 1 k"]]
+"""cosines and sines of the rotary embedding, one row a position; [s 1 k], or [b s 1 k] where rows stand elsewhere"""
 
 
 class RMSNorm(nn.Module):

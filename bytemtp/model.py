@@ -71,6 +71,8 @@ class ByteMTP(nn.Module):
         self.register_buffer("padding", padding, persistent=False)
         self.chains = chains_for(config)
         self.dtype, self.compiled, self.checkpointing = torch.float32, False, False
+        self.trained_length = 0
+        """positions of the rows that it was trained on, beyond which decoding does not look back; 0 if not known"""
         init_weights(self, seed)
 
     def use(
@@ -88,6 +90,12 @@ class ByteMTP(nn.Module):
             if isinstance(module, Block):
                 module.attention_backend, module.compiled = backend.value, compiled
         return backend
+
+    @property
+    def path_to_first_head(self) -> list[int]:
+        """Heads on the way to head 1's logits, in order of computation."""
+        chain = next(chain for chain in self.chains if 0 in chain)
+        return chain[: chain.index(0) + 1]
 
     @property
     def device(self) -> torch.device:
@@ -113,11 +121,16 @@ class ByteMTP(nn.Module):
             hidden = self.heads(self.run_trunk(context), context)
             return torch.stack([self.logits(i, x) for i, x in enumerate(hidden)])
 
-    def context(self, ids: Tensor, length: int, document_ids: Tensor | None = None) -> Context:
-        """For the first `length` of `ids`; the rest is only read ahead by `deepseek` heads."""
+    def context(
+        self, ids: Tensor, length: int, document_ids: Tensor | None = None, window: int | None = None
+    ) -> Context:
+        """For the first `length` of `ids`; the rest is only read ahead by `deepseek` heads.
+
+        window: in place of `config.window`.
+        """
         config = self.config
         here = None if document_ids is None else document_ids[:, :length]
-        layout = Layout.of(len(ids), length, here, config.window)
+        layout = Layout.of(len(ids), length, here, config.window if window is None else window)
         weight = self.embed.weight
         # Inside an autocast region the rotation belongs to the float32 side, like norms: one rounding less.
         rope = rope_table(length, config.head_dim, config.rope_theta, weight.device, weight.dtype)
@@ -150,7 +163,7 @@ class ByteMTP(nn.Module):
             return link(x, context.rope, context.layout)
         return link(x)
 
-    def logits(self, i: int, x: Float[Tensor, "b s d"]) -> Float[Tensor, "b s v"]:
+    def logits(self, i: int, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
         return read_out(x, *self.readout(i))
 
     def readout(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +173,7 @@ class ByteMTP(nn.Module):
         return self.norm.weight, unembed.weight, self.padding.to(unembed.weight.dtype)
 
 
-def read_out(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor) -> Float[Tensor, "b s v"]:
+def read_out(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor) -> Float[Tensor, "*b v"]:
     """The padding's -inf goes in as a bias: the matrix product adds it for nothing, and 0 changes no real logit."""
     return F.linear(rms_norm(x, norm), unembedding, padding)
 
@@ -175,8 +188,10 @@ class DeepSeekModule(nn.Module):
         self.block = Block(config)
 
     def forward(self, x: Tensor, embedded: Tensor, context: Context) -> Tensor:
-        merged = self.merge(torch.cat([self.hidden_norm(x), self.embed_norm(embedded)], dim=-1))
-        return self.block(merged, context.rope, context.layout)
+        return self.block(self.merged(x, embedded), context.rope, context.layout)
+
+    def merged(self, x: Tensor, embedded: Tensor) -> Tensor:
+        return self.merge(torch.cat([self.hidden_norm(x), self.embed_norm(embedded)], dim=-1))
 
 
 def links_for(config: ModelConfig) -> list[nn.Module]:

@@ -56,15 +56,25 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps with three heads, as `python -m bytemtp.train` leaves it.  Only to be read."""
+    return _train(tmp_path_factory, n_future=3)
+
+
+@pytest.fixture(scope="session")
+def one_head_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the next byte's head alone."""
+    return _train(tmp_path_factory, n_future=1)
+
+
+def _train(tmp_path_factory: pytest.TempPathFactory, n_future: int) -> Path:
     from bytemtp.config import PRESETS, changed
     from bytemtp.trainer import train
 
     folder = tmp_path_factory.mktemp("trained")
     corpus = folder / "corpus.txt"
     corpus.write_bytes(b"a rose is a rose is a rose\n" * 300)
-    shape = {"model.dim": 16, "model.layers": 2, "model.attention_heads": 2, "model.ffn_dim": 32, "model.n_future": 3}
+    shape = {"model.dim": 16, "model.layers": 4, "model.attention_heads": 2, "model.ffn_dim": 32}
     steps = {"train.steps": 2, "train.batch_size": 4, "train.seq_len": 32, "train.log_every": 1}
     plain = {"train.compile": "false", "train.sample_bytes": 0, "data.valid_fraction": 0.0}
-    small = changed(PRESETS["nano"], **shape, **steps, **plain)
+    small = changed(PRESETS["nano"], **shape, **steps, **plain, **{"model.n_future": n_future})
     train(small, [str(corpus)], folder / "run", device="cpu")
     return folder / "run"

@@ -16,7 +16,7 @@ LAYERS = {
     "data": ["sources", "compression", "documents", "packing", "stream", "testing"],
     "model": ["attention", "layers", "model", "rundir", "checkpoint"],
     "train": ["loss", "optimizer", "tuning", "progress", "interrupts", "resuming", "trainer"],
-    "decode": ["decode", "generate"],
+    "decode": ["cache", "incremental", "exact", "sampling", "utf8", "row", "tree", "decode", "show", "generate"],
     "evaluate": ["bpb", "report", "bench"],
     "command line": ["train", "evaluate"],
 }

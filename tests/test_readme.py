@@ -44,7 +44,7 @@ def test_file_tree_names_every_module():
         if path.name not in ("__init__.py", "__pycache__")
     }
     tree = README.partition("## Files")[2].partition("\n## ")[0]
-    assert modules == set(re.findall(r"^    ([a-z_]+(?:\.py|/)) ", tree, flags=re.MULTILINE))
+    assert modules == set(re.findall(r"^    ([a-z0-9_]+(?:\.py|/)) ", tree, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("target", re.findall(r"`make ([a-z-]+)`", README))

@@ -394,7 +394,7 @@ def test_error_reaches_the_consumer(tmp_path: Path, prefetch: int) -> None:
 def test_program_ends_although_a_stream_is_open(tmp_path: Path) -> None:
     """The reading thread must not keep a finished program alive, not even while it waits for standard input."""
     (tmp_path / "a.txt").write_bytes(bytes(1 << 20))
-    program = "import sys, bytemtp.stream as s; held = s.stream(sys.argv[1], epochs={}); {}"
+    program = "import sys, bytemtp as s; held = s.stream(sys.argv[1], epochs={}); {}"
     for path, rest in (("-", "1"), (str(tmp_path), "next(held)")):
         command = [sys.executable, "-c", program.format(1 if path == "-" else None, rest), path]
         with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:

@@ -1,29 +1,36 @@
 """Command: continue a prompt with a trained run.
 
-Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 200 --temperature 0.8
+Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 200 --mode speculative --compare ar
 """
 
 import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from bytemtp.checkpoint import load_model
+from bytemtp.decode import Generation, Mode, generate
 from bytemtp.errors import UserError
-from bytemtp.generate import generate
 from bytemtp.rundir import write_file
-from bytemtp.runtime import command, pick_device
+from bytemtp.runtime import command, log, pick_device
 from bytemtp.settings_cli import normal, parse
+from bytemtp.show import coloured
+from bytemtp.tree import Shape, check
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Continue a prompt with a trained run.  Standard output is exactly the new bytes.
 
-    Example:  python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --temperature 0.8
+    Examples:
+
+        python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --temperature 0.8
+        python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --mode speculative --compare ar
+
+    With temperature 0 every mode writes the same bytes; above 0 every mode draws from the same distribution.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -34,12 +41,31 @@ class Arguments:
     """text to continue; "" starts a new document"""
     prompt_file: tyro.conf.DisallowNone[str | None] = None
     """file with the bytes to continue; - is standard input"""
-    mode: Literal["ar"] = "ar"
-    """ar: one byte a forward pass"""
+    mode: Mode = "speculative"
+    """ar: one byte a forward pass; speculative: the heads draft, the next pass verifies; tree: several candidates a
+    head; draft: another run drafts"""
+    heads: int = 0
+    """use the first so many heads; 0 means all"""
+    tree: tyro.conf.DisallowNone[Path | None] = None
+    """JSON file with the shape of the tree, a list of paths of ranks: [[0], [0, 0], [1]]"""
+    draft: tyro.conf.DisallowNone[Path | None] = None
+    """the run that drafts in mode draft"""
     temperature: float = 0.0
     """0 takes the likeliest byte; above 0 draws from softmax(logits / temperature)"""
+    top_k: int = 0
+    """draw from the k likeliest bytes; 0 means all"""
+    top_p: float = 1.0
+    """draw from the likeliest bytes that have this probability together"""
     seed: int = 0
     """of the draws"""
+    stop: tuple[str, ...] = ()
+    """texts before which the output ends"""
+    utf8: tyro.conf.FlagCreatePairsOff[bool] = False
+    """only bytes that continue well-formed UTF-8"""
+    show: tyro.conf.DisallowNone[Literal["accepted"] | None] = None
+    """accepted: colour each byte by the draft that it was (standard output is then for eyes)"""
+    compare: tyro.conf.DisallowNone[Literal["ar"] | None] = None
+    """ar: decode plainly as well, and say on standard error how fast both were and whether they wrote the same"""
     stats: tyro.conf.DisallowNone[Path | None] = None
     """write what was measured to this JSON file"""
     device: str = "auto"
@@ -54,27 +80,70 @@ def main() -> None:
         options=[field.name for field in fields(Arguments) if field.name != "run"],
         program="python -m bytemtp.generate",
     )
-    prompt = read_prompt(arguments)
-    model = load_model(arguments.run, pick_device(arguments.device).value)
-    out = generate(model, prompt, arguments.max_bytes, temperature=arguments.temperature, seed=arguments.seed)
-    sys.stdout.buffer.write(out.data)
-    sys.stdout.buffer.flush()
+    prompt, options = read_prompt(arguments), decoding(arguments)
+    device = pick_device(arguments.device).value
+    model = load_model(arguments.run, device)
+    draft = load_model(arguments.draft, device) if arguments.draft else None
+    if arguments.mode != "ar" and model.config.n_future == 1 and draft is None:
+        log("the model has one head: nothing is drafted")
+    out = generate(model, prompt, arguments.max_bytes, draft, **options)
+    write(out, arguments)
+    if arguments.compare:
+        plain = generate(model, prompt, arguments.max_bytes, **{**options, "mode": "ar", "heads": 0, "tree": ()})
+        log(comparison(plain, out, greedy=arguments.temperature == 0))
     if arguments.stats:
         write_file(arguments.stats, json.dumps(out.stats, indent=2) + "\n")
 
 
+def decoding(arguments: Arguments) -> dict[str, Any]:
+    """The fields of `decode.Options`."""
+    tree: Shape = ()
+    if arguments.tree is not None:
+        try:
+            tree = check(json.loads(arguments.tree.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"cannot use the tree in {arguments.tree}: {error}") from error
+    names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8")
+    stop = [as_bytes(text) for text in arguments.stop]
+    return {"tree": tree, "stop": stop, **{name: getattr(arguments, name) for name in names}}
+
+
+def write(out: Generation, arguments: Arguments) -> None:
+    sys.stdout.buffer.write(coloured(out) if arguments.show else out.data)
+    sys.stdout.buffer.flush()
+
+
+def comparison(plain: Generation, fast: Generation, *, greedy: bool) -> str:
+    """Both speeds, and whether the same was written, on a line each."""
+    lines = [
+        f"{s['mode']:12} {s['bytes_per_s']:8.1f} bytes/s, {s['bytes_per_forward']:.2f} a forward pass"
+        for s in (plain.stats, fast.stats)
+    ]
+    lines.append(f"speed-up     {fast.stats['bytes_per_s'] / plain.stats['bytes_per_s']:8.2f}x")
+    if greedy:
+        lines.append(f"identical: {'yes' if plain.data == fast.data else 'NO'}")
+    else:
+        lines.append("drawn from the same distribution; compare bytes at temperature 0")
+    return "\n".join(lines)
+
+
 def read_prompt(arguments: Arguments) -> bytes:
-    """The bytes of --prompt or --prompt-file.  Command-line text keeps bytes that are no valid UTF-8."""
+    """The bytes of --prompt or --prompt-file."""
     if (arguments.prompt is None) == (arguments.prompt_file is None):
         raise UserError("give either --prompt TEXT or --prompt-file FILE (- for standard input)")
     if arguments.prompt is not None:
-        return arguments.prompt.encode("utf-8", "surrogateescape")
+        return as_bytes(arguments.prompt)
     if arguments.prompt_file == "-":
         return sys.stdin.buffer.read()
     try:
         return Path(str(arguments.prompt_file)).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {arguments.prompt_file}: {error.strerror}") from error
+
+
+def as_bytes(text: str) -> bytes:
+    """Command-line text; bytes that are no valid UTF-8 come through as they were typed."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,158 @@
+"""The model run piece by piece: `verify` appends a chunk and gives head 1's logits, `draft` asks the other heads.
+
+    verify   trunk and head 1 on c new ids: logits for what follows each of them
+    draft    heads 2..k at the last id that was accepted: what may follow beyond it
+
+`draft` is right for every topology although their heads need different things: parallel heads own a cache that must get
+the keys and values of all accepted ids; causal heads read each other; anticausal heads have already been run on the way
+to head 1; deepseek modules also read ids ahead, so what they computed for the last n - 1 ids rested on drafts and is
+computed again when those ids are known.
+
+Shapes:  b rows, c ids of the chunk, d width, v vocabulary, n heads.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from bytemtp.cache import Chunk, LayerCache, step, step_at
+from bytemtp.layers import Block, rope_table
+from bytemtp.model import ByteMTP, DeepSeekModule
+
+Choose = Callable[[int, Float[Tensor, "b v"]], Int[Tensor, " b"]]
+"""Draft number (from 1) and its logits -> the id drafted in each row"""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Drafts as a tree behind the pending ids of each row; the chunk's ids stand in the order pending, drafts."""
+
+    depth: Int[Tensor, "b c"]
+    """position of each id, counted from the row's first pending one"""
+    above: Bool[Tensor, "b c c"]
+    """whether an id has another one of the chunk among its ancestors or is itself it"""
+
+
+class Incremental:
+    """One model with its caches, for b rows of up to `capacity` ids.
+
+    ids: [b, capacity + n]: known ids, then drafts.  The owner writes them; `deepseek` heads read ahead in them.
+    window: an id sees the last `window` ids, itself included.
+    """
+
+    def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int) -> None:
+        config = model.config
+        self.model, self.window = model, window
+        self.ids = torch.zeros(rows, capacity + config.n_future, dtype=torch.long, device=model.device)
+        # The slot behind the last one takes what has no place: ids before a row's first.
+        self.trash = capacity
+        self.caches = {
+            module: LayerCache(module, rows, capacity + 1) for module in model.modules() if isinstance(module, Block)
+        }
+        weight = model.embed.weight
+        self.rope = rope_table(capacity + 1, config.head_dim, config.rope_theta, weight.device, weight.dtype)
+        # Head 1's hidden states, which deepseek modules read again when the ids behind them are known.
+        keeps = capacity + 1 if config.topology == "deepseek" else 0
+        self.first_hidden = torch.zeros(rows, keeps, config.dim, dtype=weight.dtype, device=weight.device)
+        # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
+        self.passed: dict[int, Float[Tensor, "b c d"]] = {}
+
+    @torch.inference_mode()
+    def verify(
+        self, start: Int[Tensor, " b"], ids: Int[Tensor, "b c"], branches: Branches | None = None
+    ) -> Float[Tensor, "b c v"]:
+        """Append ids from slot `start` of each row on; logits of the id after each of them.
+
+        Without branches the ids follow one another.  Otherwise `keep` must be called next.
+        """
+        model = self.model
+        chunk = self.chunk(start, ids.shape[1], branches)
+        with model.autocast():
+            x = model.embed(ids)
+            for block in model.trunk:
+                x = self.run(block, x, chunk)
+            self.passed = {-1: x}
+            for i in model.path_to_first_head:
+                x = self.passed[i] = self.run(model.links[i], x, chunk)
+            return model.logits(0, x).float()
+
+    def keep(self, start: Int[Tensor, " b"], path: Int[Tensor, "b a"]) -> None:
+        """Of the last chunk, move the ids at these places to the front; what lies behind them is given up."""
+        row = torch.arange(len(start), device=start.device)[:, None]
+        to = start[:, None] + torch.arange(path.shape[1], device=start.device)
+        for block in [*self.model.trunk, *(self.model.links[i] for i in self.model.path_to_first_head)]:
+            if isinstance(block, Block):
+                self.caches[block].move(start[:, None] + path, to)
+        self.passed = {i: x[row, path] for i, x in self.passed.items()}
+
+    @torch.inference_mode()
+    def draft(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, choose: Choose) -> None:
+        """Logits of heads 2 to `heads` at the last of the `accepted` first ids of the last chunk.
+
+        Each is given to `choose`, which says what to draft; the id after the accepted ones must be in `self.ids`.
+        """
+        model, topology = self.model, self.model.config.topology
+        length = self.passed[-1].shape[1]
+        row, last = torch.arange(len(start), device=start.device), accepted - 1
+        with model.autocast():
+            if topology == "deepseek":
+                self._draft_deepseek(start, length, accepted, heads, choose)
+                return
+            chunk = self.chunk(start, length)
+            x = self.passed[0 if topology == "causal" else -1]
+            for i in range(1, heads):
+                link = model.links[i]
+                if topology == "anticausal":
+                    hidden = self.passed[i][row, last]
+                elif topology == "causal":
+                    x = self.run(link, x, chunk)
+                    hidden = x[row, last]
+                elif isinstance(link, Block):
+                    hidden = step_at(link, x, chunk, self.caches[link], last)[:, 0]
+                else:
+                    hidden = link(x[row, last])
+                choose(i, model.logits(i, hidden).float())
+
+    def _draft_deepseek(self, start: Tensor, length: int, accepted: Tensor, heads: int, choose: Choose) -> None:
+        """All modules again from the first id whose ids ahead were drafts the last time."""
+        model, redo = self.model, self.model.config.n_future - 1
+        new = start[:, None] + torch.arange(length, device=start.device)
+        hidden = self.passed[0].to(self.first_hidden.dtype)
+        self.first_hidden.scatter_(1, new[..., None].expand_as(hidden), hidden)
+        chunk = self.chunk(start - redo, redo + length)
+        row, last = torch.arange(len(start), device=start.device), redo + accepted - 1
+        x = self.first_hidden.gather(1, chunk.slots[..., None].expand(-1, -1, hidden.shape[2]))
+        for i in range(1, heads):
+            ahead = self.ids.gather(1, (chunk.slots + i).clamp_max(self.ids.shape[1] - 1))
+            module = model.links[i]
+            assert isinstance(module, DeepSeekModule)
+            x = self.run(module.block, module.merged(x, model.embed(ahead)), chunk)
+            self.ids[row, start + accepted + i] = choose(i, model.logits(i, x[row, last]).float())
+
+    def run(self, module: nn.Module, x: Float[Tensor, "b c d"], chunk: Chunk) -> Float[Tensor, "b c d"]:
+        """A layer of the trunk, or a head's link, on a chunk."""
+        return step(module, x, chunk, self.caches[module]) if isinstance(module, Block) else module(x)
+
+    def chunk(self, start: Int[Tensor, " b"], length: int, branches: Branches | None = None) -> Chunk:
+        """`length` ids in consecutive slots from `start` on, and what each of them sees."""
+        slots = start[:, None] + torch.arange(length, device=start.device)
+        outside = slots < 0
+        placed = slots.where(~outside, self.trash)
+        slot = torch.arange(self.trash + 1 if outside.any() else int(slots.max()) + 1, device=start.device)
+        positions = slots if branches is None else start[:, None] + branches.depth
+        position_of_slot = slot.expand(len(start), -1)
+        if branches is not None:
+            position_of_slot = position_of_slot.scatter(1, placed, positions)
+        distance = positions[..., None] - position_of_slot[:, None]
+        seen = (distance >= 0) & (distance < self.window)
+        if branches is not None:
+            before = slot < start[:, None, None]
+            index = placed[:, None].expand(-1, length, -1)
+            seen &= before.expand_as(seen).scatter(2, index, branches.above)
+        # An id without a place sees its own slot, so that its (unused) output is a number.
+        seen |= outside[..., None] & (slot == self.trash)
+        positions = positions.clamp_min(0)
+        return Chunk((self.rope[0][positions], self.rope[1][positions]), placed, seen)
