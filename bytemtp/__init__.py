@@ -3,7 +3,7 @@
 from bytemtp.checkpoint import load_model as load
 from bytemtp.config import PRESETS, ModelConfig, Settings
 from bytemtp.errors import UserError
-from bytemtp.generate import Generation, generate
+from bytemtp.generate import Generation, generate, generate_batch, generate_stream
 from bytemtp.model import ByteMTP
 from bytemtp.stream import Batch, Cursor, stream
 
@@ -19,6 +19,8 @@ __all__ = [
     "Settings",
     "UserError",
     "generate",
+    "generate_batch",
+    "generate_stream",
     "load",
     "stream",
 ]

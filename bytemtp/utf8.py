@@ -57,13 +57,3 @@ def legal(state: State) -> Bool[Tensor, " v"]:
             allowed[leads.start : leads.stop] = True
         allowed[EOT] = True
     return allowed
-
-
-def whole(data: bytes) -> int:
-    """How many bytes of `data` end with a whole character: the rest may be the start of one and is better held back."""
-    for back in range(1, min(4, len(data) + 1)):
-        if data[-back] >= 0xC0:
-            return len(data) - back if state_after(data[-back:]) != START else len(data)
-        if data[-back] < 0x80:
-            break
-    return len(data)

@@ -5,9 +5,10 @@
 #   2. train    preset tiny, 8 heads, for MINUTES of the clock
 #   3. score    bits per byte of each head on the held-out files, beside zstd -19 and xz -9
 #   4. draw     the curves of the run
-#   5. sample   200 bytes
+#   5. decode   greedily, plain and speculative: how fast, and that both write the same
+#   6. sample   200 bytes
 #
-# Started again, it goes on where it was and repeats the last three.  To start over, delete the two folders.
+# Started again, it goes on where it was and repeats the last four.  To start over, delete the two folders.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -38,7 +39,10 @@ score=$(python -m bytemtp.evaluate bpb "$run" "$data/heldout.tar.zst" --json "$r
 step "4. Curves"
 curves=$(python -m bytemtp.report "$run")
 
-step "5. Sample"
+step "5. Decoding, plain and speculative"
+speeds=$(python -m bytemtp.generate "$run" --prompt "$prompt" --max-bytes 300 --compare ar 2>&1 >"$run/greedy.bytes")
+
+step "6. Sample"
 sample=$(python -m bytemtp.generate "$run" --prompt "$prompt" --max-bytes 200 --temperature 0.7 | tr -d '\000')
 
 cat <<SUMMARY
@@ -51,6 +55,10 @@ $score
 The run
 
 $curves
+
+Decoding 300 bytes
+
+$speeds
 
 A sample, after $prompt
 

@@ -216,16 +216,10 @@ def test_utf8_mode_writes_well_formed_text(prompt, cut, temperature, seed):
     raw = raw[: len(raw) - min(cut, len(raw))]
     options = dict(utf8=True, temperature=temperature, seed=seed, max_bytes=30)
     out = generate(model_for("replicated"), raw, mode="speculative", **options)
-    text = raw + out.data
-    ends_inside = out.stats["stopped_by"] == "max_bytes"
-    assert text[: decode_whole(text)].decode("utf-8") is not None
-    assert ends_inside or text.decode("utf-8") is not None
-
-
-def decode_whole(data):
-    from bytemtp.utf8 import whole
-
-    return whole(data)
+    text = (raw + out.data).decode("utf-8", "surrogateescape")
+    if out.stats["stopped_by"] == "max_bytes":
+        text = text.rstrip("".join(map(chr, range(0xDC80, 0xDD00))))  # a character that max_bytes cut
+    assert not any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def test_near_ties_are_far_wider_than_rounding():
