@@ -68,8 +68,12 @@ def open_documents(source: Source, damages: Damages, text_field: str, decompress
 
 def _open_by_first_bytes(raw: Peeked) -> Documents:
     file = Peeked(decompress(raw, sniff_compression(raw.peek(6))))
-    is_tar = file.peek(tarfile.BLOCKSIZE)[257:262] == b"ustar"
-    return TarDocuments(file) if is_tar else PlainDocument(file)
+    return TarDocuments(file) if begins_as_tar(file) else PlainDocument(file)
+
+
+def begins_as_tar(file: Peeked) -> bool:
+    """Whether a file without a name is an archive, by the magic of its first header.  Damaged if it cannot be read."""
+    return file.peek(tarfile.BLOCKSIZE)[257:262] == b"ustar"
 
 
 class PlainDocument:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bytemtp.compression import Peeked, decompress, sniff_compression
+from bytemtp.documents import begins_as_tar
 from bytemtp.errors import UserError
 from bytemtp.sources import STANDARD_INPUT, Damaged, Source, spool_standard_input
 
@@ -101,7 +102,7 @@ def _suffix(path: Path) -> str:
     compression = sniff_compression(raw.peek(6))
     file = Peeked(decompress(raw, compression))
     try:
-        is_tar = file.peek(512)[257:262] == b"ustar"
+        is_tar = begins_as_tar(file)
     except Damaged:
         is_tar = False  # the stream will meet the same damage, and follow data.on_corrupt
     finally:

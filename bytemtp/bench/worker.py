@@ -20,6 +20,7 @@ from bytemtp.config import ModelConfig, TrainConfig
 from bytemtp.loss import backward
 from bytemtp.model import ByteMTP
 from bytemtp.optimizer import adamw
+from bytemtp.progress import peak_memory_bytes
 from bytemtp.runtime import pick_device
 from bytemtp.vocab import PADDED_VOCAB_SIZE
 
@@ -135,11 +136,12 @@ def timed(step: Callable[[], None], shape: Shape, steps: int, model: torch.nn.Mo
     for _ in range(3):
         step()
     seconds = statistics.median(timed_once(step) for _ in range(steps))
+    peak = peak_memory_bytes(pick_device().value)
     return {
         "step_s": seconds,
         "bytes_per_s": shape.batch * shape.seq / seconds,
-        "peak_memory_bytes": peak_bytes(),
-        "step_memory_bytes": peak_bytes() - before,
+        "peak_memory_bytes": peak,
+        "step_memory_bytes": peak - before,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
 
@@ -158,12 +160,6 @@ def resident_bytes() -> int:
         return torch.cuda.memory_allocated()
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
-
-
-def peak_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 WORKERS: dict[str, Callable[..., Result]] = {
