@@ -16,26 +16,28 @@ Shapes:  b rows, c ids of a pass, v vocabulary.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int
 
 from bytemtp.errors import UserError
 from bytemtp.exact import Exact
-from bytemtp.incremental import Branches, Incremental
+from bytemtp.incremental import Branches, Engine, Incremental
 from bytemtp.model import ByteMTP
+from bytemtp.native.engine import Native, supports
+from bytemtp.native.library import compiler
 from bytemtp.row import Row
-from bytemtp.sampling import Rule, acceptance, candidates, draw, residual
+from bytemtp.runtime import log
+from bytemtp.sampling import Rule, acceptance, candidates, draw, likeliest, masked, residual, top_two
 from bytemtp.tree import Shape, chain, check
 from bytemtp.vocab import EOT
 
 Mode = Literal["ar", "speculative", "tree", "draft"]
 
-MARGIN = 1e-3
+MARGIN = 2e-4
 """Smallest lead of the best logit over the second that is trusted.  float32 logits of our models err by 1e-5 at most
 (test_decode.py measures it)."""
 
@@ -78,6 +80,9 @@ class Options:
     """ends before the first of these; the end-of-document id ends, too"""
     utf8: bool = False
     """only bytes that continue well-formed UTF-8"""
+    engine: Literal["auto", "native", "torch"] = "auto"
+    """native: steps compiled from C++, for float32 on CPU cores; torch: tensor operations, for any device and dtype;
+    auto: native where it can be"""
 
     @property
     def rule(self) -> Rule:
@@ -112,29 +117,47 @@ def generate_batch(
     """Continue several prompts together; see `generate`."""
     chosen = Options(**options)
     rows = [_row(prompt, number, max_bytes, chosen) for number, prompt in enumerate(prompts)]
-    loop = Loop(model, rows, chosen, draft)
     start = time.perf_counter()
+    loop = Loop(model, rows, chosen, draft)
     for _ in loop.passes():
         pass
     seconds = time.perf_counter() - start
-    return [Generation(bytes(row.data), {"mode": chosen.mode, **row.stats(seconds)}, row.origins) for row in rows]
+    return [loop.generation(row, seconds) for row in rows]
 
 
 def generate_stream(
     model: ByteMTP, prompt: bytes, max_bytes: int, draft: ByteMTP | None = None, **options: Any
-) -> Iterator[bytes]:
-    """The bytes of `generate`, each as soon as no stop string can take it back."""
+) -> Generator[bytes, None, Generation]:
+    """The bytes of `generate`, each as soon as no stop string can take it back.
+
+    The iterator's return value (what `yield from` gives) is the `Generation`.
+    """
     chosen = Options(**options)
     row = _row(prompt, 0, max_bytes, chosen)
-    told = 0
-    for _ in Loop(model, [row], chosen, draft).passes():
+    start, told = time.perf_counter(), 0
+    loop = Loop(model, [row], chosen, draft)
+    for _ in loop.passes():
         if row.settled > told:
             yield bytes(row.data[told : row.settled])
             told = row.settled
+    return loop.generation(row, time.perf_counter() - start)
 
 
 def _row(prompt: bytes, number: int, max_bytes: int, options: Options) -> Row:
     return Row(prompt, number, max_bytes, options.rule, options.seed, tuple(options.stop), options.utf8)
+
+
+def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int) -> Engine:
+    """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other."""
+    window = window_of(model) or capacity
+    if choice == "auto" and supports(model) and compiler() is None:
+        log("no C++ compiler (c++, g++ or clang++) was found: decoding by tensor operations, several times slower")
+        choice = "torch"
+    if choice == "native" and not supports(model):
+        raise UserError("the native engine runs float32 models on the CPU whose width is a multiple of 16; use torch")
+    if choice != "torch" and supports(model):
+        return Native(model, rows, capacity, window)
+    return Incremental(model, rows, capacity, window)
 
 
 @dataclass(frozen=True)
@@ -142,12 +165,36 @@ class Draft:
     """One candidate for a byte to come."""
 
     id: int
-    law: Float[Tensor, " v"]
-    """what it was drawn from"""
+    law: Float64[np.ndarray, " v"] | None
+    """what it was drawn from; None in greedy decoding"""
     parent: int
     """index of the draft before it in its row's list; -1 if it follows the decided text"""
     path: tuple[int, ...]
     """its node in the tree's shape"""
+
+
+class Verdicts:
+    """What head 1 says after each id of a row's chunk."""
+
+    def __init__(self, row: Row, logits: Float32[np.ndarray, "c v"]) -> None:
+        self.row, self.logits = row, logits
+        self.greedy = row.rule.temperature == 0
+        if self.greedy:
+            self.best, self.lead = top_two(logits)
+        elif row.utf8_state is None:
+            self.laws = row.rule.distribution(logits)
+
+    def likeliest(self, place: int) -> tuple[int, bool]:
+        """The likeliest id, and whether its lead over the second is wide enough to be trusted."""
+        mask = self.row.legal()
+        if mask is None:
+            return self.best[place], self.lead[place] >= MARGIN
+        (id_,), (lead,) = top_two(masked(self.logits[place], mask)[None])
+        return id_, lead >= MARGIN
+
+    def law(self, place: int) -> Float64[np.ndarray, " v"]:
+        mask = self.row.legal()
+        return self.laws[place] if mask is None else self.row.rule.distribution(self.logits[place], mask)
 
 
 class Loop:
@@ -156,105 +203,121 @@ class Loop:
     def __init__(self, model: ByteMTP, rows: list[Row], options: Options, draft: ByteMTP | None) -> None:
         if (options.mode == "draft") != (draft is not None):
             raise UserError("mode 'draft' needs a draft model, and no other mode takes one")
-        self.model, self.rows = model, rows
+        self.model, self.rows, self.mode = model, rows, options.mode
         self.shape = options.shape(model)
-        self.is_tree = options.mode == "tree"
+        self.nodes = [[node for node in self.shape if len(node) == depth] for depth in range(len(self.shape) + 2)]
         longest = max((len(row.prompt) + row.left for row in rows), default=0)
         capacity = 2 + longest + len(self.shape)
-        window = window_of(model) or capacity
-        self.engine = Incremental(model, len(rows), capacity, window)
-        self.exact = Exact(model, window)
-        self.known = torch.tensor([1 + len(row.prompt) for row in rows], device=model.device)
+        self.engine = make_engine(options.engine, model, len(rows), capacity)
+        self.exact = Exact(model, window_of(model) or capacity)
+        self.known = np.array([1 + len(row.prompt) for row in rows])
         for row in rows:
-            self.engine.ids[row.number, : 1 + len(row.prompt)] = torch.tensor([EOT, *row.prompt])
-        self.start = torch.zeros_like(self.known)
+            self.engine.ids[row.number, : 1 + len(row.prompt)] = [EOT, *row.prompt]
+        self.start = np.zeros_like(self.known)
         self.drafts: list[list[Draft]] = [[] for _ in rows]
-        self.proposer = OwnHeads(self) if draft is None else OtherModel(self, draft, capacity)
+        self.proposer = OwnHeads(self) if draft is None else OtherModel(self, draft, capacity, options.engine)
 
-    def passes(self) -> Iterator[None]:
+    def generation(self, row: Row, seconds: float) -> Generation:
+        engine = "native" if isinstance(self.engine, Native) else "torch"
+        return Generation(bytes(row.data), {"mode": self.mode, "engine": engine, **row.stats(seconds)}, row.origins)
+
+    def passes(self) -> Generator[None]:
         """Run to the end, one pass at a time."""
         self._prefill()
         while any(not row.stopped_by for row in self.rows):
-            pending = self.known - self.start
-            ids, branches = self._chunk(pending)
-            logits = self.engine.verify(self.start, ids, branches)
-            paths = [self._decide(row, logits[row.number], int(pending[row.number])) for row in self.rows]
-            accepted = torch.tensor([len(path) for path in paths], device=self.start.device)
+            pending = (self.known - self.start) * self._running()
+            ids, lengths, branches = self._chunk(pending)
+            logits = self.engine.verify(self.start, ids, lengths, branches)
+            paths = [
+                self._decide(row, logits[row.number, : lengths[row.number]], int(pending[row.number]))
+                for row in self.rows
+            ]
+            accepted = np.array([len(path) for path in paths])
             if branches is not None:
                 longest = max(len(path) for path in paths)
-                padded = [path + path[-1:] * (longest - len(path)) for path in paths]
-                self.engine.keep(self.start, torch.tensor(padded, device=self.start.device))
+                self.engine.keep(self.start, np.array([[*path, *range(len(path), longest)] for path in paths]))
             self.drafts = [[] for _ in self.rows]
             if any(self.wants(row, 1) for row in self.rows):
                 self.proposer.propose(self.start, accepted)
             self.start = self.start + accepted
             yield
 
+    def _running(self) -> Bool[np.ndarray, " b"]:
+        return np.array([not row.stopped_by for row in self.rows])
+
     def _prefill(self) -> None:
         """All but the last stretch of long prompts."""
-        while int((self.known - self.start).max()) > PREFILL:
-            done = (self.known - self.start - 1).clamp_max(PREFILL)
-            places = self.start[:, None] + torch.arange(PREFILL, device=self.start.device)
-            self.engine.verify(self.start, self.engine.ids.gather(1, places))
+        while int(((self.known - self.start) * self._running()).max(initial=0)) > PREFILL:
+            done = np.minimum(self.known - self.start - 1, PREFILL) * self._running()
+            places = np.minimum(self.start[:, None] + np.arange(PREFILL), self.engine.ids.shape[1] - 1)
+            self.engine.verify(self.start, np.take_along_axis(self.engine.ids, places, 1), done)
             self.proposer.follow(self.start, done)
             self.start = self.start + done
 
-    def _chunk(self, pending: Int[Tensor, " b"]) -> tuple[Int[Tensor, "b c"], Branches | None]:
-        """The pending ids and the drafts behind them; ids behind a row's last draft are of no consequence."""
-        length = int((pending + torch.tensor([len(drafts) for drafts in self.drafts], device=pending.device)).max())
-        place = torch.arange(length, device=pending.device)
-        ids = self.engine.ids.gather(1, self.start[:, None] + place)
-        above = (place[:, None] >= place).repeat(len(ids), 1, 1)
-        depth = place.repeat(len(ids), 1)
+    def _chunk(
+        self, pending: Int[np.ndarray, " b"]
+    ) -> tuple[Int[np.ndarray, "b c"], Int[np.ndarray, " b"], Branches | None]:
+        """The pending ids and the drafts behind them, and how many they are in each row."""
+        lengths = pending + np.array([len(drafts) for drafts in self.drafts])
+        ids = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)
+        for row, drafts in enumerate(self.drafts):
+            first, start = int(pending[row]), int(self.start[row])
+            ids[row, :first] = self.engine.ids[row, start : start + first]
+            ids[row, first : first + len(drafts)] = [draft.id for draft in drafts]
+        return ids, lengths, self._branches(ids, pending) if self.mode == "tree" else None
+
+    def _branches(self, ids: Int[np.ndarray, "b c"], pending: Int[np.ndarray, " b"]) -> Branches:
+        place = np.arange(ids.shape[1])
+        above = (place[:, None] >= place)[None].repeat(len(ids), 0)
+        depth = place[None].repeat(len(ids), 0)
         for row, drafts in enumerate(self.drafts):
             first = int(pending[row])
             for i, draft in enumerate(drafts):
-                ids[row, first + i] = draft.id
                 depth[row, first + i] = first - 1 + len(draft.path)
                 above[row, first + i, first:] = above[row, first + draft.parent, first:] if draft.parent >= 0 else False
                 above[row, first + i, first + i] = True
-        return ids, Branches(depth, above) if self.is_tree else None
+        return Branches(depth, above)
 
-    def _decide(self, row: Row, logits: Float[Tensor, "c v"], pending: int) -> list[int]:
+    def _decide(self, row: Row, logits: Float32[np.ndarray, "c v"], pending: int) -> list[int]:
         """Take ids for one row; returns the places in the chunk that stay: the pending ids and the right drafts."""
-        path = list(range(max(pending, 1)))
+        path = list(range(pending))
         if row.stopped_by:
-            return path[:1]
-        drafts, parent = self.drafts[row.number], -1
-        row.begin_pass([len(draft.path) for draft in drafts])
+            return path
+        drafts, parent, verdicts = self.drafts[row.number], -1, Verdicts(row, logits)
+        row.begin_pass({len(draft.path) for draft in drafts})
         while not row.stopped_by:
-            children = [i for i, draft in enumerate(drafts) if draft.parent == parent]
-            law = self._law(row, logits[path[-1]])
-            chosen, id_ = self._draw(row, law, [drafts[i] for i in children])
+            siblings = [i for i, draft in enumerate(drafts) if draft.parent == parent]
+            chosen, id_ = self._next(row, verdicts, path[-1], [drafts[i] for i in siblings])
             self.engine.ids[row.number, self.known[row.number]] = id_
             self.known[row.number] += 1
             row.take(id_, draft=len(path) - pending + 1 if chosen is not None else 0)
             if chosen is None:
                 break
-            parent = children[chosen]
+            parent = siblings[chosen]
             path.append(pending + parent)
         row.end_pass(len(path) - pending)
         return path
 
-    def _law(self, row: Row, logits: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
-        """Distribution of the next id of a row, given head 1's logits there."""
-        mask, logits = row.legal(), logits.cpu()
-        if row.rule.temperature == 0:
-            allowed = logits if mask is None else logits.masked_fill(~mask, -torch.inf)
-            best, second = allowed.topk(2).values.tolist()
-            if best - second < MARGIN:
-                row.exact += 1
-                logits = self.exact.logits(self.engine.ids[row.number, : self.known[row.number]])
-        return row.rule.distribution(logits, mask)
+    def _next(self, row: Row, verdicts: Verdicts, place: int, drafts: list[Draft]) -> tuple[int | None, int]:
+        """The next id of a row, and which of the drafts it is, if any."""
+        if not verdicts.greedy:
+            return self._draw(row, verdicts.law(place), drafts)
+        id_, certain = verdicts.likeliest(place)
+        if not certain:
+            row.exact += 1
+            logits = self.exact.logits(self.engine.ids[row.number, : self.known[row.number]])
+            id_ = int(masked(logits, row.legal()).argmax())
+        return next((number for number, draft in enumerate(drafts) if draft.id == id_), None), id_
 
     @staticmethod
-    def _draw(row: Row, p: Float[Tensor, " v"], drafts: list[Draft]) -> tuple[int | None, int]:
+    def _draw(row: Row, p: Float64[np.ndarray, " v"], drafts: list[Draft]) -> tuple[int | None, int]:
         """An id with law p: the first draft that may stay, or a fresh one.  Returns which draft (or None) and the id.
 
         Drafts are siblings, each drawn from its own law.  A refused one leaves the part of p that its law falls short
         of, which is the target for the next (recursive rejection, Miao et al. 2024, algorithm 2): the law stays p.
         """
         for number, draft in enumerate(drafts):
+            assert draft.law is not None
             if row.random.random() < acceptance(p, draft.law, draft.id):
                 return number, draft.id
             p = residual(p, draft.law)
@@ -262,20 +325,27 @@ class Loop:
 
     def wants(self, row: Row, depth: int) -> bool:
         """Whether a row can use drafts of that depth: the last byte comes from head 1 anyway."""
-        return not row.stopped_by and depth < row.left and any(len(path) == depth for path in self.shape)
+        return not row.stopped_by and depth < row.left and bool(self.nodes[depth])
 
-    def extend(self, row: Row, depth: int, logits: Float[Tensor, " v"]) -> int:
+    def extend(self, row: Row, depth: int, logits: Float32[np.ndarray, " v"]) -> int:
         """Draft the bytes at one depth of a row's tree from these logits; returns the first of them."""
         drafts = self.drafts[row.number]
         parents = [(-1, ())] if depth == 1 else [(i, d.path) for i, d in enumerate(drafts) if len(d.path) == depth - 1]
         first = EOT
         for parent, path in parents:
-            count = sum(node[:-1] == path for node in self.shape if len(node) == depth)
-            law = row.legal(self._ids_to(drafts, parent))
-            for rank, (id_, q) in enumerate(candidates(row.rule, logits.cpu(), law, count, row.random)):
-                drafts.append(Draft(id_, q, parent, (*path, rank)))
+            count = sum(node[:-1] == path for node in self.nodes[depth])
+            for rank, (id_, law) in enumerate(self._candidates(row, logits, parent, count)):
+                drafts.append(Draft(id_, law, parent, (*path, rank)))
                 first = id_ if first == EOT and not any(path) and rank == 0 else first
         return first
+
+    def _candidates(
+        self, row: Row, logits: Float32[np.ndarray, " v"], parent: int, count: int
+    ) -> list[tuple[int, Float64[np.ndarray, " v"] | None]]:
+        legal = row.legal(self._ids_to(self.drafts[row.number], parent)) if row.utf8_state is not None else None
+        if row.rule.temperature == 0:
+            return [(id_, None) for id_ in likeliest(logits, legal, count)]
+        return list(candidates(row.rule, logits, legal, count, row.random))
 
     @staticmethod
     def _ids_to(drafts: list[Draft], index: int) -> list[int]:
@@ -293,49 +363,53 @@ class OwnHeads:
         self.loop = loop
         self.heads = 1 + max((len(path) for path in loop.shape), default=0)
 
-    def propose(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"]) -> None:
+    def propose(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"]) -> None:
         loop = self.loop
 
-        def choose(i: int, logits: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
+        def choose(i: int, logits: Float32[np.ndarray, "b v"]) -> Int[np.ndarray, " b"]:
             ids = [loop.extend(row, i, logits[row.number]) if loop.wants(row, i) else EOT for row in loop.rows]
-            return torch.tensor(ids, device=start.device)
+            return np.array(ids)
 
         loop.engine.draft(start, accepted, self.heads, choose)
 
-    def follow(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"]) -> None:
+    def follow(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"]) -> None:
         """Bring the heads' caches up to date with a piece of the prompt."""
-        ignored = torch.full_like(start, EOT)
+        ignored = np.full_like(start, EOT)
         self.loop.engine.draft(start, accepted, self.heads, lambda i, logits: ignored)
 
 
 class OtherModel:
     """Drafts by another, smaller model, one byte a pass of its own."""
 
-    def __init__(self, loop: Loop, model: ByteMTP, capacity: int) -> None:
+    def __init__(self, loop: Loop, model: ByteMTP, capacity: int, engine: str) -> None:
         self.loop = loop
-        self.engine = Incremental(model, len(loop.rows), capacity, window_of(model) or capacity)
-        self.start = torch.zeros_like(loop.start)
+        self.engine = make_engine(engine, model, len(loop.rows), capacity)
+        self.start = np.zeros_like(loop.start)
 
-    def propose(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"]) -> None:
+    def propose(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"]) -> None:
         loop, at = self.loop, self.start
         for depth in range(1, len(loop.shape) + 1):
-            pending = loop.known + depth - 1 - at
-            logits = self._run(at, int(pending.max()))
+            wanted = [loop.wants(row, depth) for row in loop.rows]
+            pending = (loop.known + depth - 1 - at) * wanted
+            if not pending.any():
+                break
+            logits = self._run(at, pending)
             for row in loop.rows:
-                if loop.wants(row, depth):
+                if wanted[row.number]:
                     id_ = loop.extend(row, depth, logits[row.number, int(pending[row.number]) - 1])
                     loop.engine.ids[row.number, loop.known[row.number] + depth - 1] = id_
             at = at + pending
-        self.start = loop.known.clone()  # what it has read of its own drafts does not count
+        self.start = np.minimum(at, loop.known)  # what it has read of its own drafts does not count
 
-    def follow(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"]) -> None:
+    def follow(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"]) -> None:
         """Read a piece of the prompt."""
-        self._run(start, PREFILL)
+        self._run(start, accepted)
         self.start = start + accepted
 
-    def _run(self, start: Int[Tensor, " b"], length: int) -> Float[Tensor, "b c v"]:
-        places = start[:, None] + torch.arange(length, device=start.device)
-        return self.engine.verify(start, self.loop.engine.ids.gather(1, places))
+    def _run(self, start: Int[np.ndarray, " b"], lengths: Int[np.ndarray, " b"]) -> Float32[np.ndarray, "b c v"]:
+        places = start[:, None] + np.arange(int(lengths.max()))
+        places = np.minimum(places, self.loop.engine.ids.shape[1] - 1)
+        return self.engine.verify(start, np.take_along_axis(self.loop.engine.ids, places, 1), lengths)
 
 
 def window_of(model: ByteMTP) -> int:

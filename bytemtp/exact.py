@@ -5,33 +5,40 @@ here get the same answer to the last bit.
 """
 
 import copy
-from functools import cached_property
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float64, Int
 
 from bytemtp.model import ByteMTP
 
 
 class Exact:
-    """A float64 copy of a model, made when it is first needed."""
+    """A float64 copy of a model, made when it is first needed and kept as long as the model."""
 
     def __init__(self, model: ByteMTP, window: int) -> None:
         self.source, self.window = model, window
 
-    @cached_property
-    def model(self) -> ByteMTP:
-        model = copy.deepcopy(self.source).double()
-        model.use(attention="sdpa")
-        return model
-
     @torch.inference_mode()
-    def logits(self, ids: Int[Tensor, " s"]) -> Float[Tensor, " v"]:
+    def logits(self, ids: Int[np.ndarray, " s"]) -> Float64[np.ndarray, " v"]:
         """Head 1's logits after the last of `ids`."""
-        model = self.model
-        context = model.context(ids[None], len(ids), window=self.window)
+        model = in_float64(self.source)
+        context = model.context(torch.from_numpy(ids)[None].to(model.device), len(ids), window=self.window)
         x = model.run_trunk(context)
         for i in model.path_to_first_head:
             x = model.link(i, x, context)
-        return model.logits(0, x[:, -1:])[0, 0].cpu()
+        return model.logits(0, x[:, -1:])[0, 0].cpu().numpy()
+
+
+_COPIES: WeakKeyDictionary[ByteMTP, tuple[list[tuple[int, int]], ByteMTP]] = WeakKeyDictionary()
+
+
+def in_float64(model: ByteMTP) -> ByteMTP:
+    """The model's copy, made anew only when a parameter was replaced or written to."""
+    state = model.state_of_weights()
+    if model not in _COPIES or _COPIES[model][0] != state:
+        wide = copy.deepcopy(model).double()
+        wide.use(attention="sdpa")
+        _COPIES[model] = state, wide
+    return _COPIES[model][1]

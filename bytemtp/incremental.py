@@ -13,16 +13,18 @@ Shapes:  b rows, c ids of the chunk, d width, v vocabulary, n heads.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
 
 from bytemtp.cache import Chunk, LayerCache, step, step_at
 from bytemtp.layers import Block, rope_table
 from bytemtp.model import ByteMTP, DeepSeekModule
 
-Choose = Callable[[int, Float[Tensor, "b v"]], Int[Tensor, " b"]]
+Choose = Callable[[int, Float32[np.ndarray, "b v"]], Int[np.ndarray, " b"]]
 """Draft number (from 1) and its logits -> the id drafted in each row"""
 
 
@@ -30,23 +32,53 @@ Choose = Callable[[int, Float[Tensor, "b v"]], Int[Tensor, " b"]]
 class Branches:
     """Drafts as a tree behind the pending ids of each row; the chunk's ids stand in the order pending, drafts."""
 
-    depth: Int[Tensor, "b c"]
+    depth: Int[np.ndarray, "b c"]
     """position of each id, counted from the row's first pending one"""
-    above: Bool[Tensor, "b c c"]
+    above: Bool[np.ndarray, "b c c"]
     """whether an id has another one of the chunk among its ancestors or is itself it"""
 
 
-class Incremental:
-    """One model with its caches, for b rows of up to `capacity` ids.
+@runtime_checkable
+class Engine(Protocol):
+    """A model with its caches, for b rows of ids, run piece by piece."""
 
-    ids: [b, capacity + n]: known ids, then drafts.  The owner writes them; `deepseek` heads read ahead in them.
+    ids: Int[np.ndarray, "b capacity_n"]
+    """known ids, then drafts.  The owner writes them; `deepseek` heads read ahead in them"""
+
+    def verify(
+        self,
+        start: Int[np.ndarray, " b"],
+        ids: Int[np.ndarray, "b c"],
+        lengths: Int[np.ndarray, " b"],
+        branches: Branches | None = None,
+    ) -> Float32[np.ndarray, "b c v"]:
+        """Append the first `lengths` of the ids from slot `start` of each row on; logits of the id after each of them.
+
+        Without branches the ids follow one another.  Otherwise `keep` must be called next.
+        """
+
+    def keep(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
+        """Of the last chunk, move the ids at these places to the front; what lies behind them is given up."""
+
+    def draft(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose) -> None:
+        """Logits of heads 2 to `heads` at the last of the `accepted` first ids of the last chunk.
+
+        Each is given to `choose`, which says what to draft; the id after the accepted ones must be in `ids`.  What it
+        is given for rows that accepted none is of no meaning.
+        """
+
+
+class Incremental:
+    """The engine made of tensor operations: for any device and dtype.
+
+    capacity: ids that a row may come to have.
     window: an id sees the last `window` ids, itself included.
     """
 
     def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int) -> None:
         config = model.config
         self.model, self.window = model, window
-        self.ids = torch.zeros(rows, capacity + config.n_future, dtype=torch.long, device=model.device)
+        self.ids = np.zeros((rows, capacity + config.n_future), dtype=np.int64)
         # The slot behind the last one takes what has no place: ids before a row's first.
         self.trash = capacity
         self.caches = {
@@ -62,25 +94,27 @@ class Incremental:
 
     @torch.inference_mode()
     def verify(
-        self, start: Int[Tensor, " b"], ids: Int[Tensor, "b c"], branches: Branches | None = None
-    ) -> Float[Tensor, "b c v"]:
-        """Append ids from slot `start` of each row on; logits of the id after each of them.
-
-        Without branches the ids follow one another.  Otherwise `keep` must be called next.
-        """
+        self,
+        start: Int[np.ndarray, " b"],
+        ids: Int[np.ndarray, "b c"],
+        lengths: Int[np.ndarray, " b"],
+        branches: Branches | None = None,
+    ) -> Float32[np.ndarray, "b c v"]:
         model = self.model
-        chunk = self.chunk(start, ids.shape[1], branches)
+        chunk = self.chunk(self.tensor(start), self.tensor(lengths), ids.shape[1], branches)
         with model.autocast():
-            x = model.embed(ids)
+            x = model.embed(self.tensor(ids))
             for block in model.trunk:
                 x = self.run(block, x, chunk)
             self.passed = {-1: x}
             for i in model.path_to_first_head:
                 x = self.passed[i] = self.run(model.links[i], x, chunk)
-            return model.logits(0, x).float()
+            return array(model.logits(0, x))
 
-    def keep(self, start: Int[Tensor, " b"], path: Int[Tensor, "b a"]) -> None:
-        """Of the last chunk, move the ids at these places to the front; what lies behind them is given up."""
+    def keep(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
+        self._keep(self.tensor(start), self.tensor(path))
+
+    def _keep(self, start: Int[Tensor, " b"], path: Int[Tensor, "b a"]) -> None:
         row = torch.arange(len(start), device=start.device)[:, None]
         to = start[:, None] + torch.arange(path.shape[1], device=start.device)
         for block in [*self.model.trunk, *(self.model.links[i] for i in self.model.path_to_first_head)]:
@@ -89,60 +123,72 @@ class Incremental:
         self.passed = {i: x[row, path] for i, x in self.passed.items()}
 
     @torch.inference_mode()
-    def draft(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, choose: Choose) -> None:
-        """Logits of heads 2 to `heads` at the last of the `accepted` first ids of the last chunk.
+    def draft(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose) -> None:
+        with self.model.autocast():
+            if self.model.config.topology == "deepseek":
+                self._draft_deepseek(self.tensor(start), self.tensor(accepted), heads, choose)
+            else:
+                self._draft(self.tensor(start), self.tensor(accepted), heads, choose)
 
-        Each is given to `choose`, which says what to draft; the id after the accepted ones must be in `self.ids`.
-        """
+    def _draft(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, choose: Choose) -> None:
         model, topology = self.model, self.model.config.topology
+        row, last = torch.arange(len(start), device=start.device), (accepted - 1).clamp_min(0)
         length = self.passed[-1].shape[1]
-        row, last = torch.arange(len(start), device=start.device), accepted - 1
-        with model.autocast():
-            if topology == "deepseek":
-                self._draft_deepseek(start, length, accepted, heads, choose)
-                return
-            chunk = self.chunk(start, length)
-            x = self.passed[0 if topology == "causal" else -1]
-            for i in range(1, heads):
-                link = model.links[i]
-                if topology == "anticausal":
-                    hidden = self.passed[i][row, last]
-                elif topology == "causal":
-                    x = self.run(link, x, chunk)
-                    hidden = x[row, last]
-                elif isinstance(link, Block):
-                    hidden = step_at(link, x, chunk, self.caches[link], last)[:, 0]
-                else:
-                    hidden = link(x[row, last])
-                choose(i, model.logits(i, hidden).float())
+        chunk = self.chunk(start, accepted, length)
+        x = self.passed[0 if topology == "causal" else -1]
+        for i in range(1, heads):
+            link = model.links[i]
+            if topology == "anticausal":
+                hidden = self.passed[i][row, last]
+            elif topology == "causal":
+                x = self.run(link, x, chunk)
+                hidden = x[row, last]
+            elif isinstance(link, Block):
+                hidden = step_at(link, x, chunk, self.caches[link], last)[:, 0]
+            else:
+                hidden = link(x[row, last])
+            choose(i, array(model.logits(i, hidden)))
 
-    def _draft_deepseek(self, start: Tensor, length: int, accepted: Tensor, heads: int, choose: Choose) -> None:
+    def _draft_deepseek(
+        self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, choose: Choose
+    ) -> None:
         """All modules again from the first id whose ids ahead were drafts the last time."""
         model, redo = self.model, self.model.config.n_future - 1
-        new = start[:, None] + torch.arange(length, device=start.device)
+        length = self.passed[0].shape[1]
+        new = self.chunk(start, accepted, length)
         hidden = self.passed[0].to(self.first_hidden.dtype)
-        self.first_hidden.scatter_(1, new[..., None].expand_as(hidden), hidden)
-        chunk = self.chunk(start - redo, redo + length)
-        row, last = torch.arange(len(start), device=start.device), redo + accepted - 1
+        self.first_hidden.scatter_(1, new.slots[..., None].expand_as(hidden), hidden)
+        chunk = self.chunk(start - redo, accepted + redo, redo + length)
+        row, last = torch.arange(len(start), device=start.device), (redo + accepted - 1).clamp_min(0)
         x = self.first_hidden.gather(1, chunk.slots[..., None].expand(-1, -1, hidden.shape[2]))
         for i in range(1, heads):
-            ahead = self.ids.gather(1, (chunk.slots + i).clamp_max(self.ids.shape[1] - 1))
+            ids = self.tensor(self.ids)
+            ahead = ids.gather(1, (chunk.slots + i).clamp_max(ids.shape[1] - 1))
             module = model.links[i]
             assert isinstance(module, DeepSeekModule)
             x = self.run(module.block, module.merged(x, model.embed(ahead)), chunk)
-            self.ids[row, start + accepted + i] = choose(i, model.logits(i, x[row, last]).float())
+            chosen = choose(i, array(model.logits(i, x[row, last])))
+            at = array(start + accepted + i)
+            self.ids[np.arange(len(at)), at] = chosen
 
     def run(self, module: nn.Module, x: Float[Tensor, "b c d"], chunk: Chunk) -> Float[Tensor, "b c d"]:
         """A layer of the trunk, or a head's link, on a chunk."""
         return step(module, x, chunk, self.caches[module]) if isinstance(module, Block) else module(x)
 
-    def chunk(self, start: Int[Tensor, " b"], length: int, branches: Branches | None = None) -> Chunk:
-        """`length` ids in consecutive slots from `start` on, and what each of them sees."""
-        slots = start[:, None] + torch.arange(length, device=start.device)
-        outside = slots < 0
+    def tensor(self, x: Int[np.ndarray, "*b"]) -> Int[Tensor, "*b"]:
+        return torch.from_numpy(x).to(self.model.device)
+
+    def chunk(
+        self, start: Int[Tensor, " b"], lengths: Int[Tensor, " b"], length: int, branches: Branches | None = None
+    ) -> Chunk:
+        """`length` ids in consecutive slots from `start` on, the first `lengths` real, and what each of them sees."""
+        place = torch.arange(length, device=start.device)
+        slots = start[:, None] + place
+        outside = (slots < 0) | (place >= lengths[:, None])
         placed = slots.where(~outside, self.trash)
         slot = torch.arange(self.trash + 1 if outside.any() else int(slots.max()) + 1, device=start.device)
-        positions = slots if branches is None else start[:, None] + branches.depth
+        positions = slots if branches is None else start[:, None] + self.tensor(branches.depth)
+        positions = positions.where(~outside, self.trash)
         position_of_slot = slot.expand(len(start), -1)
         if branches is not None:
             position_of_slot = position_of_slot.scatter(1, placed, positions)
@@ -151,8 +197,12 @@ class Incremental:
         if branches is not None:
             before = slot < start[:, None, None]
             index = placed[:, None].expand(-1, length, -1)
-            seen &= before.expand_as(seen).scatter(2, index, branches.above)
+            seen &= before.expand_as(seen).scatter(2, index, torch.from_numpy(branches.above).to(before.device))
         # An id without a place sees its own slot, so that its (unused) output is a number.
         seen |= outside[..., None] & (slot == self.trash)
-        positions = positions.clamp_min(0)
         return Chunk((self.rope[0][positions], self.rope[1][positions]), placed, seen)
+
+
+def array(x: Tensor) -> np.ndarray:
+    """For the host, in float32 if it has fractions."""
+    return (x.float() if x.is_floating_point() else x).cpu().numpy()

@@ -108,6 +108,10 @@ class ByteMTP(nn.Module):
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
+    def state_of_weights(self) -> list[tuple[int, int]]:
+        """Changes whenever a parameter is replaced or written to: whatever was made from the weights is then stale."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+
     def forward(
         self, ids: Int[Tensor, "b s"], document_ids: Int[Tensor, "b s"] | None = None
     ) -> Float[Tensor, "n b s v"]:

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from jaxtyping import Bool
-from torch import Tensor
 
 from bytemtp.errors import UserError
 from bytemtp.sampling import Rule
@@ -32,7 +32,8 @@ class Row:
         self.stopped_by = "" if max_bytes else "max_bytes"
         self.exact = 0
         """near ties that were decided by `Exact`"""
-        self._utf8 = state_after(prompt) if utf8 else None
+        self.utf8_state = state_after(prompt) if utf8 else None
+        """where in a character the text ends, if only well-formed UTF-8 is wanted"""
         self._accepted: Counter[int] = Counter()
         self._drafted: Counter[int] = Counter()
         self._kept: Counter[int] = Counter()
@@ -52,11 +53,11 @@ class Row:
                 return len(self.data) - size
         return len(self.data)
 
-    def legal(self, drafts: Sequence[int] = ()) -> Bool[Tensor, " v"] | None:
+    def legal(self, drafts: Sequence[int] = ()) -> Bool[np.ndarray, " v"] | None:
         """Ids that may follow the text and these drafts; None if all may."""
-        if self._utf8 is None:
+        if self.utf8_state is None:
             return None
-        state = self._utf8
+        state = self.utf8_state
         for draft in drafts:
             state = advance(state, draft)
         return legal(state)
@@ -68,8 +69,8 @@ class Row:
             return
         self.data.append(id_)
         self.origins.append(draft)
-        if self._utf8 is not None:
-            self._utf8 = advance(self._utf8, id_)
+        if self.utf8_state is not None:
+            self.utf8_state = advance(self.utf8_state, id_)
         for stop in self.stop:
             if self.data.endswith(stop):
                 del self.data[-len(stop) :], self.origins[-len(stop) :]
@@ -93,6 +94,7 @@ class Row:
             "bytes": len(self.data),
             "forwards": forwards,
             "bytes_per_forward": len(self.data) / max(forwards, 1),
+            "seconds": seconds,
             "bytes_per_s": len(self.data) / seconds if seconds else 0.0,
             "accepted": dict(sorted(self._accepted.items())),
             "accept_rate_by_position": [self._kept[depth] / times for depth, times in sorted(self._drafted.items())],

@@ -5,7 +5,7 @@ acceptance ratio is the q that was drawn from.  A draft x ~ q is kept with proba
 replaced by a draw from max(p - q, 0), normalised: the result has law p for any q (Leviathan et al. 2023, Chen et al.
 2023).  Greedy decoding is the same rule with one-hot p and q.
 
-Shapes:  v vocabulary (padded to 264).
+Shapes:  v vocabulary (padded to 264), l places whose laws are made at once.
 """
 
 import math
@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+import numpy as np
+from jaxtyping import Bool, Float, Float64
 
 from bytemtp.errors import UserError
 
@@ -39,66 +38,77 @@ class Rule:
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
-    def distribution(self, logits: Float[Tensor, " v"], legal: Bool[Tensor, " v"] | None = None) -> Float[Tensor, " v"]:
+    def distribution(
+        self, logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None = None
+    ) -> Float64[np.ndarray, "*l v"]:
         """Probabilities in float64: legal ids only, then temperature, then top-k, then top-p."""
-        logits = logits.double()
-        if legal is not None:
-            logits = logits.masked_fill(~legal, -torch.inf)
+        logits = masked(logits.astype(np.float64), legal)
         if self.temperature == 0:
-            return torch.zeros_like(logits).index_fill_(0, logits.argmax(), 1.0)
-        probabilities = (logits / self.temperature).softmax(-1)
-        if self.top_k or self.top_p < 1:
-            probabilities = self._cut(probabilities)
-        return probabilities
+            return (np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None]).astype(np.float64)
+        odds = np.exp((logits - logits.max(-1, keepdims=True)) / self.temperature)
+        probabilities = odds / odds.sum(-1, keepdims=True)
+        return self._cut(probabilities) if self.top_k or self.top_p < 1 else probabilities
 
-    def _cut(self, probabilities: Tensor) -> Tensor:
+    def _cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
         """Ids in falling order; equal ones in the order of their numbers."""
-        ordered, ids = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered
-        kept = before < self.top_p
+        ids = np.argsort(-probabilities, axis=-1, kind="stable")
+        ordered = np.take_along_axis(probabilities, ids, -1)
+        kept = ordered.cumsum(-1) - ordered < self.top_p
         if self.top_k:
-            kept &= torch.arange(len(ordered), device=ordered.device) < self.top_k
-        cut = torch.zeros_like(probabilities).scatter(0, ids, ordered * kept)
-        return cut / cut.sum()
+            kept &= np.arange(ordered.shape[-1]) < self.top_k
+        cut = np.zeros_like(probabilities)
+        np.put_along_axis(cut, ids, ordered * kept, -1)
+        return cut / cut.sum(-1, keepdims=True)
 
 
-def draw(probabilities: Float[Tensor, " v"], uniform: float) -> int:
+def masked(logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None) -> Float[np.ndarray, "*l v"]:
+    return logits if legal is None else np.where(legal, logits, -np.inf).astype(logits.dtype)
+
+
+def top_two(logits: Float[np.ndarray, "l v"]) -> tuple[list[int], list[float]]:
+    """At each place the likeliest id, and its lead over the second."""
+    best = np.partition(logits, -2, axis=-1)[:, -2:]
+    return logits.argmax(-1).tolist(), (best[:, 1] - best[:, 0]).tolist()
+
+
+def draw(probabilities: Float64[np.ndarray, " v"], uniform: float) -> int:
     """The id at `uniform` in [0, 1) of the cumulative distribution; never one of probability 0."""
-    cumulative = probabilities.cumsum(-1)
-    index = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
-    return int(index.clamp_max(int(probabilities.nonzero()[-1])))
+    cumulative = probabilities.cumsum()
+    index = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
+    return index if index < len(probabilities) else int(probabilities.nonzero()[0][-1])
 
 
-def acceptance(p: Float[Tensor, " v"], q: Float[Tensor, " v"], draft: int) -> float:
+def acceptance(p: Float64[np.ndarray, " v"], q: Float64[np.ndarray, " v"], draft: int) -> float:
     """Probability of keeping a draft that was drawn from q."""
     return min(1.0, float(p[draft] / q[draft]))
 
 
 def candidates(
-    rule: Rule, logits: Float[Tensor, " v"], legal: Bool[Tensor, " v"] | None, count: int, random: Random
-) -> Iterator[tuple[int, Float[Tensor, " v"]]]:
-    """Up to `count` different ids to draft, each with the law that it was drawn from.
-
-    Greedy: the likeliest ids, each with a law that has no other.  Otherwise draws without replacement.
-    """
-    if legal is not None:
-        logits = logits.masked_fill(~legal, -torch.inf)
-    if rule.temperature == 0:
-        best = logits.topk(count)
-        for id_ in best.indices[best.values > -torch.inf].tolist():
-            yield id_, torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, torch.tensor(id_), 1.0)
-        return
-    law = rule.distribution(logits)
+    rule: Rule, logits: Float[np.ndarray, " v"], legal: Bool[np.ndarray, " v"] | None, count: int, random: Random
+) -> Iterator[tuple[int, Float64[np.ndarray, " v"]]]:
+    """Up to `count` different ids to draft, each with the law that it was drawn from: draws without replacement."""
+    law = rule.distribution(logits, legal)
     for _ in range(min(count, int((law > 0).sum()))):
         id_ = draw(law, random.random())
         yield id_, law
-        law = law.index_fill(0, torch.tensor(id_), 0.0)
-        law = law / law.sum()
+        if count > 1:
+            law = law.copy()
+            law[id_] = 0.0
+            law = law / law.sum() if law.any() else law
 
 
-def residual(p: Float[Tensor, " v"], q: Float[Tensor, " v"]) -> Float[Tensor, " v"]:
+def likeliest(logits: Float[np.ndarray, " v"], legal: Bool[np.ndarray, " v"] | None, count: int) -> list[int]:
+    """Up to `count` different ids to draft when decoding is greedy, best first."""
+    logits = masked(logits, legal)
+    if count == 1:
+        return [int(logits.argmax())]
+    ids = np.argsort(-logits, kind="stable")[:count]
+    return [int(id_) for id_ in ids if logits[id_] > -np.inf]
+
+
+def residual(p: Float64[np.ndarray, " v"], q: Float64[np.ndarray, " v"]) -> Float64[np.ndarray, " v"]:
     """What is drawn from after a draft was refused: the part of p that q falls short of."""
-    rest = (p - q).clamp_min(0)
+    rest = np.maximum(p - q, 0)
     total = rest.sum()
     # p = q but for rounding: refusing was itself a rounding error, and any draw from p is right.
     return rest / total if total > 0 else p

@@ -5,9 +5,8 @@ state = advance(START, 0xE2); legal(state)   # bool [264]: what may follow
 
 from functools import cache
 
-import torch
+import numpy as np
 from jaxtyping import Bool
-from torch import Tensor
 
 from bytemtp.vocab import EOT, PADDED_VOCAB_SIZE
 
@@ -46,10 +45,10 @@ def state_after(data: bytes) -> State:
 
 
 @cache
-def legal(state: State) -> Bool[Tensor, " v"]:
+def legal(state: State) -> Bool[np.ndarray, " v"]:
     """Ids that may come next; a document may end only between characters."""
     needed, low, high = state
-    allowed = torch.zeros(PADDED_VOCAB_SIZE, dtype=torch.bool)
+    allowed = np.zeros(PADDED_VOCAB_SIZE, dtype=np.bool_)
     if needed:
         allowed[low : high + 1] = True
     else:

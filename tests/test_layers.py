@@ -16,8 +16,14 @@ LAYERS = {
     "data": ["sources", "compression", "documents", "packing", "stream", "testing"],
     "model": ["attention", "layers", "model", "rundir", "checkpoint"],
     "train": ["loss", "optimizer", "tuning", "progress", "interrupts", "resuming", "trainer"],
-    "decode": ["cache", "incremental", "exact", "sampling", "utf8", "row", "tree", "decode", "show", "generate"],
-    "evaluate": ["bpb", "report", "bench"],
+    "decode": [
+        *("cache", "incremental", "native", "exact", "sampling", "utf8", "row", "tree", "decode", "show", "page"),
+        "generate",
+    ],
+    "evaluate": [
+        *("bpb", "report", "problems", "sandbox", "execute", "passk_samples", "passk_score", "passk_report", "passk"),
+        *("tree_fit", "choice", "export", "bench"),
+    ],
     "command line": ["train", "evaluate"],
 }
 """In import order.  A folder is one entry; inside it, imports are free."""

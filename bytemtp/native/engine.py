@@ -1,0 +1,292 @@
+"""`Native`: what `Incremental` does, on CPU cores in float32, one compiled call for all layers of a pass.
+
+Only real ids are computed: rows of a batch may have different numbers of them, or none.
+
+Shapes:  b rows, c ids of the chunk, t ids of all rows one after another, q last ids of the rows, d width, v vocabulary.
+"""
+
+import weakref
+from ctypes import POINTER, Array, byref, cast, pointer, sizeof
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, UInt8
+
+from bytemtp.incremental import Branches, Choose
+from bytemtp.layers import Block, rope_table
+from bytemtp.model import ByteMTP, DeepSeekModule
+from bytemtp.native.library import Layer, Pass, Shape, Tokens, library
+from bytemtp.native.memory import zeros
+from bytemtp.native.weights import LANES, Packed, packed, up_to
+from bytemtp.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
+
+QUERIES = 8
+"""that attend together in step.cpp"""
+
+
+def supports(model: ByteMTP) -> bool:
+    """Whether `Native` can run the model: float32 on the CPU, a width that is a multiple of 16, heads of up to 128."""
+    plain = model.dtype == model.embed.weight.dtype == torch.float32
+    return plain and model.device.type == "cpu" and model.config.dim % LANES == 0 and model.config.head_dim <= 8 * LANES
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The ids of all rows, one after another, as step.cpp takes them."""
+
+    row: Int[np.ndarray, " t"]
+    place: Int[np.ndarray, " t"]
+    """in its row's chunk"""
+    slot: Int[np.ndarray, " t"]
+    number: Int[np.ndarray, " t"]
+    last: Int[np.ndarray, " q"]
+    """of each row that has ids, the last"""
+    structure: Tokens
+    kept: tuple[object, ...]
+    """arrays that `structure` points to"""
+
+
+def without_padding(logits: Float32[np.ndarray, "*b v"]) -> Float32[np.ndarray, "*b v"]:
+    logits[..., VOCAB_SIZE:] = -np.inf
+    return logits
+
+
+class Native:
+    """One model with its caches, for b rows of up to `capacity` ids; see `incremental.Incremental`."""
+
+    def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int) -> None:
+        config = model.config
+        self.model, self.window = model, window
+        self.weights, self.library = packed(model), library()
+        self.ids = np.zeros((rows, capacity + config.n_future), dtype=np.int64)
+        self.slots, self.width = up_to(capacity + 1, LANES), up_to(config.head_dim, LANES)
+        ffn = up_to(config.ffn_dim, LANES)
+        sizes = config.dim, config.attention_heads, config.key_value_heads, self.width, ffn, config.head_dim, self.slots
+        self.shape = Shape(*sizes)
+        table = rope_table(self.slots, config.head_dim, config.rope_theta, torch.device("cpu"), torch.float32)
+        self.table = [x[:, 0].contiguous() for x in table]
+        self.angles = [x.data_ptr() for x in self.table]
+        (self.scratch,) = zeros([(0,)])
+        shape, blocks = (rows, config.key_value_heads, self.slots // LANES), list(self.weights.blocks)
+        self.k = dict(zip(blocks, zeros([(*shape, self.width, LANES)] * len(blocks)), strict=True))
+        self.v = dict(zip(blocks, zeros([(*shape, LANES, self.width)] * len(blocks)), strict=True))
+        self.trunk = self._layers([block for block in model.trunk if isinstance(block, Block)])
+        links = [link.block if isinstance(link, DeepSeekModule) else link for link in model.links]
+        self.links = self._layers([link for link in links if isinstance(link, Block)])
+        path = [model.links[i] for i in model.path_to_first_head]
+        self.read_back = [block for block in (*model.trunk, *path) if isinstance(block, Block)]
+        self.threads = torch.get_num_threads()
+        self.team = self.library.team_new(self.threads)
+        weakref.finalize(self, self.library.team_delete, self.team)
+        keeps = capacity + 1 if config.topology == "deepseek" else 0
+        self.first_hidden = np.zeros((rows, keeps, config.dim), np.float32)
+        # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
+        self.passed: dict[int, Float32[np.ndarray, "b c d"]] = {}
+
+    def _layers(self, blocks: list[Block]) -> "Array[Layer]":
+        """Structures that lie one behind another in memory."""
+        array = (Layer * len(blocks))()
+        for i, block in enumerate(blocks):
+            parts = *self.weights.blocks[block], self.k[block], self.v[block]
+            array[i] = Layer(*(part.ctypes.data for part in parts))
+        return array
+
+    def verify(
+        self,
+        start: Int[np.ndarray, " b"],
+        ids: Int[np.ndarray, "b c"],
+        lengths: Int[np.ndarray, " b"],
+        branches: Branches | None = None,
+    ) -> Float32[np.ndarray, "b c v"]:
+        flat = self._flat(start, lengths, branches)
+        x = self.weights.embed[ids[flat.row, flat.place]]
+        self._stack(self.trunk, 0, len(self.trunk), flat, x)
+        self.passed = {-1: self._chunked(x, flat, ids.shape)}
+        for i in self.model.path_to_first_head:
+            if len(self.links):
+                x = x.copy()
+                self._stack(self.links, i, 1, flat, x)
+            self.passed[i] = self._chunked(x, flat, ids.shape)
+        return self._chunked(self._logits(x), flat, ids.shape)
+
+    def keep(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
+        place = np.arange(path.shape[1])
+        row, column = np.nonzero(path != place)
+        if len(row):
+            source, to = start[row] + path[row, column], start[row] + place[column]
+            for block in self.read_back:
+                k, v = self.k[block], self.v[block]
+                k[row, :, to // LANES, :, to % LANES] = k[row, :, source // LANES, :, source % LANES]
+                v[row, :, to // LANES, to % LANES] = v[row, :, source // LANES, source % LANES]
+        self.passed = {i: x[np.arange(len(path))[:, None], path] for i, x in self.passed.items()}
+
+    def draft(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose) -> None:
+        rows = np.flatnonzero(accepted)
+        if heads < 2 or not len(rows):
+            return
+        if self.model.config.topology == "deepseek":
+            self._draft_deepseek(start, accepted, heads, choose)
+            return
+        for i, logits in enumerate(self._drafts(start, accepted, heads), 1):
+            choose(i, self._by_row(logits, rows, len(start)))
+
+    def _drafts(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int
+    ) -> Float32[np.ndarray, "h q v"]:
+        """Logits of heads 2 to `heads` at the last accepted id of each row that has one."""
+        rows, topology = np.flatnonzero(accepted), self.model.config.topology
+        last = accepted[rows] - 1
+        if topology == "replicated":
+            x = self.passed[-1][rows, last]
+            logits = self._product(self.weights.other_unembeds, x, (heads - 1) * PADDED_VOCAB_SIZE, normed=True)
+            return without_padding(logits.reshape(len(rows), heads - 1, -1)).transpose(1, 0, 2)
+        if topology == "linear":
+            assert self.weights.linear is not None
+            x = self._product(self.weights.linear, self.passed[-1][rows, last], (heads - 1) * self.shape.dim)
+            hidden = np.ascontiguousarray(x.reshape(len(rows), heads - 1, -1).transpose(1, 0, 2))
+        elif topology == "anticausal":
+            hidden = np.stack([self.passed[i][rows, last] for i in range(1, heads)])
+        else:
+            flat = self._flat(start, accepted)
+            x = self.passed[0 if topology == "causal" else -1][flat.row, flat.place]
+            hidden = self._chain(heads, flat, x) if topology == "causal" else self._side_by_side(heads, flat, x)
+        return self._logits(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:2], -1)
+
+    def _chain(self, heads: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "h q d"]:
+        hidden = []
+        for i in range(1, heads):
+            self._stack(self.links, i, 1, flat, x)
+            hidden.append(x[flat.last])
+        return np.stack(hidden)
+
+    def _draft_deepseek(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose
+    ) -> None:
+        """All modules again from the first id whose ids ahead were drafts the last time."""
+        new = self._flat(start, accepted)
+        self.first_hidden[new.row, new.slot] = self.passed[0][new.row, new.place]
+        redo = np.minimum(start, self.model.config.n_future - 1) * (accepted > 0)
+        flat = self._flat(start - redo, accepted + redo)
+        x = self.first_hidden[flat.row, flat.slot]
+        rows = np.flatnonzero(accepted)
+        for i in range(1, heads):
+            ahead = self.weights.embed[self.ids[flat.row, np.minimum(flat.slot + i, self.ids.shape[1] - 1)]]
+            hidden, embedded = self.weights.merges[i - 1]
+            x = self._product(hidden, x, self.shape.dim, normed=True)
+            self._product(embedded, ahead, self.shape.dim, normed=True, onto=x)
+            self._stack(self.links, i, 1, flat, x)
+            chosen = choose(i, self._by_row(self._logits(x[flat.last]), rows, len(start)))
+            self.ids[rows, start[rows] + accepted[rows] + i] = chosen[rows]
+
+    def _flat(
+        self, start: Int[np.ndarray, " b"], lengths: Int[np.ndarray, " b"], branches: Branches | None = None
+    ) -> Flat:
+        count, begin = int(lengths.sum()), lengths.cumsum() - lengths
+        row = np.arange(len(start)).repeat(lengths)
+        place = np.arange(count) - begin[row]
+        # Of all ids: row, slot, position, first id of the row, oldest position seen, number.
+        table = np.empty((6, count), np.int32)
+        table[0], table[3], table[5] = row, begin[row], np.arange(count)
+        np.add(start[row], place, out=table[1], casting="unsafe")
+        table[2] = table[1] if branches is None else start[row] + branches.depth[row, place]
+        np.maximum(table[2] - (self.window - 1), 0, out=table[4])
+        chunk = int(lengths.max(initial=0))
+        above = None if branches is None else self._above(branches, row, place, chunk)
+        first, size = table.ctypes.data, count * table.itemsize
+        structure = Tokens(
+            count, chunk, *(first + i * size for i in range(5)),
+            None if above is None else above.ctypes.data, *self.angles,
+        )  # fmt: skip
+        return Flat(row, place, table[1], table[5], (begin + lengths - 1)[lengths > 0], structure, (table, above))
+
+    def _above(
+        self, branches: Branches, row: Int[np.ndarray, " t"], place: Int[np.ndarray, " t"], chunk: int
+    ) -> UInt8[np.ndarray, "t c"]:
+        """Which ids of its row each id sees."""
+        distance = branches.depth[row, place][:, None] - branches.depth[row, :chunk]
+        return (branches.above[row, place, :chunk] & (distance < self.window)).astype(np.uint8)
+
+    def _stack(self, layers: "Array[Layer]", first: int, count: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> None:
+        """`count` layers, each on the output of the one before; x becomes the output of the last."""
+        if count and len(x):
+            self._run(layers, first, count, flat, flat.number, x, x, side_by_side=False)
+
+    def _side_by_side(self, heads: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "h q d"]:
+        """Links of heads 2 to `heads`, all on x: keys and values for all ids, the output for the last of each row."""
+        y = np.empty((heads - 1, len(flat.last), x.shape[1]), np.float32)
+        self._run(self.links, 1, heads - 1, flat, flat.last.astype(np.int32), x, y, side_by_side=True)
+        return y
+
+    def _run(
+        self,
+        layers: "Array[Layer]",
+        first: int,
+        count: int,
+        flat: Flat,
+        queries: Int[np.ndarray, " q"],
+        x: Float32[np.ndarray, "t d"],
+        y: Float32[np.ndarray, "*h d"],
+        *,
+        side_by_side: bool,
+    ) -> None:
+        shape, at_once = self.shape, count if side_by_side else 1
+        sizes = [
+            at_once * len(x) * (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
+            at_once * len(queries) * shape.heads * shape.head_dim,
+            at_once * len(queries) * shape.ffn,
+            self.threads * QUERIES * (shape.slots + LANES),
+        ]
+        if sum(sizes) > len(self.scratch):
+            (self.scratch,) = zeros([(sum(sizes),)])
+        places = [self.scratch.ctypes.data + 4 * sum(sizes[:i]) for i in range(len(sizes))]
+        chosen = cast(byref(layers, first * sizeof(Layer)), POINTER(Layer))
+        parts = queries.ctypes.data, x.ctypes.data, y.ctypes.data, *places
+        step = Pass(pointer(shape), chosen, count, pointer(flat.structure), len(queries), *parts)
+        self.library.run_layers(self.team, byref(step), len(self.ids), side_by_side)
+
+    def _product(
+        self,
+        weight: Packed,
+        x: Float32[np.ndarray, "t in"],
+        out: int,
+        *,
+        normed: bool = False,
+        onto: Float32[np.ndarray, "t out"] | None = None,
+    ) -> Float32[np.ndarray, "t out"]:
+        """x, or x / rms(x), times the first `out` outputs of a matrix; added to `onto`, if that is given."""
+        y = np.empty((len(x), out), np.float32) if onto is None else onto
+        self.library.run_product(
+            self.team,
+            weight.ctypes.data,
+            x.shape[1],
+            out,
+            len(x),
+            normed,
+            onto is not None,
+            x.ctypes.data,
+            y.ctypes.data,
+        )
+        return y
+
+    def _logits(self, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "t v"]:
+        return without_padding(self._product(self.weights.unembed, x, PADDED_VOCAB_SIZE, normed=True))
+
+    @staticmethod
+    def _chunked(x: Float32[np.ndarray, "t k"], flat: Flat, shape: tuple[int, ...]) -> Float32[np.ndarray, "b c k"]:
+        """Rows of the ids' numbers, zeros where a row has fewer ids than others."""
+        if len(x) == shape[0] * shape[1]:
+            return x.reshape(*shape, -1)
+        out = np.zeros((*shape, x.shape[1]), np.float32)
+        out[flat.row, flat.place] = x
+        return out
+
+    @staticmethod
+    def _by_row(
+        logits: Float32[np.ndarray, "q v"], rows: Int[np.ndarray, " q"], count: int
+    ) -> Float32[np.ndarray, "b v"]:
+        if len(rows) == count:
+            return logits
+        out = np.zeros((count, logits.shape[1]), np.float32)
+        out[rows] = logits
+        return out

@@ -1,0 +1,501 @@
+// A decoding step of Llama-like layers on CPU cores: a few ids at a time, against a key/value cache.
+//
+// A step reads every weight once and does little with it, so it should take as long as that reading.  Three things stand
+// in the way when it is made of many small tensor operations: the time between them, matrix products that were tuned for
+// other shapes, and threads that wait for one another.  Here one call runs all layers, the matrices lie in the order in
+// which they are read, and threads meet at a barrier that costs less than a microsecond.
+//
+// Every number of an id is computed by the same operations in the same order whatever ids it is computed together with
+// (how many, in which rows, on how many threads, as a chain or in a tree).  So a pass that verifies eight drafts gives,
+// bit for bit, what eight passes over one id give.
+//
+// A matrix W [out, in] is packed in panels of 32 outputs, [out / 32, in, 32], zeros behind the last output.  The scale of
+// the norm in front of a matrix is part of the packed matrix: W (s x / rms(x)) = (W diag(s)) x / rms(x).
+//
+// Shapes:  t ids (tokens), q of them asked for (queries), d width, h heads, g key/value heads, k head width, f inner width.
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <sched.h>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr int PANEL = 32;  // outputs of a panel: narrow enough for eight rows of sums in registers, so each is read once
+constexpr int ROWS = 8;    // rows that a panel is multiplied with at once
+constexpr int LANES = 16;  // floats of a vector, slots of a block of keys
+constexpr float EPSILON = 1e-5f;
+constexpr int SPINS_BEFORE_SLEEP = 20000;  // some 300 microseconds: longer than Python takes between two calls
+
+typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef int32_t Integers __attribute__((vector_size(LANES * 4), aligned(4)));
+
+Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+float sum(Vector v) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += v[i];
+  return total;
+}
+
+// e^x within 2 ulp, 0 below -87: x = n ln 2 + r, a polynomial for e^r, and 2^n put together from its bits.
+Vector exp(Vector x) {
+  const Vector magic = Vector{} + 12582912.0f;  // adding it rounds to an integer
+  Vector bounded = x > -87.0f ? x : Vector{} - 87.0f;
+  bounded = bounded < 88.0f ? bounded : Vector{} + 88.0f;
+  Vector n = (bounded * 1.44269504f + magic) - magic;
+  Vector r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vector p = Vector{} + 1.9875691500e-4f;
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f}) p = p * r + c;
+  p = p * r * r + r + 1.0f;
+  Integers bits = (__builtin_convertvector(n, Integers) + 127) << 23;
+  Vector scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return x > -87.0f ? p * scale : Vector{};
+}
+
+// ---- Threads that work on one step together
+
+class Team {
+ public:
+  explicit Team(int size) : size_(size) {
+    for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { serve(i); });
+  }
+  ~Team() {
+    work_ = nullptr;
+    call();
+    for (auto& thread : threads_) thread.join();
+  }
+  // Runs work(argument, member) on all threads.
+  void run(void (*work)(void*, int), void* argument) {
+    work_ = work, argument_ = argument;
+    call();
+    work(argument, 0);
+    barrier();
+  }
+  void barrier() {
+    if (size_ == 1) return;
+    unsigned phase = phase_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      phase_.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase;) pause(spins);
+  }
+  int size() const { return size_; }
+
+ private:
+  static void pause(int& spins) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+    if (++spins > 2000) sched_yield();  // somebody else needs this core
+  }
+  void call() {
+    calls_.fetch_add(1, std::memory_order_release);
+    calls_.notify_all();
+  }
+  void serve(int member) {
+    for (unsigned seen = 0;; seen++) {
+      for (int spins = 0; calls_.load(std::memory_order_acquire) == seen; spins++) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+        if (spins > SPINS_BEFORE_SLEEP) calls_.wait(seen, std::memory_order_acquire);
+      }
+      if (!work_) return;
+      work_(argument_, member);
+      barrier();
+    }
+  }
+
+  const int size_;
+  std::vector<std::thread> threads_;
+  void (*work_)(void*, int) = nullptr;
+  void* argument_ = nullptr;
+  std::atomic<unsigned> calls_{0}, phase_{0};
+  std::atomic<int> arrived_{0};
+};
+
+// ---- Matrix products
+
+// out[r][32] = panel [in, 32] times the rows x[r][in].
+template <int R>
+void panel_product(const float* panel, int in, const float* const* x, float (*out)[PANEL]) {
+  Vector total[R][PANEL / LANES] = {};
+  for (int i = 0; i < in; i++, panel += PANEL) {
+    Vector weight[PANEL / LANES];
+    for (int p = 0; p < PANEL / LANES; p++) weight[p] = load(panel + p * LANES);
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < PANEL / LANES; p++) total[r][p] += weight[p] * x[r][i];
+  }
+  for (int r = 0; r < R; r++)
+    for (int p = 0; p < PANEL / LANES; p++) store(&out[r][p * LANES], total[r][p]);
+}
+
+using PanelProduct = void (*)(const float*, int, const float* const*, float (*)[PANEL]);
+
+template <int... R>
+constexpr std::array<PanelProduct, sizeof...(R)> by_rows(std::integer_sequence<int, R...>) {
+  return {panel_product<R + 1>...};
+}
+
+// Calls use(r, out[32]) for each of `rows` rows.
+template <class Row, class Use>
+void each_product(const float* panel, int in, int rows, Row row, Use use) {
+  static constexpr auto products = by_rows(std::make_integer_sequence<int, ROWS>());
+  float out[ROWS][PANEL];
+  for (int r = 0; r < rows; r += ROWS) {
+    const float* x[ROWS];
+    int count = rows - r < ROWS ? rows - r : ROWS;
+    for (int i = 0; i < count; i++) x[i] = row(r + i);
+    products[count - 1](panel, in, x, out);
+    for (int i = 0; i < count; i++) use(r + i, out[i]);
+  }
+}
+
+float inverse_rms(const float* x, int dim) {
+  Vector total{};
+  for (int i = 0; i < dim; i += LANES) total += load(x + i) * load(x + i);
+  return 1.0f / std::sqrt(sum(total) / dim + EPSILON);
+}
+
+int panels(int outputs) { return (outputs + PANEL - 1) / PANEL; }
+
+// ---- What Python hands over; native/library.py has the same structures
+
+struct Shape {
+  int dim, heads, kv_heads, head_dim, ffn;  // head_dim and ffn as they lie in memory: multiples of 16
+  int true_head_dim;
+  int slots;  // of a row of the cache, a multiple of 16
+};
+
+struct Layer {
+  const float *qkv, *attention_out, *gate_up, *ffn_out;  // packed; a panel of gate_up has 16 gates, then their 16 ups
+  float *k;                                              // [rows, g, slots / 16, k, 16]
+  float *v;                                              // [rows, g, slots, k]
+};
+
+struct Tokens {
+  int count, chunk;                  // t, and the most that a row has
+  const int *row, *slot, *position;  // [t]; a row's tokens lie together, their slots follow one another
+  const int* first;                  // [t] its row's first token: what lies before that one's slot is decided
+  const int* oldest;                 // [t] first position that it sees
+  const uint8_t* above;              // [t, chunk] which tokens of its row it sees; null: those before it, and itself
+  const float *cos, *sin;            // [positions, k]
+};
+
+struct Pass {
+  const Shape* shape;
+  const Layer* layers;
+  int layer_count;
+  const Tokens* tokens;
+  int query_count;
+  const int* queries;  // [q] tokens whose output is asked for
+  const float* x;      // [t, d]
+  float* y;            // [layers, q, d]; may be x where there is one layer and all tokens are queries
+  float *qkv, *attended, *inner, *scores;  // scratch: [layers, t, (h + 2g) k], [layers, q, h k], [layers, q, f], [threads, 8, slots + 16]
+};
+
+// ---- A layer
+
+void rotate(float* x, const Shape& shape, const float* cos, const float* sin) {
+  int half = shape.true_head_dim / 2;
+  for (int i = 0; i < half; i++) {
+    float first = x[i], second = x[i + half];
+    x[i] = first * cos[i] - second * sin[i];
+    x[i + half] = second * cos[i + half] + first * sin[i + half];
+  }
+}
+
+// Dot products of q with the 16 keys of a block, in four sums so that one need not wait for the last.
+Vector block_scores(const float* q, const float* keys, int head_dim) {
+  Vector part[4] = {};
+  for (int i = 0; i < head_dim; i += 4)
+    for (int j = 0; j < 4; j++) part[j] += load(keys + (i + j) * LANES) * q[i + j];
+  return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+// Scores -> e^(scale (score - greatest)) in place, for a multiple of 16 of them; returns their sum.
+float exponentials(float* scores, int count, float scale) {
+  Vector greatest = load(scores);
+  for (int i = LANES; i < count; i += LANES) greatest = load(scores + i) > greatest ? load(scores + i) : greatest;
+  float top = greatest[0];
+  for (int i = 1; i < LANES; i++) top = greatest[i] > top ? greatest[i] : top;
+  Vector total{};
+  for (int i = 0; i < count; i += LANES) {
+    Vector e = exp((load(scores + i) - top) * scale);
+    store(scores + i, e);
+    total += e;
+  }
+  return sum(total);
+}
+
+// One query of one head.  Its scores, later weights, lie by position: sums then run in the order of positions, whether
+// the ids in front of it stand in a chain or in a tree.
+struct Query {
+  int token, position, oldest, base;  // base: oldest, rounded down to a block
+  const float* q;
+  float *weights, *out, total;
+};
+
+// Queries of one key/value head that take keys and values out of the nearest cache together.
+struct Queries {
+  const Tokens& tokens;
+  const Shape& shape;
+  const float *k, *v;
+  Query list[ROWS];
+  int count;
+
+  bool sees(const Query& query, int j) const {
+    int first = tokens.first[query.token];
+    if (tokens.above) return tokens.above[(int64_t)query.token * tokens.chunk + j - first];
+    return tokens.position[j] >= query.oldest;
+  }
+
+  void score() const {
+    const int width = shape.head_dim;
+    int from = list[0].base, to = 0;
+    for (int n = 0; n < count; n++) {
+      from = std::min(from, list[n].base);
+      to = std::max(to, tokens.slot[list[n].token]);
+    }
+    for (int s = from; s <= to; s += LANES)
+      for (int n = 0; n < count; n++)
+        if (s >= list[n].base && s <= tokens.slot[list[n].token])
+          store(list[n].weights + s - list[n].base, block_scores(list[n].q, k + (int64_t)s * width, width));
+  }
+
+  void weigh(Query& query) const {
+    const float never = -std::numeric_limits<float>::infinity();
+    const int count = query.position - query.base + 1, padded = (count + LANES - 1) / LANES * LANES;
+    if (tokens.above)  // from slots to positions, which are never greater
+      for (int j = tokens.first[query.token]; j <= query.token; j++)
+        if (sees(query, j)) query.weights[tokens.position[j] - query.base] = query.weights[tokens.slot[j] - query.base];
+    for (int i = 0; i < query.oldest - query.base; i++) query.weights[i] = never;
+    for (int i = count; i < padded; i++) query.weights[i] = never;
+    query.total = exponentials(query.weights, padded, 1.0f / std::sqrt((float)shape.true_head_dim));
+  }
+
+  template <int W>  // head width / 16
+  void add(Query& query, int from, int to) const {
+    Vector sums[W];
+    for (int c = 0; c < W; c++) sums[c] = load(query.out + c * LANES);
+    for (int s = from; s < to; s++)
+      for (int c = 0; c < W; c++) sums[c] += load(v + ((int64_t)s * W + c) * LANES) * query.weights[s - query.base];
+    for (int c = 0; c < W; c++) store(query.out + c * LANES, sums[c]);
+  }
+
+  template <int W>
+  void finish() {
+    constexpr int stretch = 64;  // slots whose values fit the nearest cache
+    const int begin = tokens.slot[tokens.first[list[0].token]];
+    for (int n = 0; n < count; n++) std::memset(list[n].out, 0, W * LANES * sizeof(float));
+    for (int s = 0; s < begin; s += stretch)
+      for (int n = 0; n < count; n++) add<W>(list[n], std::max(s, list[n].oldest), std::min(s + stretch, begin));
+    for (int n = 0; n < count; n++) {
+      Query& query = list[n];
+      for (int j = tokens.first[query.token]; j <= query.token; j++) {
+        if (!sees(query, j)) continue;
+        const float weight = query.weights[tokens.position[j] - query.base];
+        for (int c = 0; c < W * LANES; c += LANES)
+          store(query.out + c, load(query.out + c) + load(v + (int64_t)tokens.slot[j] * W * LANES + c) * weight);
+      }
+      for (int c = 0; c < W * LANES; c += LANES) store(query.out + c, load(query.out + c) / query.total);
+    }
+  }
+
+  void attend() {
+    score();
+    for (int n = 0; n < count; n++) weigh(list[n]);
+    switch (shape.head_dim / LANES) {
+      case 1: return finish<1>();
+      case 2: return finish<2>();
+      case 3: return finish<3>();
+      case 4: return finish<4>();
+      case 5: return finish<5>();
+      case 6: return finish<6>();
+      case 7: return finish<7>();
+      default: return finish<8>();
+    }
+  }
+};
+
+// Keys and values of one row and key/value head into the cache, then attention of its queries.
+void attention(const Pass& pass, int l, int row, int group, float* scratch) {
+  const Shape& shape = *pass.shape;
+  const Tokens& tokens = *pass.tokens;
+  const int width = shape.head_dim, share = shape.heads / shape.kv_heads;
+  const int64_t qkv_width = (int64_t)(shape.heads + 2 * shape.kv_heads) * width;
+  const int64_t head = (int64_t)(row * shape.kv_heads + group) * shape.slots * width;
+  float *k = pass.layers[l].k + head, *v = pass.layers[l].v + head;
+  for (int i = 0; i < tokens.count; i++) {
+    if (tokens.row[i] != row) continue;
+    float* key = pass.qkv + ((int64_t)l * tokens.count + i) * qkv_width + (shape.heads + group) * width;
+    const float* value = key + shape.kv_heads * width;
+    const int slot = tokens.slot[i], angle = tokens.position[i] * shape.true_head_dim;
+    rotate(key, shape, tokens.cos + angle, tokens.sin + angle);
+    for (int c = 0; c < width; c++) k[((int64_t)(slot / LANES) * width + c) * LANES + slot % LANES] = key[c];
+    std::memcpy(v + (int64_t)slot * width, value, width * sizeof(float));
+  }
+  Queries queries{tokens, shape, k, v, {}, 0};
+  for (int n = 0; n < pass.query_count; n++) {
+    const int i = pass.queries[n], position = tokens.position[i], angle = position * shape.true_head_dim;
+    if (tokens.row[i] != row) continue;
+    for (int h = group * share; h < (group + 1) * share; h++) {
+      float* q = pass.qkv + ((int64_t)l * tokens.count + i) * qkv_width + h * width;
+      rotate(q, shape, tokens.cos + angle, tokens.sin + angle);
+      const int oldest = tokens.oldest[i];
+      float* out = pass.attended + (((int64_t)l * pass.query_count + n) * shape.heads + h) * width;
+      float* weights = scratch + (int64_t)queries.count * (shape.slots + LANES);
+      queries.list[queries.count++] = {i, position, oldest, oldest / LANES * LANES, q, weights, out, 0.0f};
+      if (queries.count == ROWS) queries.attend(), queries.count = 0;
+    }
+  }
+  if (queries.count) queries.attend();
+}
+
+struct Work {
+  Team* team;
+  const Pass* pass;
+  int rows;
+};
+
+// Calls job(l, j) for this thread's share of the jobs j < count of all layers l.
+template <class Job>
+void share(const Work& work, int member, int count, Job job) {
+  const int64_t all = (int64_t)count * work.pass->layer_count, size = work.team->size();
+  for (int64_t j = all * member / size; j < all * (member + 1) / size; j++) job((int)(j / count), (int)(j % count));
+  work.team->barrier();
+}
+
+void layer_step(void* argument, int member) {
+  const Work& work = *static_cast<Work*>(argument);
+  const Pass& pass = *work.pass;
+  const Shape& shape = *pass.shape;
+  const int d = shape.dim, width = shape.head_dim, t = pass.tokens->count, q = pass.query_count;
+  const int qkv_width = (shape.heads + 2 * shape.kv_heads) * width;
+  std::vector<float> scale(t);
+  for (int i = 0; i < t; i++) scale[i] = inverse_rms(pass.x + (int64_t)i * d, d);
+
+  share(work, member, panels(qkv_width), [&](int l, int panel) {
+    const float* w = pass.layers[l].qkv + (int64_t)panel * d * PANEL;
+    const bool only_queries = (panel + 1) * PANEL <= shape.heads * width;
+    auto token = [&](int r) { return only_queries ? pass.queries[r] : r; };
+    each_product(w, d, only_queries ? q : t, [&](int r) { return pass.x + (int64_t)token(r) * d; }, [&](int r, const float* out) {
+      float* to = pass.qkv + ((int64_t)l * t + token(r)) * qkv_width + panel * PANEL;
+      for (int c = 0; c < PANEL && panel * PANEL + c < qkv_width; c++) to[c] = out[c] * scale[token(r)];
+    });
+  });
+
+  share(work, member, work.rows * shape.kv_heads, [&](int l, int j) {
+    attention(pass, l, j / shape.kv_heads, j % shape.kv_heads, pass.scores + (int64_t)member * ROWS * (shape.slots + LANES));
+  });
+
+  share(work, member, panels(d), [&](int l, int panel) {
+    const float* w = pass.layers[l].attention_out + (int64_t)panel * shape.heads * width * PANEL;
+    auto row = [&](int r) { return pass.attended + ((int64_t)l * q + r) * shape.heads * width; };
+    each_product(w, shape.heads * width, q, row, [&](int r, const float* out) {
+      const float* from = pass.x + (int64_t)pass.queries[r] * d;
+      float* to = pass.y + ((int64_t)l * q + r) * d;
+      for (int c = panel * PANEL; c < d && c < (panel + 1) * PANEL; c++) to[c] = from[c] + out[c - panel * PANEL];
+    });
+  });
+
+  std::vector<float> inner_scale((size_t)pass.layer_count * q, 0.0f);
+  share(work, member, shape.ffn / (PANEL / 2), [&](int l, int panel) {
+    const float* w = pass.layers[l].gate_up + (int64_t)panel * d * PANEL;
+    auto row = [&](int r) { return pass.y + ((int64_t)l * q + r) * d; };
+    each_product(w, d, q, row, [&](int r, const float* out) {
+      float& s = inner_scale[(size_t)l * q + r];
+      if (s == 0.0f) s = inverse_rms(row(r), d);
+      float* to = pass.inner + ((int64_t)l * q + r) * shape.ffn + panel * (PANEL / 2);
+      for (int c = 0; c < PANEL / 2; c += LANES) {
+        Vector gate = load(out + c) * s, up = load(out + PANEL / 2 + c) * s;
+        store(to + c, gate / (1.0f + exp(-gate)) * up);
+      }
+    });
+  });
+
+  share(work, member, panels(d), [&](int l, int panel) {
+    const float* w = pass.layers[l].ffn_out + (int64_t)panel * shape.ffn * PANEL;
+    auto row = [&](int r) { return pass.inner + ((int64_t)l * q + r) * shape.ffn; };
+    each_product(w, shape.ffn, q, row, [&](int r, const float* out) {
+      float* to = pass.y + ((int64_t)l * q + r) * d;
+      for (int c = panel * PANEL; c < d && c < (panel + 1) * PANEL; c++) to[c] += out[c - panel * PANEL];
+    });
+  });
+}
+
+struct Stack {
+  Work work;
+  Pass pass;
+  int depth;
+};
+
+// Layer after layer, each on the output of the one before.
+void stack_step(void* argument, int member) {
+  const Stack& stack = *static_cast<Stack*>(argument);
+  Pass pass = stack.pass;
+  pass.layer_count = 1;
+  for (int l = 0; l < stack.depth; l++, pass.layers++) {
+    Work work{stack.work.team, &pass, stack.work.rows};
+    layer_step(&work, member);
+  }
+}
+
+struct Product {
+  Team* team;
+  const float* w;
+  int in, out, rows, normed, added;
+  const float* x;
+  float* y;
+};
+
+void product_step(void* argument, int member) {
+  const Product& p = *static_cast<Product*>(argument);
+  const int all = panels(p.out), size = p.team->size();
+  std::vector<float> scale(p.rows, 1.0f);
+  for (int r = 0; r < p.rows && p.normed; r++) scale[r] = inverse_rms(p.x + (int64_t)r * p.in, p.in);
+  for (int panel = all * member / size; panel < all * (member + 1) / size; panel++)
+    each_product(p.w + (int64_t)panel * p.in * PANEL, p.in, p.rows, [&](int r) { return p.x + (int64_t)r * p.in; }, [&](int r, const float* out) {
+      float* to = p.y + (int64_t)r * p.out;
+      for (int c = panel * PANEL; c < p.out && c < (panel + 1) * PANEL; c++)
+        to[c] = (p.added ? to[c] : 0.0f) + out[c - panel * PANEL] * scale[r];
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+void* team_new(int threads) { return new Team(threads); }
+void team_delete(void* team) { delete static_cast<Team*>(team); }
+
+// `side_by_side` layers all read x and write y[l]; otherwise y = x and each reads what the one before wrote.
+void run_layers(void* team, const Pass* pass, int rows, int side_by_side) {
+  if (side_by_side) {
+    Work work{static_cast<Team*>(team), pass, rows};
+    work.team->run(layer_step, &work);
+  } else {
+    Stack stack{{static_cast<Team*>(team), nullptr, rows}, *pass, pass->layer_count};
+    stack.work.team->run(stack_step, &stack);
+  }
+}
+
+// y [rows, out] (+)= x [rows, in] W^T, of x / rms(x) if `normed`.
+void run_product(void* team, const float* w, int in, int out, int rows, int normed, int added, const float* x, float* y) {
+  Product product{static_cast<Team*>(team), w, in, out, rows, normed, added, x, y};
+  product.team->run(product_step, &product);
+}
+
+}  // extern "C"
