@@ -1,9 +1,33 @@
-"""Decoded bytes for eyes: on a terminal, coloured by the draft that each one was."""
+"""Decoded bytes for eyes, on a terminal: in whole characters as they come, or coloured by the draft that each was."""
+
+from collections.abc import Iterable, Iterator
 
 from bytemtp.decode import Generation
+from bytemtp.utf8 import START, state_after
 
 PALETTE = (231, 120, 84, 81, 75, 141, 177, 212)
 """Terminal colours (of 256) for a byte from head 1 itself, and for the first, second, ... draft; then they repeat."""
+
+
+def whole_characters(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, cut anew so that no piece but the last ends inside a character.
+
+    At most three bytes are held back, and only while they may still become a character: broken ones come out, too.
+    """
+    held = b""
+    for chunk in chunks:
+        held += chunk
+        end = len(held) - open_end(held)
+        if end:
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
+
+
+def open_end(data: bytes) -> int:
+    """Bytes at the end of `data` that begin a character and do not finish it."""
+    return next((size for size in (1, 2, 3) if size <= len(data) and state_after(data[-size:]) != START), 0)
 
 
 def coloured(out: Generation) -> bytes:

@@ -5,6 +5,7 @@ Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 200 --mode 
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,18 +13,20 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from bytemtp.checkpoint import load_model
-from bytemtp.decode import Generation, Mode, generate
+from bytemtp.decode import Generation, Mode, generate, generate_stream
 from bytemtp.errors import UserError
+from bytemtp.model import ByteMTP
+from bytemtp.page import page
 from bytemtp.rundir import write_file
 from bytemtp.runtime import command, log, pick_device
 from bytemtp.settings_cli import normal, parse
-from bytemtp.show import coloured
+from bytemtp.show import coloured, whole_characters
 from bytemtp.tree import Shape, check
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Continue a prompt with a trained run.  Standard output is exactly the new bytes.
+    """Continue a prompt with a trained run.  Standard output is exactly the new bytes, as soon as they are certain.
 
     Examples:
 
@@ -68,15 +71,17 @@ class Arguments:
     """ar: decode plainly as well, and say on standard error how fast both were and whether they wrote the same"""
     stats: tyro.conf.DisallowNone[Path | None] = None
     """write what was measured to this JSON file"""
+    html: tyro.conf.DisallowNone[Path | None] = None
+    """write a page to this file that shows which draft each byte was, pass by pass; it loads nothing"""
     device: str = "auto"
     """auto, cpu or cuda"""
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(
         Arguments,
-        normal(sys.argv[1:]),
-        Arguments(run=tyro.MISSING, max_bytes=tyro.MISSING),
+        normal(sys.argv[1:] if words is None else words),
+        tyro.MISSING_NONPROP,
         options=[field.name for field in fields(Arguments) if field.name != "run"],
         program="python -m bytemtp.generate",
     )
@@ -86,13 +91,16 @@ def main() -> None:
     draft = load_model(arguments.draft, device) if arguments.draft else None
     if arguments.mode != "ar" and model.config.n_future == 1 and draft is None:
         log("the model has one head: nothing is drafted")
-    out = generate(model, prompt, arguments.max_bytes, draft, **options)
-    write(out, arguments)
+    out = decode(model, prompt, draft, options, arguments)
+    plain, greedy = None, arguments.temperature == 0
     if arguments.compare:
         plain = generate(model, prompt, arguments.max_bytes, **{**options, "mode": "ar", "heads": 0, "tree": ()})
-        log(comparison(plain, out, greedy=arguments.temperature == 0))
+        log(comparison(plain, out, greedy=greedy))
     if arguments.stats:
-        write_file(arguments.stats, json.dumps(out.stats, indent=2) + "\n")
+        save(arguments.stats, json.dumps(out.stats, indent=2) + "\n")
+    if arguments.html:
+        title = f"{arguments.run}, {arguments.mode}, temperature {arguments.temperature:g}"
+        save(arguments.html, page(prompt, out, title=title, plain=plain, greedy=greedy))
 
 
 def decoding(arguments: Arguments) -> dict[str, Any]:
@@ -108,9 +116,34 @@ def decoding(arguments: Arguments) -> dict[str, Any]:
     return {"tree": tree, "stop": stop, **{name: getattr(arguments, name) for name in names}}
 
 
-def write(out: Generation, arguments: Arguments) -> None:
-    sys.stdout.buffer.write(coloured(out) if arguments.show else out.data)
+def decode(
+    model: ByteMTP, prompt: bytes, draft: ByteMTP | None, options: dict[str, Any], arguments: Arguments
+) -> Generation:
+    """Decode and write to standard output: coloured at the end, or in whole characters on the way."""
+    result: list[Generation] = []
+
+    def pieces() -> Iterator[bytes]:
+        result.append((yield from generate_stream(model, prompt, arguments.max_bytes, draft, **options)))
+
+    for piece in whole_characters(pieces()):
+        if arguments.show is None:
+            write(piece)
+    if arguments.show is not None:
+        write(coloured(result[0]))
+    return result[0]
+
+
+def write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+
+
+def save(path: Path, text: str) -> None:
+    """UserError if the file cannot be written."""
+    try:
+        write_file(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def comparison(plain: Generation, fast: Generation, *, greedy: bool) -> str:

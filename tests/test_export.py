@@ -1,0 +1,187 @@
+"""Export: transformers computes, tokenizes and generates from the folder what we do from the run."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import bytemtp
+from bytemtp import export
+from bytemtp.config import ModelConfig, Topology
+from bytemtp.errors import UserError
+from bytemtp.model import ByteMTP
+from bytemtp.vocab import EOT, VOCAB_SIZE
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
+
+TOPOLOGIES = get_args(Topology)
+TINY = ModelConfig(dim=32, layers=5, attention_heads=4, kv_heads=2, ffn_dim=48, n_future=3)
+
+
+def tiny(topology="parallel", **changes) -> ByteMTP:
+    """With norms that are not one, so that one left out or exchanged shows."""
+    model = ByteMTP(replace(TINY, topology=topology, **changes), seed=1).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def exported(model: ByteMTP, folder: Path, **options):
+    """The model as transformers loads it from the exported folder."""
+    export.export(model, folder / "out")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder / "out", **options).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "out"
+    export.export(tiny(), folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+VARIANTS = [
+    *({"topology": topology} for topology in TOPOLOGIES),
+    {"kv_heads": 1},
+    {"kv_heads": 0},
+    {"window": 5},
+    {"rope_theta": 500.0},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_logits_are_ours(tmp_path, changes, dtype, tolerance):
+    model = tiny(**changes).to(dtype)
+    llama = exported(model, tmp_path, dtype="auto")
+    assert llama.dtype == dtype, "the folder says in which dtype it is"
+    ids = torch.randint(0, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(llama(ids).logits, model(ids)[0, ..., :VOCAB_SIZE], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_greedy_generation_is_ours_byte_for_byte(tmp_path, changes):
+    model = tiny(**changes)
+    llama = exported(model, tmp_path)
+    for prompt in (b"", b"The rose", b"\xff\x00"):
+        ids = torch.tensor([[EOT, *prompt]])
+        theirs = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
+        theirs = theirs[0, ids.shape[1] :].tolist()
+        ours = bytemtp.generate(model, prompt, 30, mode="speculative")
+        assert [*ours.data, EOT][: len(theirs)] == theirs
+        assert len(theirs) >= len(ours.data)
+
+
+def test_the_folder_needs_no_code_and_no_tensor_is_left_over(tmp_path):
+    _, report = transformers.AutoModelForCausalLM.from_pretrained(
+        written(tiny("anticausal"), tmp_path), output_loading_info=True, trust_remote_code=False
+    )
+    assert not any(report.values()), report
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
+def written(model: ByteMTP, folder: Path) -> Path:
+    export.export(model, folder / "out")
+    return folder / "out"
+
+
+def test_both_generations_of_transformers_find_their_names(tmp_path):
+    config = json.loads((written(tiny(rope_theta=500.0), tmp_path) / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500.0
+    assert config["dtype"] == config["torch_dtype"] == "float32"
+    assert (config["architectures"], config["model_type"]) == (["LlamaForCausalLM"], "llama")
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_becomes_its_bytes_and_comes_back(tokenizer, text):
+    assert tokenizer.encode(text) == list(text.encode())
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(data=st.binary())
+def test_ids_are_bytes_whatever_they_are(tokenizer, data):
+    """Broken UTF-8 decodes as Python replaces it, and spoils no valid neighbour."""
+    assert tokenizer.decode(list(data)) == data.decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(
+    "text", ["<|endoftext|>", "a<|endoftext|>b", " leading", "don't", "a  b\n\n", "e\u0301", "\r\n"]
+)
+def test_nothing_is_special_or_tidied_in_text(tokenizer, text):
+    assert tokenizer.encode(text) == list(text.encode())
+    assert tokenizer.decode(list(text.encode())) == text
+
+
+def test_the_document_boundary_is_the_only_special_id(tokenizer):
+    assert len(tokenizer) == VOCAB_SIZE
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == EOT
+    assert tokenizer.all_special_ids == [EOT]
+    assert tokenizer.decode([97, EOT, 98]) == "a<|endoftext|>b"
+    assert tokenizer.decode([97, EOT, 98], skip_special_tokens=True) == "ab"
+    assert set(tokenizer("a")) == {"input_ids", "attention_mask"}, "what generate() takes"
+
+
+def command(*arguments):
+    program = [sys.executable, "-m", "bytemtp.export", *map(str, arguments)]
+    return subprocess.run(program, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+
+
+def test_command_writes_and_checks(trained_run, tmp_path):
+    done = command(trained_run, "--out", tmp_path / "out", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "LlamaForCausalLM, 2 layers" in done.stdout and "1000 of 1000 texts" in done.stdout
+
+
+def test_the_card_tells_the_truth(trained_run, tmp_path):
+    """Its lines of Python run as they stand."""
+    model = bytemtp.load(trained_run)
+    card = (written(model, tmp_path) / "README.md").read_text()
+    lines = "\n".join(line.strip() for line in card.splitlines() if line.startswith("    "))
+    assert "trained on rows of 32 bytes" in card.lower()
+    names = {"torch": torch}
+    exec(lines.replace("DIR", str(tmp_path / "out")), names)
+    text = bytes(i for i in names["ids"][0].tolist() if i != EOT).decode("utf-8", "replace")
+    assert text.startswith("The ") and len(names["ids"][0]) > 5
+
+
+def test_the_check_finds_a_wrong_folder(tmp_path):
+    model, other = tiny(), tiny("anticausal")
+    with pytest.raises(UserError, match="logits differ by at most"):
+        export.check(other, written(model, tmp_path))
+    path = tmp_path / "out" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"use_regex": false', '"use_regex": true').replace('"Ā": 0', '"Ā": 7'))
+    with pytest.raises(UserError, match=r"\b\d{1,3} of 1000 texts come back"):
+        export.check(model, tmp_path / "out")
+
+
+def test_a_full_folder_is_left_alone(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"out exists and is no empty folder"):
+        export.export(tiny(), tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+
+
+def test_an_unwritable_place_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        export.export(tiny(), tmp_path / "file" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_check_names_the_extra_before_anything_is_written(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"bytemtp\[export\]"):
+        export.main([str(trained_run), "--out", str(tmp_path / "out"), "--check"])
+    assert not (tmp_path / "out").exists()
+    export.main([str(trained_run), "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out" / "model.safetensors").exists(), "writing needs no transformers"
