@@ -1,5 +1,5 @@
 # Each target sets up what it needs: the environment in .venv is made once, and again when its two files change.
-#   make demo       corpus, four minutes of training, bits per byte, curves and a sample
+#   make demo       corpora, ten minutes of training, bits per byte, decoding compared, pass@k in a sandbox
 #   make test       linters, types and quick tests          make test-all   also the slow proofs
 #   make bench      speed of data, training and decoding beside the peers
 #   make format     put the source into its one format
@@ -16,6 +16,7 @@ setup: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	bash experiments/system_packages.sh
 	touch $@
 
 demo: setup
@@ -28,11 +29,13 @@ test-all: setup
 	HYPOTHESIS_PROFILE=thorough $(RUN) -m pytest -n auto -m ""
 
 bench: setup
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[bench,code]"
 	$(RUN) -m bytemtp.bench train
 	$(RUN) -m bytemtp.bench heads
 	$(RUN) -m bytemtp.bench memory
 	$(RUN) -m bytemtp.bench data
+	$(RUN) -m bytemtp.bench decode
+	$(RUN) -m bytemtp.bench execute
 
 format: setup
 	$(RUN) -m ruff check --fix .

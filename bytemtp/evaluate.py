@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from bytemtp import bpb
+from bytemtp import bpb, choice, execute, passk, tree_fit
 from bytemtp.errors import UserError
 from bytemtp.runtime import command
 
-VERBS: dict[str, ModuleType] = {"bpb": bpb}
+VERBS: dict[str, ModuleType] = {"bpb": bpb, "passk": passk, "execute": execute, "tree": tree_fit, "choice": choice}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

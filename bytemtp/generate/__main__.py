@@ -73,6 +73,8 @@ class Arguments:
     """write what was measured to this JSON file"""
     html: tyro.conf.DisallowNone[Path | None] = None
     """write a page to this file that shows which draft each byte was, pass by pass; it loads nothing"""
+    engine: Literal["auto", "native", "torch"] = "auto"
+    """native: passes compiled from C++, for CPU cores; torch: tensor operations; auto: native where it can be"""
     device: str = "auto"
     """auto, cpu or cuda"""
 
@@ -111,7 +113,7 @@ def decoding(arguments: Arguments) -> dict[str, Any]:
             tree = check(json.loads(arguments.tree.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"cannot use the tree in {arguments.tree}: {error}") from error
-    names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8")
+    names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8", "engine")
     stop = [as_bytes(text) for text in arguments.stop]
     return {"tree": tree, "stop": stop, **{name: getattr(arguments, name) for name in names}}
 

@@ -1,0 +1,163 @@
+"""`bench decode`: bytes a second of plain decoding beside transformers, and what drafting adds on a trained run."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bytemtp.bench.shapes import Shape
+from bytemtp.bench.turns import Contestant, machine, measure, table, take_turns
+from bytemtp.bpb import read_ids
+from bytemtp.checkpoint import load_model
+from bytemtp.config import DataConfig
+from bytemtp.decode import Generation, generate_batch
+from bytemtp.errors import UserError
+from bytemtp.model import ByteMTP
+from bytemtp.runtime import log, pick_device
+from bytemtp.vocab import EOT
+
+SHAPES = {"6.6M": Shape(), "38.8M": Shape(dim=512, layers=12, heads=8, ffn=1408)}
+PROMPT_BYTES = 256
+
+
+def bench_decode(rounds: int, new: int) -> dict[str, Any]:
+    """Greedy decoding of one text at two shapes, ours beside transformers on the same weights; then passes over 1 to 16
+    ids, with no drafts, linear and replicated heads."""
+    rate = measure("read-rate", Shape(), {})["bytes_per_s"]
+    report: dict[str, Any] = {"bench": "decode", "machine": machine(), "read_bytes_per_s": rate, "shapes": {}}
+    for name, shape in SHAPES.items():
+        contestants: dict[str, Contestant] = {
+            "ours": ("ours-generate", shape, {"new": new}),
+            "ours, tensor operations": ("ours-generate", shape, {"engine": "torch", "new": new}),
+        }
+        if find_spec("transformers"):
+            contestants["transformers"] = "transformers-generate", shape, {"new": new}
+            contestants["transformers, static cache"] = "transformers-generate", shape, {"static": True, "new": new}
+        else:
+            log("not measured: transformers (pip install 'bytemtp[bench]')")
+        heads: dict[str, Contestant] = {
+            f"{topology}, n={n}": ("passes", shape, {"topology": topology, "n_future": n})
+            for topology, n in (("linear", 1), ("linear", 8), ("replicated", 8))
+        }
+        report["shapes"][name] = {"generate": take_turns(contestants, rounds), "passes": take_turns(heads, rounds)}
+    return report
+
+
+def print_decode(report: dict[str, Any]) -> None:
+    rate = report["read_bytes_per_s"]
+    for name, shape in report["shapes"].items():
+        peers = [r["bytes_per_s"] for label, r in shape["generate"].items() if label.startswith("transformers")]
+        digests = {result["digest"] for result in shape["generate"].values()}
+        rows = [
+            [
+                label,
+                f"{result['bytes_per_s']:,.0f}",
+                f"{1e3 * result['step_s']:.2f}",
+                f"{result['bytes_per_s'] / max(peers):.2f}x" if peers else "",
+                f"{result['parameters'] * 4 * result['bytes_per_s'] / rate:.0%}",
+            ]
+            for label, result in shape["generate"].items()
+        ]
+        print(
+            f"\n{name} parameters; the contestants wrote {'the same bytes' if len(digests) == 1 else 'DIFFERENT bytes'}"
+        )
+        print(table(rows, ["plain decoding", "bytes/s", "ms a byte", "vs best transformers", "of memory's read rate"]))
+        rows = [
+            [
+                label,
+                *(f"{1e3 * result[f'pass_{count}_s']:.2f}" for count in (1, 2, 4, 8, 16)),
+                f"{result['pass_8_s'] / result['pass_1_s']:.2f}x",
+                f"{1e3 * result['draft_s']:.2f}" if "draft_s" in result else "",
+            ]
+            for label, result in shape["passes"].items()
+        ]
+        print(f"\n{name} parameters, ms of a pass behind 256 ids")
+        print(table(rows, ["heads", "1 id", "2", "4", "8", "16", "8 vs 1", "drafts"]))
+
+
+def bench_run(
+    run: Path, paths: Sequence[str], prompts: int, new: int, batches: Sequence[int], temperatures: Sequence[float]
+) -> dict[str, Any]:
+    """A trained run continues texts from files: plainly, and by its first k heads for every k; one text at a time, and
+    in batches by all heads."""
+    model = load_model(run, pick_device().value)
+    texts = list(prompts_of(paths, prompts))
+    if not texts:
+        raise UserError(f"the files have no document longer than {PROMPT_BYTES} bytes; give longer ones")
+    generate_batch(model, texts[:1], 16)  # compiles, packs
+    rows = []
+    for temperature in temperatures:
+        for batch in batches:
+            plain = _measure(model, texts, new, batch, mode="ar", temperature=temperature)
+            for k in range(1, model.config.n_future + 1) if batch == batches[0] else [1, model.config.n_future]:
+                fast = plain if k == 1 else _measure(
+                    model, texts, new, batch, mode="speculative", heads=k, temperature=temperature
+                )  # fmt: skip
+                rows.append(_row(temperature, batch, k, plain, fast))
+                log(f"temperature {temperature} batch {batch} heads {k}: {rows[-1]['speed_up']:.2f}x")
+    return {"bench": "decode", "machine": machine(), "run": str(run), "prompts": len(texts), "new": new, "rows": rows}
+
+
+def prompts_of(paths: Sequence[str], count: int) -> Iterator[bytes]:
+    """The first bytes of the first documents that are longer than a prompt."""
+    document: list[int] = []
+    for chunk in read_ids(paths, DataConfig()):
+        for id_ in chunk.tolist():
+            if id_ != EOT:
+                document.append(id_)
+                continue
+            if len(document) > PROMPT_BYTES and count:
+                yield bytes(document[:PROMPT_BYTES])
+                count -= 1
+            document = []
+        if not count:
+            return
+
+
+def _measure(model: ByteMTP, texts: list[bytes], new: int, batch: int, **options: Any) -> list[Generation]:
+    out: list[Generation] = []
+    for first in range(0, len(texts), batch):
+        out += generate_batch(model, texts[first : first + batch], new, **options)
+    return out
+
+
+def _row(temperature: float, batch: int, k: int, plain: list[Generation], fast: list[Generation]) -> dict[str, Any]:
+    """Seconds are those of whole batches, so a batch counts its rows together."""
+
+    def rate(outs: list[Generation]) -> float:
+        return sum(len(out.data) for out in outs) / sum(
+            outs[first].stats["seconds"] for first in range(0, len(outs), batch)
+        )
+
+    forwards = sum(out.stats["forwards"] for out in fast)
+    return {
+        "temperature": temperature,
+        "batch": batch,
+        "k": k,
+        "bytes_per_s": rate(fast),
+        "bytes_per_forward": sum(len(out.data) for out in fast) / forwards,
+        "median_bytes_per_forward": statistics.median(out.stats["bytes_per_forward"] for out in fast),
+        "speed_up": rate(fast) / rate(plain),
+        "identical": sum(a.data == b.data for a, b in zip(plain, fast, strict=True)) / len(fast),
+        "exact": sum(out.stats["exact"] for out in fast),
+    }
+
+
+def print_run(report: dict[str, Any]) -> None:
+    rows = [
+        [
+            row["temperature"],
+            row["batch"],
+            row["k"],
+            f"{row['bytes_per_s']:,.0f}",
+            f"{row['bytes_per_forward']:.2f}",
+            f"{row['speed_up']:.2f}x",
+            f"{row['speed_up'] / row['bytes_per_forward']:.2f}",
+            f"{row['identical']:.0%}" if row["temperature"] == 0 else "same law",
+        ]
+        for row in report["rows"]
+    ]
+    print(f"{report['run']}: {report['prompts']} texts, {report['new']} new bytes each")
+    header = ["temperature", "batch", "heads", "bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass"]
+    print(table(rows, [*header, "same as plain"]))

@@ -1,0 +1,120 @@
+"""Measurements of decoding, each run in a process of its own by worker.py.
+
+All contestants of a shape have the same weights: a model drawn from seed 0, exported where transformers reads it.
+"""
+
+import hashlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bytemtp.bench.shapes import Shape
+from bytemtp.config import ModelConfig
+from bytemtp.decode import generate, make_engine
+from bytemtp.export import export
+from bytemtp.model import ByteMTP
+from bytemtp.runtime import pick_device
+from bytemtp.vocab import EOT
+
+PROMPT = bytes(np.random.default_rng(0).integers(0, 256, 64).tolist())
+REPEATS = 3
+
+
+def model_of(shape: Shape, n_future: int = 1, topology: str = "linear") -> ByteMTP:
+    """Random weights that never end a document, so that all contestants write as many bytes."""
+    config = ModelConfig(
+        shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, n_future, topology,  # type: ignore[arg-type]
+    )  # fmt: skip
+    model = ByteMTP(config).eval().to(pick_device().value)
+    with torch.no_grad():
+        for unembed in model.unembed:
+            nn.init.zeros_(unembed.get_parameter("weight")[EOT])
+    return model
+
+
+def ours_generate(shape: Shape, *, engine: str = "auto", new: int = 256) -> dict[str, Any]:
+    """Plain greedy decoding by bytemtp."""
+    model = model_of(shape)
+    return _timed(lambda: generate(model, PROMPT, new, engine=engine).data, model, new)
+
+
+def transformers_generate(shape: Shape, *, static: bool = False, new: int = 256) -> dict[str, Any]:
+    """The same by transformers' `generate`; static: with its static cache, which it compiles where it can."""
+    from transformers import LlamaForCausalLM
+
+    source = model_of(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        export(source, Path(folder) / "model")
+        model: Any = LlamaForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32)
+    model.to(source.device)
+    ids = torch.tensor([[EOT, *PROMPT]], device=source.device)
+    extra = {"cache_implementation": "static"} if static else {}
+
+    def run() -> bytes:
+        with torch.inference_mode():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
+                pad_token_id=EOT, **extra,
+            )  # fmt: skip
+        return bytes(out[0, ids.shape[1] :].tolist())
+
+    return _timed(run, source, new)
+
+
+def _timed(run: Callable[[], bytes], model: ByteMTP, new: int) -> dict[str, Any]:
+    times, data = [], b""
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        data = run()
+        times.append(time.perf_counter() - start)
+    seconds = statistics.median(times[1:])
+    return {
+        "step_s": seconds / new,
+        "bytes_per_s": new / seconds,
+        "digest": int(hashlib.sha256(data).hexdigest()[:8], 16),
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def passes(
+    shape: Shape, *, engine: str = "auto", n_future: int = 1, topology: str = "linear", context: int = 256
+) -> dict[str, Any]:
+    """Seconds of a pass over 1, 2, 4, 8, 16 ids behind a context, and of the drafts after one over 8."""
+    model = model_of(shape, n_future, topology)
+    runner = make_engine(engine, model, 1, context + 64)
+    random = np.random.default_rng(0)
+    runner.verify(np.array([0]), random.integers(0, 256, (1, context)), np.array([context]))
+    counts, times = (1, 2, 4, 8, 16), dict[str, list[float]]()
+    for _ in range(25):
+        for count in counts:
+            ids = random.integers(0, 256, (1, count))
+            for warm in (True, False):  # the first pass after one of another shape finds other numbers in the caches
+                start = time.perf_counter()
+                runner.verify(np.array([context]), ids, np.array([count]))
+                if not warm:
+                    times.setdefault(f"pass_{count}_s", []).append(time.perf_counter() - start)
+            if count == 8 and n_future > 1:
+                start = time.perf_counter()
+                runner.draft(
+                    np.array([context]), np.array([8]), n_future, lambda i, logits: np.zeros(1, dtype=np.int64)
+                )
+                times.setdefault("draft_s", []).append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def read_rate(shape: Shape) -> dict[str, Any]:
+    """Bytes a second that the threads together read from memory, at best."""
+    numbers = torch.ones(1 << 26)
+    times = []
+    for _ in range(8):
+        start = time.perf_counter()
+        numbers.sum()
+        times.append(time.perf_counter() - start)
+    return {"bytes_per_s": numbers.numel() * 4 / min(times)}

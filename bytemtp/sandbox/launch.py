@@ -1,0 +1,244 @@
+"""How a server is started: inside bubblewrap as an unprivileged user, or, on explicit demand, without any isolation.
+
+`prepare` finds a way that works on this machine by trying it, and refuses with what to do where there is none.
+"""
+
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bytemtp.errors import UserError
+
+Role = Literal["candidate", "referee"]
+
+NOBODY = 65534
+"""Root becomes this user first: the kernel does not limit how many processes root has, and lets it read its files."""
+INSIDE = 1000
+"""User and group that programs see themselves as."""
+HEADER = 1 << 20
+START_SECONDS = 20.0
+PATIENCE = 5.0
+"""Seconds that a server has to answer its host."""
+
+MODULES = ("wire", "lockdown", "candidate", "referee", "server")
+"""What a server needs of this package, in import order.  It gets the text: it can see none of our files."""
+BOOT = f"""
+import sys
+sys.path.remove("")
+import json, socket, types
+control = socket.socket(fileno=int(sys.argv[1]))
+job = json.loads(control.recv({HEADER}))
+for name, source in job["modules"]:
+    sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), sys.modules[name].__dict__)
+sys.modules["bytemtp.sandbox.server"].main(control, job["settings"])
+"""
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "HOME": "/tmp", "TMPDIR": "/tmp"}
+# The same hashes in every process: sets of strings have one order, and a resumed run the verdicts of a straight one.
+ENVIRONMENT |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+UNSAFE = "run the programs unprotected with --unsafe"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one program may use."""
+
+    seconds: float = 3.0
+    """wall-clock time until the verdict; for a script, of each test case"""
+    memory_mib: int = 1024
+    """resident memory of all its processes and of the files that it writes"""
+
+    @property
+    def memory(self) -> int:
+        return self.memory_mib << 20
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of each file system that it may write to."""
+        return self.memory // 4
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A way to start servers."""
+
+    python: str
+    prefix: str
+    """folder of the interpreter"""
+    isolated: bool
+    limits: Limits
+
+    def start(self, role: Role) -> "Server":
+        """UserError if the server does not come up."""
+        return Server(self, role)
+
+    def command(self, role: Role) -> list[str]:
+        python = [self.python, "-B", "-S", "-s", "-c", BOOT]
+        return [*bubblewrap(self.prefix, role), *python] if self.isolated else python
+
+    def settings(self, role: Role) -> dict[str, Any]:
+        limits = {"seconds": self.limits.seconds, "memory": self.limits.memory, "file_bytes": self.limits.file_bytes}
+        return {"role": role, "isolated": self.isolated, **limits}
+
+
+def bubblewrap(prefix: str, role: Role) -> list[str]:
+    """A file system of /usr and devices, all read-only but /tmp and /dev/shm; no network; no capabilities but the one
+    that makes namespaces for programs, which give it up."""
+    words = "--unshare-all --unshare-user --die-with-parent --new-session --clearenv --hostname sandbox"
+    words += f" --uid {INSIDE} --gid {INSIDE} --ro-bind /usr /usr --ro-bind-try /etc/ld.so.cache /etc/ld.so.cache"
+    for folder in ("bin", "lib", "lib64"):
+        if Path("/", folder).is_symlink():
+            words += f" --symlink usr/{folder} /{folder}"
+        elif Path("/", folder).exists():
+            words += f" --ro-bind /{folder} /{folder}"
+    if not prefix.startswith("/usr"):
+        words += f" --ro-bind {prefix} {prefix}"
+    words += " --tmpfs /dev"
+    for device in ("null", "zero", "full", "random", "urandom"):
+        words += f" --dev-bind /dev/{device} /dev/{device}"
+    words += " --dir /dev/shm --remount-ro /dev --tmpfs /dev/shm --tmpfs /tmp --remount-ro / --chdir /tmp"
+    words += " --cap-drop ALL" + " --cap-add CAP_SYS_ADMIN" * (role == "candidate")
+    program = shutil.which("bwrap") or "bwrap"
+    return [program, *words.split()] + [
+        word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)
+    ]
+
+
+class Server:
+    """One long-lived process that forks another for every program (`server.py`)."""
+
+    def __init__(self, launch: Launch, role: Role) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.settimeout(START_SECONDS)
+        self.control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._folder = None if launch.isolated else tempfile.TemporaryDirectory()
+        as_nobody: dict[str, Any] = (
+            dict(user=NOBODY, group=NOBODY, extra_groups=[]) if launch.isolated and os.geteuid() == 0 else {}
+        )
+        try:
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                [*launch.command(role), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                env=ENVIRONMENT,
+                cwd=self._folder.name if self._folder else "/",
+                start_new_session=True,
+                **as_nobody,
+            )
+        except OSError as error:
+            self.control.close()
+            raise UserError(f"{error.filename}: {error.strerror}") from None
+        finally:
+            theirs.close()
+        try:
+            self.pid = self._greet(launch.settings(role))
+        except BaseException:
+            self.close()
+            raise
+
+    def _greet(self, settings: dict[str, Any]) -> int:
+        """Send the code, wait until it runs: the server's process id, as we see it.  UserError with its last words."""
+        folder = Path(__file__).parent
+        modules = [(f"bytemtp.sandbox.{name}", (folder / f"{name}.py").read_text("utf-8")) for name in MODULES]
+        try:
+            self.control.send(json.dumps({"modules": modules, "settings": settings}).encode())
+            word, extra, _, _ = self.control.recvmsg(16, socket.CMSG_SPACE(12))
+        except OSError:
+            word, extra = b"", []
+        if word != b"ready":
+            self._process.kill()
+            _, said = self._process.communicate()
+            raise UserError((said.decode("utf-8", "replace").strip().splitlines() or ["it does not answer"])[-1])
+        self.control.settimeout(PATIENCE)
+        pid, _, _ = struct.unpack("iii", extra[0][2])
+        return int(pid)
+
+    def run(self, sockets: list[socket.socket]) -> None:
+        """Start a child that has these sockets."""
+        socket.send_fds(self.control, [b"run"], [sock.fileno() for sock in sockets])
+
+    def ended(self) -> int:
+        """Wait for the child's end: its exit status, or a signal's number, negative."""
+        return int(self.control.recv(16))
+
+    def end(self) -> int:
+        """Kill the child, if it still runs, and all that it has started; as `ended`.  OSError or ValueError if the
+        server does not answer."""
+        self.control.send(b"end")
+        return self.ended()
+
+    def close(self) -> None:
+        self.control.close()
+        with self._process as process:  # closes its standard error, and waits
+            process.kill()
+        if self._folder:
+            self._folder.cleanup()
+
+
+def prepare(limits: Limits, *, unsafe: bool = False) -> Launch:
+    """A way to start servers that has been tried.  UserError if programs cannot be isolated here and `unsafe` is not
+    given."""
+    if unsafe:
+        return Launch(sys.executable, "", isolated=False, limits=limits)
+    if not sys.platform.startswith("linux"):
+        raise UserError(f"programs can be isolated on Linux only, not on {sys.platform}; use Linux, or --unsafe")
+    if shutil.which("bwrap") is None:
+        raise UserError(
+            f"programs are isolated by bubblewrap (bwrap), which is not installed. "
+            f"Install it (apt install bubblewrap), or {UNSAFE}"
+        )
+    if not Path(f"/proc/self/task/{threading.get_native_id()}/children").exists():
+        raise UserError(
+            f"memory cannot be watched: this kernel lacks /proc/PID/task/TID/children; use another, or {UNSAFE}"
+        )
+    complaints = []
+    for python, prefix in interpreters():
+        launch = Launch(python, prefix, isolated=True, limits=limits)
+        try:
+            try_out(launch)
+            return launch
+        except UserError as error:
+            complaints.append(f"{python}: {error}")
+    raise UserError(f"programs cannot be isolated here: {'; '.join(complaints)}. {hint()}")
+
+
+def interpreters() -> Iterator[tuple[str, str]]:
+    """Pythons to try, with their folders: ours, then the system's (ours may lie where NOBODY cannot read)."""
+    yield str(Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}")), sys.base_prefix
+    for python in ("/usr/bin/python3", "/usr/local/bin/python3"):
+        if Path(python).exists():
+            yield python, "/usr"
+
+
+def try_out(launch: Launch) -> None:
+    """Run an empty program.  UserError if that does not work."""
+    from bytemtp.sandbox.worker import Worker
+
+    worker = Worker(replace(launch, limits=replace(launch.limits, seconds=START_SECONDS)))
+    try:
+        outcome = worker.run({"kind": "tests", "source": "", "prelude": "", "remote": [], "program": ""})
+    finally:
+        worker.close()
+    if not outcome.passed:
+        raise UserError(outcome.result)
+
+
+def hint() -> str:
+    """What usually stands in the way."""
+    for name, good in (("unprivileged_userns_clone", "1"), ("apparmor_restrict_unprivileged_userns", "0")):
+        path = Path("/proc/sys/kernel", name)
+        if path.exists() and path.read_text().strip() != good:
+            return f"Allow user namespaces (sysctl kernel.{name}={good}), or {UNSAFE}"
+    return f"Check that user namespaces are allowed and that /usr has a Python 3.10 or later, or {UNSAFE}"

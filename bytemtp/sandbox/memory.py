@@ -1,0 +1,64 @@
+"""How much memory a program uses: its processes and the files in its tmpfs, seen from outside through /proc.
+
+A limit of address space counts neither shared memory nor files in memory, so the resident memory is added up.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from bytemtp.sandbox.launch import Launch
+from bytemtp.sandbox.lockdown import WRITABLE
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+COUNTED = (b"Pss_Anon:", b"Pss_Shmem:")
+
+
+def used(server: int, launch: Launch) -> int:
+    """Bytes that the children of a server use.  What maps a file in a tmpfs counts in both."""
+    pids = list(descendants(server))
+    files = tmpfs_bytes(pids[0]) if pids and launch.isolated else 0
+    quick = files + sum(map(resident, pids))  # counts what processes share once for each
+    return quick if quick <= launch.limits.memory else files + sum(map(proportional, pids))
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Children of a process, theirs, and so on; parents before children."""
+    for child in children(pid):
+        yield child
+        yield from descendants(child)
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):
+                found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_bytes().split())
+    return found
+
+
+def resident(pid: int) -> int:
+    with suppress(OSError, IndexError):
+        return PAGE * int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+    return 0
+
+
+def proportional(pid: int) -> int:
+    """Private memory, and a share of what is shared; files that are mapped, as libraries, are not counted."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines()
+    except OSError:
+        return resident(pid)
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(COUNTED))
+
+
+def tmpfs_bytes(pid: int) -> int:
+    """Of the files that the program of this process has written."""
+    total = 0
+    for path in WRITABLE:
+        with suppress(OSError):
+            stat = os.statvfs(f"/proc/{pid}/root{path.decode()}")
+            total += (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+    return total

@@ -1,0 +1,113 @@
+"""The process inside a sandbox that forks another for every program.  It never reads a program or a test itself.
+
+Over the control socket (packets, each end speaks in turn): "run" with file descriptors starts a child, "end" kills it;
+between the two, or after "end", the server tells once how the child ended.  The end of the socket ends the server.
+"""
+
+import gc
+import importlib
+import os
+import select
+import signal
+import site
+import socket
+import sys
+from contextlib import suppress
+from typing import Any
+
+from bytemtp.sandbox.candidate import run as run_program
+from bytemtp.sandbox.lockdown import Filter, Namespaces, drop_capabilities, limit_resources
+from bytemtp.sandbox.referee import run as run_tests
+from bytemtp.sandbox.wire import Channel
+
+WARM = "bisect collections copy functools heapq itertools json math operator random re string time typing"
+"""What programs import most, imported before the forks.  Rarer modules would cost every fork more than they save."""
+MOST_DESCRIPTORS = 4
+
+
+def main(control: socket.socket, settings: dict[str, Any]) -> None:
+    """Serve until the host closes the control socket."""
+    for name in WARM.split():
+        importlib.import_module(name)
+    site.setquit()  # exit() and quit(), which python -S leaves out
+    site.sethelper()
+    make = Isolated if settings["isolated"] else Maker
+    maker = make(settings)
+    gc.freeze()  # a collection in a child need not copy our pages
+    control.send(b"ready")
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, 16, MOST_DESCRIPTORS)
+        if not request:
+            return
+        pid = maker.fork()
+        if pid == 0:
+            maker.child(descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if not supervise(control, pid):
+            return
+
+
+def supervise(control: socket.socket, pid: int) -> bool:
+    """Wait for the child or for the host's word to end it, and report; False when the host has gone."""
+    pidfd = os.pidfd_open(pid)
+    watched: list[Any] = [control, pidfd]
+    ready, _, _ = select.select(watched, [], [])
+    os.close(pidfd)
+    word = control.recv(16) if control in ready else b""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    with suppress(BrokenPipeError):
+        control.send(str(os.waitstatus_to_exitcode(status)).encode())
+    return bool(word or (control not in ready and control.recv(16)))
+
+
+class Maker:
+    """Children without isolation."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+
+    def fork(self) -> int:
+        return os.fork()
+
+    def child(self, descriptors: list[int]) -> None:
+        """Does not return."""
+        os.setsid()
+        os.dup2(1, 2)  # the host has read our last words by now
+        lowest = 3
+        for number, descriptor in enumerate(descriptors, lowest):
+            os.dup2(descriptor, number)  # each is at least as high as its new number, so none is overwritten
+        os.closerange(lowest + len(descriptors), 1024)
+        self.enter()
+        channels = [Channel(socket.socket(fileno=lowest + i)) for i in range(len(descriptors))]
+        if self.settings["role"] == "referee":
+            run_tests(*channels)
+            os._exit(0)
+        status = run_program(*channels)
+        sys.exit(status)  # as a program ends: threads are joined, buffers written
+
+    def enter(self) -> None:
+        limit_resources(*(self.settings[name] for name in ("seconds", "memory", "file_bytes")))
+
+
+class Isolated(Maker):
+    """Children in namespaces of their own, without capabilities, with a filter of system calls."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__(settings)
+        self._namespaces = Namespaces() if settings["role"] == "candidate" else None
+        self._filter = Filter()
+
+    def fork(self) -> int:
+        return self._namespaces.fork() if self._namespaces else os.fork()
+
+    def enter(self) -> None:
+        if self._namespaces:
+            self._namespaces.enter(self.settings["file_bytes"])
+        os.chdir("/tmp")
+        drop_capabilities()
+        super().enter()
+        self._filter.install()
