@@ -31,13 +31,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from bytemtp.checkpoint import load_model
-from bytemtp.config import DataConfig, Settings, load_settings
+from bytemtp.checkpoint import load_model, settings_of
+from bytemtp.config import DataConfig
 from bytemtp.errors import UserError
 from bytemtp.loss import IGNORED, HeadLosses, targets_of
 from bytemtp.model import ByteMTP
 from bytemtp.progress import finite
-from bytemtp.rundir import write_file
+from bytemtp.rundir import check_output, write_output
 from bytemtp.runtime import log, pick_device, pick_dtype
 from bytemtp.settings_cli import normal, parse
 from bytemtp.stream import stream
@@ -90,6 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     if not options.paths:
         raise UserError("no PATH given; name the files to score, or - for standard input")
+    check_output(options.json)
     settings = settings_of(options.run)
     device = pick_device(options.device)
     model = load_model(options.run, device.value)
@@ -101,15 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     score = bits_per_byte(model, options.paths, seq_len=seq_len, stride=stride, data=settings.data)
     print(score)
     if options.json is not None:
-        write_file(options.json, json.dumps(score.record(), indent=1) + "\n")
-
-
-def settings_of(run: Path) -> Settings:
-    """Settings of a run, or of the run that a step folder belongs to."""
-    folder = run if (run / "config.toml").exists() else run.resolve().parent.parent
-    if not (folder / "config.toml").exists():
-        raise UserError(f"{run} is not a run; give a folder that `python -m bytemtp.train --out` wrote")
-    return load_settings(folder / "config.toml")[0]
+        write_output(options.json, json.dumps(score.record(), indent=1) + "\n")
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bytemtp.config import load_settings
+from bytemtp.config import Settings, read_toml, unflatten
 from bytemtp.errors import UserError
 from bytemtp.model import ByteMTP
 from bytemtp.rundir import PARTIAL, remove_folder, sync, write_file
+from bytemtp.vocab import PADDED_VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -48,23 +49,44 @@ class TrainState:
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
     """The model of a RUN (its newest checkpoint) or of one `RUN/checkpoints/step-*` folder, in eval mode.
 
-    UserError if there is no checkpoint, or if it is damaged.
+    UserError if there is no checkpoint, or if it or the run's config.toml is damaged; it names the file.
     """
     path = Path(path)
-    folder = path if (path / "model.safetensors").exists() else latest(path)
+    folder = path if (path / WEIGHTS).exists() else latest(path)
     if folder is None:
-        raise UserError(f"{path} holds no checkpoint; give a folder that `python -m bytemtp.train --out` wrote")
-    settings, _ = load_settings(folder.resolve().parent.parent / "config.toml")
+        lack = f"holds no checkpoint ({WEIGHTS} or checkpoints/latest)" if path.exists() else "does not exist"
+        raise UserError(f"{path} {lack}; {GIVE_A_RUN}")
+    settings = settings_of(path)
     model = ByteMTP(settings.model)
     model.trained_length = settings.train.seq_len
-    _load_weights(model, folder / "model.safetensors")
+    _load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
 
 
+def settings_of(path: Path | str) -> Settings:
+    """Settings of a RUN, or of the run that a step folder belongs to.  UserError names the file that is amiss."""
+    path = Path(path)
+    is_step = (path / WEIGHTS).exists() and not (path / "config.toml").exists()
+    config = (path.resolve().parent.parent if is_step else path) / "config.toml"
+    if not config.exists():
+        raise UserError(f"{path} is not a run: there is no {config}; {GIVE_A_RUN}")
+    values, _ = read_toml(config)
+    try:
+        return unflatten(values)
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
+
+
 def latest(run: Path) -> Path | None:
-    """Folder of the newest complete checkpoint; None if there is none yet."""
+    """Folder of the newest complete checkpoint; None if there is none yet.  UserError if the pointer is damaged."""
     pointer = run / "checkpoints" / "latest"
-    return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
+    if not pointer.exists():
+        return None
+    try:
+        name = pointer.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {pointer}: {error}; write the name of a step folder beside it into it") from error
+    return pointer.parent / name
 
 
 def save(run: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Optimizer, keep: int) -> Path:
@@ -93,7 +115,7 @@ def save(run: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Op
 
 def load_training(folder: Path, model: ByteMTP, optimizer: torch.optim.Optimizer) -> TrainState:
     """Put weights, optimiser and random generators back as they were at a checkpoint.  UserError if it is damaged."""
-    _load_weights(model, folder / "model.safetensors")
+    _load_weights(model, folder / WEIGHTS)
     _load_optimizer(optimizer, folder / "optimizer.safetensors")
     _restore_generators(_load_tensors(folder / "rng.safetensors"))
     path = folder / "state.json"
@@ -109,11 +131,13 @@ def last_good(run: Path) -> str:
     return f"the last good checkpoint is {folder}" if folder else "there is no checkpoint yet"
 
 
+WEIGHTS = "model.safetensors"
+GIVE_A_RUN = "give a folder that `python -m bytemtp.train --out` wrote"
 ANOTHER = "use another checkpoint: write its folder's name into checkpoints/latest"
 
 
 def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Optimizer) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     save_file(_generator_states(), folder / "rng.safetensors")
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
@@ -135,6 +159,9 @@ def _load_weights(model: ByteMTP, path: Path) -> None:
         raise UserError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more); {OTHER_MODEL}")
     if unknown := sorted(weights.keys() - expected.keys()):
         raise UserError(f"{path} holds {unknown[0]} (and {len(unknown) - 1} more), unknown to the model; {OTHER_MODEL}")
+    rows = weights["embed.weight"].shape[0] if weights["embed.weight"].dim() else 0
+    if rows != PADDED_VOCAB_SIZE:
+        raise UserError(f"{path}: embed.weight has {rows} rows, {VOCABULARY}")
     for name, tensor in expected.items():
         if weights[name].shape != tensor.shape:
             raise UserError(
@@ -143,6 +170,7 @@ def _load_weights(model: ByteMTP, path: Path) -> None:
     model.load_state_dict(weights)
 
 
+VOCABULARY = f"not the {PADDED_VOCAB_SIZE} of our vocabulary (bytes, end of text, padding): no model of bytemtp"
 OTHER_MODEL = "the config.toml of the run does not describe this checkpoint"
 
 

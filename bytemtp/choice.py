@@ -29,7 +29,7 @@ from bytemtp.decode import window_of
 from bytemtp.errors import UserError
 from bytemtp.model import ByteMTP
 from bytemtp.problems import records
-from bytemtp.rundir import write_file
+from bytemtp.rundir import check_output, write_output
 from bytemtp.runtime import log, pick_device
 from bytemtp.settings_cli import normal, parse
 from bytemtp.vocab import EOT
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
         options=["tasks", "between", "json", "device"],
         program="python -m bytemtp.evaluate choice",
     )
+    check_output(options.json)
     tasks = read_tasks(options.tasks, options.between)
     device = pick_device(options.device)
     model = load_model(options.run, device.value)
@@ -84,10 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     score = answer(model, tasks)
     print(score)
     if options.json is not None:
-        try:
-            write_file(options.json, json.dumps(score.record(), indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {options.json}: {error.strerror}") from error
+        write_output(options.json, json.dumps(score.record(), indent=1) + "\n")
 
 
 @dataclass(frozen=True)

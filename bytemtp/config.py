@@ -82,11 +82,6 @@ class ModelConfig:
         return self.kv_heads or self.attention_heads
 
     @property
-    def head_layers(self) -> int:
-        """Transformer layers that belong to the heads."""
-        return self.n_future if self.topology in LAYERED else 0
-
-    @property
     def trunk_layers(self) -> int:
         """Transformer layers of the shared trunk (Gloeckle et al. 2024, section 2: n - 1 layers leave the trunk)."""
         if self.topology not in LAYERED:

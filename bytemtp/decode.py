@@ -39,7 +39,7 @@ Mode = Literal["ar", "speculative", "tree", "draft"]
 
 MARGIN = 2e-4
 """Smallest lead of the best logit over the second that is trusted.  float32 logits of our models err by 1e-5 at most
-(test_decode.py measures it)."""
+(test_decode.py measures it).  bfloat16's err by far more: there nothing is promised (see divergence.py)."""
 
 PREFILL = 512
 """Ids of a prompt that go through the model at a time."""

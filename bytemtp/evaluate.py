@@ -5,14 +5,12 @@ Each verb is a module with `main(arguments)`; its docstring's first line is its 
 Try:  python -m bytemtp.evaluate bpb RUN PATH
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from bytemtp import bpb, choice, execute, passk, tree_fit
-from bytemtp.errors import UserError
-from bytemtp.runtime import command
+from bytemtp.runtime import command, unknown_verb
 
 VERBS: dict[str, ModuleType] = {"bpb": bpb, "passk": passk, "execute": execute, "tree": tree_fit, "choice": choice}
 
@@ -25,9 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif verb in VERBS:
         VERBS[verb].main(rest)
     else:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(VERBS)}"
-        raise UserError(f"unknown verb {verb!r} of bytemtp.evaluate; {hint}")
+        raise unknown_verb(verb, VERBS, "bytemtp.evaluate")
 
 
 def usage() -> str:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from bytemtp.errors import UserError
 from bytemtp.problems import Cases, Problem, read_problems, records
-from bytemtp.rundir import write_file
+from bytemtp.rundir import write_output
 from bytemtp.runtime import append_json_line, log
 from bytemtp.sandbox.launch import Launch, Limits, prepare
 from bytemtp.sandbox.worker import Outcome, Worker
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str]) -> None:
     summary = summarised(problems, samples, done + new, ks)
     seconds = time.monotonic() - begun
     summary |= {"seconds": round(seconds, 3), "programs_per_s": round(len(new) / seconds, 3)}
-    write_file(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_output(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
 
 

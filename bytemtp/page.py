@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from bytemtp.decode import Generation
-from bytemtp.utf8 import START, advance
+from bytemtp.divergence import Divergence
 
 PROMPT_SHOWN = 2000
 """Bytes of a prompt that are shown, counted from its end."""
@@ -74,18 +74,25 @@ class Byte:
 
 
 def page(
-    prompt: bytes, out: Generation, *, title: str = "bytemtp", plain: Generation | None = None, greedy: bool = True
+    prompt: bytes,
+    out: Generation,
+    *,
+    title: str = "bytemtp",
+    plain: Generation | None = None,
+    difference: Divergence | None = None,
+    greedy: bool = True,
 ) -> str:
     """The page for one generation.
 
-    plain: the same by plain decoding, to compare with.  greedy: whether both must have written the same.
+    plain: the same by plain decoding, to compare with.  difference: `divergence` of the two.  greedy: whether they are
+    to be the same.
     """
     title = title.encode("utf-8", "replace").decode()  # a file name need not be text
     shown = prompt[-PROMPT_SHOWN:]
     sizes = pass_sizes(out.origins)
     parts = [
         f"<header><h1>{escape(title)}</h1></header>",
-        _section("Numbers", table(out, plain, greedy)),
+        _section("Numbers", table(out, plain, difference, greedy)),
         _section("Text", legend(out) + text(shown, out, hidden=len(prompt) - len(shown))),
         _section("Accepted drafts by position", acceptance_chart(out.stats.get("accept_rate_by_position", []))),
         _section("Bytes by pass", pass_chart(sizes)),
@@ -137,15 +144,7 @@ def characters(octets: Sequence[Byte]) -> Iterator[list[Byte]]:
 
 def _valid_size(octets: Sequence[Byte], start: int) -> int:
     """Bytes of the valid character that starts there; 1 if there is none."""
-    state = START
-    for size, byte in enumerate(octets[start : start + 4], 1):
-        after = advance(state, byte.value)
-        if size > 1 and after[0] != state[0] - 1:
-            return 1
-        state = after
-        if state == START:
-            return size
-    return 1
+    return next((size for size in range(1, 5) if _decoded(octets[start : start + size]) is not None), 1)
 
 
 def _decoded(unit: Sequence[Byte]) -> str | None:
@@ -209,13 +208,15 @@ COLUMNS: dict[str, str] = {
 HEADINGS = {"forwards": "passes", "bytes_per_forward": "bytes a pass", "bytes_per_s": "bytes/s", "exact": "near ties"}
 
 
-def table(out: Generation, plain: Generation | None = None, greedy: bool = True) -> str:
+def table(
+    out: Generation, plain: Generation | None = None, difference: Divergence | None = None, greedy: bool = True
+) -> str:
     """Statistics, a row a way of decoding, and the verdict of the comparison."""
     names = [name for name in COLUMNS if name in out.stats]
     heads = "".join(f"<th>{escape(HEADINGS.get(name, name.replace('_', ' ')))}</th>" for name in ("mode", *names))
     rows = [_row(generation.stats, names) for generation in (plain, out) if generation is not None]
     shown = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return shown + (verdict(plain, out, greedy) if plain else "")
+    return shown + (verdict(plain, out, difference, greedy) if plain else "")
 
 
 def _row(stats: dict[str, Any], names: Sequence[str]) -> str:
@@ -223,11 +224,12 @@ def _row(stats: dict[str, Any], names: Sequence[str]) -> str:
     return f"<tr><th>{escape(str(stats.get('mode', '')))}</th>{cells}</tr>"
 
 
-def verdict(plain: Generation, fast: Generation, greedy: bool) -> str:
+def verdict(plain: Generation, fast: Generation, difference: Divergence | None, greedy: bool) -> str:
     """How much faster, and whether the same bytes came out, which only greedy decoding promises."""
     before = plain.stats["bytes_per_s"]
     speed = f"Speed-up {fast.stats['bytes_per_s'] / before:.2f}x. " if before else ""
-    same = f"Identical: <strong>{'yes' if plain.data == fast.data else 'no'}</strong>"
+    detail = f", {difference}." if difference else ""
+    same = f"Identical: <strong>{'yes' if plain.data == fast.data else 'no'}</strong>{detail}"
     return f'<p id="verdict">{speed}{same if greedy else "Both are draws from the same distribution."}</p>'
 
 

@@ -29,7 +29,7 @@ from bytemtp.passk_report import table, write_report
 from bytemtp.passk_samples import Cell, Lines, Plan, claim, digest, draw_missing, fingerprint, gather, progress
 from bytemtp.passk_score import summarise
 from bytemtp.problems import Problem, read_problems
-from bytemtp.rundir import write_file
+from bytemtp.rundir import write_output
 from bytemtp.runtime import log, pick_device
 from bytemtp.settings_cli import normal, parse
 
@@ -117,7 +117,7 @@ def finish(plan: Plan, options: Command, ks: Sequence[int]) -> None:
     speed = execute(plan.problems, records, options)
     results = Lines(options.out / RESULTS).records
     summary = summarise(plan.problems, results, ks) | speed
-    _write(options.out / SUMMARY, json.dumps(summary, indent=1) + "\n")
+    write_output(options.out / SUMMARY, json.dumps(summary, indent=1) + "\n", "; samples and results are kept")
     write_report(options.out, summary, results, plan.problems)
     print(table(summary))
     print(f"\nreport: {options.out / 'report.html'}")
@@ -212,10 +212,3 @@ def execute(problems: Sequence[Problem], records: Sequence[dict[str, Any]], opti
 def _old_speed(path: Path) -> dict[str, float]:
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {name: old[name] for name in ("seconds", "programs_per_s") if name in old}
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_file(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; samples and results are kept") from error

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bytemtp.errors import UserError
+from bytemtp.rundir import check_output, writing
 from bytemtp.runtime import command
 from bytemtp.settings_cli import normal, parse
 
@@ -70,15 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.runs:
         raise UserError("no RUN given; name the folder of a run")
     out = options.out or options.runs[0] / "report.png"
-    if out.suffix not in FORMATS:
-        raise UserError(f"cannot write {out}: its ending must be one of {', '.join(FORMATS)}")
     histories = [read_history(run) for run in options.runs]
-    try:
+    check_picture(out)
+    with writing(out):
         draw(histories).savefig(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from error
     print(table(histories))
     print(f"\npicture: {out}")
+
+
+def check_picture(path: Path) -> None:
+    """UserError if no picture could be written there."""
+    if path.suffix not in FORMATS:
+        raise UserError(f"cannot write {path}: its ending must be one of {', '.join(FORMATS)}")
+    check_output(path)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 Choices are never silent: each `pick_*` returns the value together with the reason, and commands print both.
 """
 
+import difflib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,15 +47,28 @@ def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def unknown_verb(verb: str, verbs: Iterable[str], program: str) -> UserError:
+    """To be raised: names the nearest verb, or all of them."""
+    near = difflib.get_close_matches(verb, verbs, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(verbs)}"
+    return UserError(f"unknown verb {verb!r} of {program}; {hint}")
+
+
 def pick_device(requested: str = "auto") -> Choice:
     """CUDA if there is one, else the CPU.  UserError if the requested device is not there."""
     if requested == "auto":
         if torch.cuda.is_available():
             return Choice(torch.device("cuda"), torch.cuda.get_device_name())
         return Choice(torch.device("cpu"), f"no CUDA device; {torch.get_num_threads()} threads")
-    if requested.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        raise UserError(f"unknown device {requested!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {requested!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
         raise UserError(f"device {requested!r} is not available; use cpu or auto")
-    return Choice(torch.device(requested), "as asked")
+    return Choice(device, "as asked")
 
 
 def pick_dtype(requested: str, device: torch.device) -> Choice:

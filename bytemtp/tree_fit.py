@@ -40,13 +40,13 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from bytemtp.bpb import IDS_A_PASS, PADDING, batched, read_ids, settings_of, windows
-from bytemtp.checkpoint import load_model
+from bytemtp.bpb import IDS_A_PASS, PADDING, batched, read_ids, windows
+from bytemtp.checkpoint import load_model, settings_of
 from bytemtp.config import DataConfig
 from bytemtp.decode import generate
 from bytemtp.errors import UserError
 from bytemtp.model import ByteMTP
-from bytemtp.rundir import write_file
+from bytemtp.rundir import check_output, write_output
 from bytemtp.runtime import log, pick_device
 from bytemtp.settings_cli import normal, parse
 from bytemtp.tree import Shape, chain, check
@@ -105,6 +105,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"nodes is {options.nodes}; it must be at least 1")
     if options.bytes < 0:
         raise UserError(f"bytes is {options.bytes}; it must be 0 (all) or more")
+    check_output(options.json)
     settings = settings_of(options.run)
     device = pick_device(options.device)
     model = load_model(options.run, device.value)
@@ -115,10 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     report = Report(fit(blocks[::2], options.nodes), blocks[1::2] or blocks)
     print(report)
     if options.json is not None:
-        try:
-            write_file(options.json, json.dumps(report.tree) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {options.json}: {error.strerror}") from error
+        write_output(options.json, json.dumps(report.tree) + "\n")
 
 
 def measure(

@@ -1,6 +1,7 @@
 """Checkpoints: complete or absent, whatever happens; exact when loaded; and clear about damage."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bytemtp import checkpoint, rundir
-from bytemtp.checkpoint import TrainState, latest, load_model, load_training, save
+from bytemtp.checkpoint import TrainState, latest, load_model, load_training, save, settings_of
 from bytemtp.config import ModelConfig, Settings, to_toml
 from bytemtp.errors import UserError
 from bytemtp.loss import backward
 from bytemtp.model import ByteMTP
 from bytemtp.optimizer import adamw
-from bytemtp.rundir import claim, clear, remove_partial, write_file
+from bytemtp.rundir import check_output, claim, clear, remove_partial, write_file, write_output
 
 MODEL = ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2, topology="parallel")
 SETTINGS = Settings(MODEL)
@@ -168,6 +169,96 @@ def test_weights_of_another_model_are_refused(run: Path, change: str) -> None:
     save_file(weights, path)
     with pytest.raises(UserError, match=f"{path}.*{'other' if change == 'extra' else 'norm.weight'}"):
         load_model(run)
+
+
+def test_another_vocabulary_is_named(run: Path) -> None:
+    path = save(run, TrainState(step=1), *trained(), keep=1) / "model.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    for size in (256, 0):
+        save_file(weights | {"embed.weight": torch.zeros(size, MODEL.dim)}, path)
+        with pytest.raises(UserError, match=f"^{path}: embed.weight has {size} rows, not the 264 of our vocabulary"):
+            load_model(run)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "latest", "config.toml"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "noise", "folder"])
+def test_whatever_is_wrong_with_a_file_load_model_names_it(run: Path, name: str, damage: str) -> None:
+    folder = save(run, TrainState(step=1), *trained(), keep=1)
+    path = {"model.safetensors": folder, "latest": folder.parent, "config.toml": run}[name] / name
+    content = path.read_bytes()
+    path.unlink()
+    match damage:
+        case "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.touch()
+        case "noise":
+            path.write_bytes(b"\xff\xfe\x00" * 40)
+        case "folder":
+            path.mkdir()
+    with pytest.raises(UserError) as error:
+        load_model(run)
+    assert str(run) in str(error.value) and "\n" not in str(error.value)
+    named = "safetensors" if name == "latest" and damage in ("truncated", "empty") else name
+    assert named in str(error.value) or "fit" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("dim = 16", "dim = 24", "model.safetensors: embed.weight has shape .264, 16., the model .264, 24."),
+        ("layers = 2", "layers = 3", "model.safetensors lacks .*config.toml of the run does not describe"),
+        ("n_future = 2", "n_future = 99", "config.toml: model.n_future is 99; it must be from 1 to 32"),
+        ("n_future = 2", 'n_future = "two"', "config.toml: model.n_future is 'two'; it must be of type int"),
+        ("n_future = 2", "n_futrue = 2", "unknown setting 'model.n_futrue' in .*config.toml; did you mean"),
+    ],
+)
+def test_settings_that_do_not_fit(run: Path, old: str, new: str, message: str) -> None:
+    save(run, TrainState(step=1), *trained(), keep=1)
+    path = run / "config.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message) as error:
+        load_model(run)
+    assert str(run) in str(error.value)
+
+
+def test_settings_of_a_run_and_of_its_steps(run: Path, tmp_path: Path) -> None:
+    step = save(run, TrainState(step=1), *trained(), keep=1)
+    assert settings_of(run) == settings_of(step) == settings_of(str(step)) == SETTINGS
+    (run / "checkpoints" / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder is not a run: there is no .*folder/config\.toml"):
+        settings_of(run / "checkpoints" / "folder")  # a settings file two levels up is not enough
+
+
+def test_an_output_is_tried_without_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    check_output(path)
+    assert not list(tmp_path.iterdir())
+    write_output(path, "old")
+    check_output(path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    check_output(None)
+    for wrong, reason in ((tmp_path, "Is a directory"), (tmp_path / "no" / "x", "No such file"), (path / "x", "Not a")):
+        for attempt in (check_output, lambda wrong: write_output(wrong, "new", "; kept")):
+            with pytest.raises(UserError, match=f"^cannot write {wrong}: {reason}[^\n]*$"):
+                attempt(wrong)
+
+
+def test_links_pipes_and_devices_are_written_through(tmp_path: Path) -> None:
+    """`--json /dev/stdout`: replacing it by a file would break it for every process that comes after."""
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    check_output(link)
+    write_output(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    check_output(pipe)
+    write_output(pipe, "through")
+    assert os.read(reader, 100) == b"through" and pipe.is_fifo()
+    os.close(reader)
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ def test_a_step_folder_is_as_good_as_its_run(trained_run, tmp_path, capsys):
         (["bpb", "RUN", "EMPTY"], "is empty"),
         (["bpb", "RUN", "FILE", "--jsno", "x"], "did you mean '--json'"),
         (["bpb", "FILE", "FILE"], "is not a run"),
+        (["bpb", "RUN", "FILE", "--json", "/no/such/place"], "cannot write /no/such/place: No such file or directory"),
     ],
 )
 def test_bad_input_is_one_clear_line(trained_run, tmp_path, arguments, message):

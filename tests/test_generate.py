@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import bytemtp
+from bytemtp.checkpoint import load_model
 from bytemtp.decode import Generation
+from bytemtp.errors import UserError
+from bytemtp.generate import __main__ as module
 from bytemtp.show import coloured
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +62,7 @@ def test_one_head_says_that_nothing_is_drafted(one_head_run):
         (["--prompt", "a", "--max-bytes", "-3"], "max_bytes is -3"),
         (["--prompt", "a", "--max-bytes", "3", "--temperature", "-1"], "temperature is -1.0"),
         (["--prompt", "a", "--max-bytes", "3", "--mode", "draft"], "needs a draft model"),
-        (["--prompt", "a", "--max-bytes", "3", "--tree", "nowhere"], "cannot use the tree in nowhere"),
+        (["--prompt", "a"], "max_bytes"),
         (["--prompt", "a", "--max-bites", "3"], "did you mean '--max_bytes'"),
     ],
 )
@@ -66,6 +70,96 @@ def test_mistakes_get_one_line(trained_run, arguments, message):
     done = command(trained_run, *arguments)
     text = done.stderr.decode()
     assert done.returncode == 2 and message in text and text.count("\n") == 1 and not done.stdout
+
+
+PLAIN = ["--prompt", "a", "--max-bytes", "3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt-file", ".", "--max-bytes", "3"], "cannot read .: Is a directory"),
+        ([*PLAIN, "--mode", "tree", "--tree", "nowhere"], "cannot use the tree in nowhere: No such file"),
+        ([*PLAIN, "--mode", "tree", "--tree", "."], "cannot use the tree in .: Is a directory"),
+        ([*PLAIN, "--tree", "tree"], "--tree is for --mode tree, but the mode is speculative"),
+        ([*PLAIN, "--draft", "run"], "--draft is for --mode draft, but the mode is speculative"),
+        ([*PLAIN, "--mode", "ar", "--draft", "run"], "--draft is for --mode draft, but the mode is ar"),
+        ([*PLAIN, "--mode", "draft"], "needs a draft model"),
+        ([*PLAIN, "--heads", "4"], "heads is 4; it must be from 1 to 3, or 0 for all"),
+        ([*PLAIN, "--mode", "ar", "--heads", "4"], "heads is 4; it must be from 1 to 3, or 0 for all"),
+        ([*PLAIN, "--temperature", "nan"], "temperature is nan"),
+        ([*PLAIN, "--top-p", "2"], "top_p is 2.0"),
+        ([*PLAIN, "--dtype", "float16"], "'float16'"),
+        ([*PLAIN, "--dtype", "bfloat16", "--engine", "native"], "--engine native decodes in float32, not bfloat16"),
+        ([*PLAIN, "--device", "gpu"], "unknown device 'gpu'; use auto, cpu, cuda or cuda:N"),
+        ([*PLAIN, "--device", "meta"], "device 'meta' is not supported"),
+        ([*PLAIN, "--device", "cuda:99"], "device 'cuda:99' is not available"),
+    ],
+)
+def test_more_mistakes(trained_run, arguments, message):
+    with pytest.raises(UserError) as error:
+        module.main([str(trained_run), *arguments])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "it has no node"),
+        ("[1, 2]", "no list of paths of ranks"),
+        ('{"a": 1}', "no list of paths of ranks"),
+        ("[[1]]", "without its parent or the rank before it"),
+        ("[[0]", "Expecting"),
+        ("[" * 100_000, "no list of paths of ranks"),
+    ],
+)
+def test_a_bad_tree_is_named(tmp_path, text, message):
+    path = tmp_path / "tree.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"^cannot use the tree in {path}: .*{message}"):
+        module.read_tree(path)
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}/none does not exist; give a folder"):
+        module.main([str(tmp_path / "none"), *PLAIN])
+
+
+@pytest.mark.parametrize("option", ["--html", "--stats"])
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_loaded(tmp_path, monkeypatch, option):
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("it came to loading"))
+    for path, reason in ((tmp_path / "no" / "file", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(UserError, match=f"^cannot write {path}: {reason}"):
+            module.main(["run", *PLAIN, option, str(path)])
+
+
+def test_no_bytes_at_all(trained_run, tmp_path):
+    outputs = ["--stats", tmp_path / "stats.json", "--html", tmp_path / "page.html"]
+    done = command(trained_run, "--prompt", "a", "--max-bytes", 0, "--compare", "ar", *outputs)
+    assert (done.returncode, done.stdout) == (0, b"") and b"identical: yes" in done.stderr
+    assert json.loads((tmp_path / "stats.json").read_text())["bytes"] == 0
+
+
+def test_bfloat16_runs_tensor_operations_in_bfloat16(trained_run, tmp_path, monkeypatch):
+    """Both models; and the answer to `--compare ar` is the same on standard error and on the page."""
+    used, logged = [], []
+
+    def load(run, device):
+        used.append(load_model(run, device))
+        return used[-1]
+
+    monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(module, "write", lambda data: None)
+    monkeypatch.setattr(module, "log", logged.append)
+    outputs = ["--stats", str(tmp_path / "stats.json"), "--html", str(tmp_path / "page.html"), "--compare", "ar"]
+    draft = ["--mode", "draft", "--draft", str(trained_run)]
+    module.main([str(trained_run), "--prompt", "a", "--max-bytes", "60", "--dtype", "bfloat16", *outputs, *draft])
+    assert [model.dtype for model in used] == [torch.bfloat16] * 2
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert (stats["engine"], stats["dtype"]) == ("torch", "bfloat16")
+    answer = logged[-1].splitlines()[-1].removeprefix("identical: ")
+    assert re.fullmatch(r"yes|no, first difference at byte \d+; .* differ by \S+ in float64 logits", answer)
+    assert re.sub("^(yes|no)", r"<strong>\1</strong>", answer) in (tmp_path / "page.html").read_text()
 
 
 def test_colours_follow_the_drafts_and_spare_characters():

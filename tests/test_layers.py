@@ -17,8 +17,8 @@ LAYERS = {
     "model": ["attention", "layers", "model", "rundir", "checkpoint"],
     "train": ["loss", "optimizer", "tuning", "progress", "interrupts", "resuming", "trainer"],
     "decode": [
-        *("cache", "incremental", "native", "exact", "sampling", "utf8", "row", "tree", "decode", "show", "page"),
-        "generate",
+        *("cache", "incremental", "native", "exact", "sampling", "utf8", "row", "tree", "decode", "divergence"),
+        *("show", "page", "generate"),
     ],
     "evaluate": [
         *("bpb", "report", "problems", "sandbox", "execute", "passk_samples", "passk_score", "passk_report", "passk"),

@@ -134,7 +134,7 @@ def test_parity_keeps_parameters_and_costs_depth(topology):
 def test_every_preset_takes_every_head_count_up_to_8(name, topology):
     for n in range(1, 9):
         config = replace(PRESETS[name].model, n_future=n, topology=topology)
-        assert config.trunk_layers + config.head_layers == config.layers
+        assert config.trunk_layers + (n if topology in LAYERED else 0) == config.layers
 
 
 @pytest.mark.parametrize(

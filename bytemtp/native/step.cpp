@@ -30,12 +30,13 @@ namespace {
 
 constexpr int PANEL = 32;  // outputs of a panel: narrow enough for eight rows of sums in registers, so each is read once
 constexpr int ROWS = 8;    // rows that a panel is multiplied with at once
-constexpr int LANES = 16;  // floats of a vector, slots of a block of keys
+constexpr int LANES = 16;  // floats of a vector, slots of a block of keys; a panel of gate_up has as many gates and ups
+static_assert(PANEL == 2 * LANES);
 constexpr float EPSILON = 1e-5f;
 constexpr int SPINS_BEFORE_SLEEP = 20000;  // some 300 microseconds: longer than Python takes between two calls
 
-typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(LANES * 4), aligned(4)));
+typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(LANES * 4)));
 
 Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
@@ -378,62 +379,82 @@ void share(const Work& work, int member, int count, Job job) {
   work.team->barrier();
 }
 
-void layer_step(void* argument, int member) {
-  const Work& work = *static_cast<Work*>(argument);
+// x / rms(x) times the q, k, v matrix: keys and values of all tokens, queries of those that are asked for.
+void project(const Work& work, int member) {
   const Pass& pass = *work.pass;
   const Shape& shape = *pass.shape;
-  const int d = shape.dim, width = shape.head_dim, t = pass.tokens->count, q = pass.query_count;
-  const int qkv_width = (shape.heads + 2 * shape.kv_heads) * width;
+  const int d = shape.dim, t = pass.tokens->count, width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
   std::vector<float> scale(t);
   for (int i = 0; i < t; i++) scale[i] = inverse_rms(pass.x + (int64_t)i * d, d);
-
-  share(work, member, panels(qkv_width), [&](int l, int panel) {
-    const float* w = pass.layers[l].qkv + (int64_t)panel * d * PANEL;
-    const bool only_queries = (panel + 1) * PANEL <= shape.heads * width;
+  share(work, member, panels(width), [&](int l, int panel) {
+    const bool only_queries = (panel + 1) * PANEL <= shape.heads * shape.head_dim;
     auto token = [&](int r) { return only_queries ? pass.queries[r] : r; };
-    each_product(w, d, only_queries ? q : t, [&](int r) { return pass.x + (int64_t)token(r) * d; }, [&](int r, const float* out) {
-      float* to = pass.qkv + ((int64_t)l * t + token(r)) * qkv_width + panel * PANEL;
-      for (int c = 0; c < PANEL && panel * PANEL + c < qkv_width; c++) to[c] = out[c] * scale[token(r)];
+    auto row = [&](int r) { return pass.x + (int64_t)token(r) * d; };
+    const float* w = pass.layers[l].qkv + (int64_t)panel * d * PANEL;
+    each_product(w, d, only_queries ? pass.query_count : t, row, [&](int r, const float* out) {
+      float* to = pass.qkv + ((int64_t)l * t + token(r)) * width;
+      for (int c = panel * PANEL; c < width && c < (panel + 1) * PANEL; c++) to[c] = out[c - panel * PANEL] * scale[token(r)];
     });
   });
+}
 
+void attend(const Work& work, int member) {
+  const Shape& shape = *work.pass->shape;
+  float* scratch = work.pass->scores + (int64_t)member * ROWS * (shape.slots + LANES);
   share(work, member, work.rows * shape.kv_heads, [&](int l, int j) {
-    attention(pass, l, j / shape.kv_heads, j % shape.kv_heads, pass.scores + (int64_t)member * ROWS * (shape.slots + LANES));
+    attention(*work.pass, l, j / shape.kv_heads, j % shape.kv_heads, scratch);
   });
+}
 
+// y = x + attention's output times its matrix.
+void add_attention(const Work& work, int member) {
+  const Pass& pass = *work.pass;
+  const int d = pass.shape->dim, q = pass.query_count, in = pass.shape->heads * pass.shape->head_dim;
   share(work, member, panels(d), [&](int l, int panel) {
-    const float* w = pass.layers[l].attention_out + (int64_t)panel * shape.heads * width * PANEL;
-    auto row = [&](int r) { return pass.attended + ((int64_t)l * q + r) * shape.heads * width; };
-    each_product(w, shape.heads * width, q, row, [&](int r, const float* out) {
+    auto row = [&](int r) { return pass.attended + ((int64_t)l * q + r) * in; };
+    const float* w = pass.layers[l].attention_out + (int64_t)panel * in * PANEL;
+    each_product(w, in, q, row, [&](int r, const float* out) {
       const float* from = pass.x + (int64_t)pass.queries[r] * d;
       float* to = pass.y + ((int64_t)l * q + r) * d;
       for (int c = panel * PANEL; c < d && c < (panel + 1) * PANEL; c++) to[c] = from[c] + out[c - panel * PANEL];
     });
   });
+}
 
-  std::vector<float> inner_scale((size_t)pass.layer_count * q, 0.0f);
-  share(work, member, shape.ffn / (PANEL / 2), [&](int l, int panel) {
-    const float* w = pass.layers[l].gate_up + (int64_t)panel * d * PANEL;
+// silu(gate) * up of y / rms(y).
+void gate(const Work& work, int member) {
+  const Pass& pass = *work.pass;
+  const int d = pass.shape->dim, f = pass.shape->ffn, q = pass.query_count;
+  std::vector<float> scale((size_t)pass.layer_count * q, 0.0f);
+  share(work, member, f / LANES, [&](int l, int panel) {
     auto row = [&](int r) { return pass.y + ((int64_t)l * q + r) * d; };
+    const float* w = pass.layers[l].gate_up + (int64_t)panel * d * PANEL;
     each_product(w, d, q, row, [&](int r, const float* out) {
-      float& s = inner_scale[(size_t)l * q + r];
+      float& s = scale[(size_t)l * q + r];
       if (s == 0.0f) s = inverse_rms(row(r), d);
-      float* to = pass.inner + ((int64_t)l * q + r) * shape.ffn + panel * (PANEL / 2);
-      for (int c = 0; c < PANEL / 2; c += LANES) {
-        Vector gate = load(out + c) * s, up = load(out + PANEL / 2 + c) * s;
-        store(to + c, gate / (1.0f + exp(-gate)) * up);
-      }
+      Vector gated = load(out) * s, up = load(out + LANES) * s;
+      store(pass.inner + ((int64_t)l * q + r) * f + panel * LANES, gated / (1.0f + exp(-gated)) * up);
     });
   });
+}
 
+// y += the inner vector times the last matrix.
+void add_feed_forward(const Work& work, int member) {
+  const Pass& pass = *work.pass;
+  const int d = pass.shape->dim, f = pass.shape->ffn, q = pass.query_count;
   share(work, member, panels(d), [&](int l, int panel) {
-    const float* w = pass.layers[l].ffn_out + (int64_t)panel * shape.ffn * PANEL;
-    auto row = [&](int r) { return pass.inner + ((int64_t)l * q + r) * shape.ffn; };
-    each_product(w, shape.ffn, q, row, [&](int r, const float* out) {
+    auto row = [&](int r) { return pass.inner + ((int64_t)l * q + r) * f; };
+    const float* w = pass.layers[l].ffn_out + (int64_t)panel * f * PANEL;
+    each_product(w, f, q, row, [&](int r, const float* out) {
       float* to = pass.y + ((int64_t)l * q + r) * d;
       for (int c = panel * PANEL; c < d && c < (panel + 1) * PANEL; c++) to[c] += out[c - panel * PANEL];
     });
   });
+}
+
+void layer_step(void* argument, int member) {
+  const Work& work = *static_cast<Work*>(argument);
+  for (auto part : {project, attend, add_attention, gate, add_feed_forward}) part(work, member);
 }
 
 struct Stack {
