@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 from bytemtp.bench.data import bench_data, print_data
-from bytemtp.bench.decode import bench_decode, bench_run, print_decode, print_run
+from bytemtp.bench.decode import beginnings, bench_decode, bench_run, print_decode, print_run
 from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
 from bytemtp.bench.shapes import Shape
@@ -129,9 +129,13 @@ class Decode:
     run: tyro.conf.DisallowNone[Path | None] = None
     """a trained run; without one, random weights at two shapes beside transformers"""
     files: tuple[str, ...] = ()
-    """texts that the run continues, each from its first 256 bytes"""
+    """texts that the run continues, each from its beginning"""
     prompts: int = 16
     """how many of them"""
+    prompt_bytes: int = 256
+    """length of the beginnings, as far as a text goes"""
+    text_field: str = "text"
+    """of a .jsonl file's lines: where the text is"""
     new: int = 256
     """bytes to write"""
     batches: tuple[int, ...] = (1, 4, 16)
@@ -150,7 +154,8 @@ class Decode:
             return report
         if not self.files:
             raise UserError("give --files PATH ... with --run: the texts that the run continues")
-        report = bench_run(self.run, self.files, self.prompts, self.new, self.batches, self.temperatures)
+        texts = beginnings(self.files, self.prompts, self.prompt_bytes, self.text_field)
+        report = bench_run(self.run, texts, self.new, self.batches, self.temperatures)
         print_run(report)
         return report
 

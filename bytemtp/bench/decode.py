@@ -1,7 +1,7 @@
 """`bench decode`: bytes a second of plain decoding beside transformers, and what drafting adds on a trained run."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from bytemtp.runtime import log, pick_device
 from bytemtp.vocab import EOT
 
 SHAPES = {"6.6M": Shape(), "38.8M": Shape(dim=512, layers=12, heads=8, ffn=1408)}
-PROMPT_BYTES = 256
 
 
 def bench_decode(rounds: int, new: int) -> dict[str, Any]:
@@ -77,45 +76,43 @@ def print_decode(report: dict[str, Any]) -> None:
 
 
 def bench_run(
-    run: Path, paths: Sequence[str], prompts: int, new: int, batches: Sequence[int], temperatures: Sequence[float]
+    run: Path, texts: Sequence[bytes], new: int, batches: Sequence[int], temperatures: Sequence[float]
 ) -> dict[str, Any]:
-    """A trained run continues texts from files: plainly, and by its first k heads for every k; one text at a time, and
-    in batches by all heads."""
+    """A trained run continues texts: plainly, and by its first k heads for every k; one text at a time, and in batches
+    by all heads."""
     model = load_model(run, pick_device().value)
-    texts = list(prompts_of(paths, prompts))
-    if not texts:
-        raise UserError(f"the files have no document longer than {PROMPT_BYTES} bytes; give longer ones")
     generate_batch(model, texts[:1], 16)  # compiles, packs
     rows = []
     for temperature in temperatures:
         for batch in batches:
             plain = _measure(model, texts, new, batch, mode="ar", temperature=temperature)
-            for k in range(1, model.config.n_future + 1) if batch == batches[0] else [1, model.config.n_future]:
-                fast = plain if k == 1 else _measure(
-                    model, texts, new, batch, mode="speculative", heads=k, temperature=temperature
-                )  # fmt: skip
+            rows.append(_row(temperature, batch, 1, plain, plain))
+            for k in range(2, model.config.n_future + 1) if batch == batches[0] else [model.config.n_future]:
+                fast = _measure(model, texts, new, batch, mode="speculative", heads=k, temperature=temperature)
                 rows.append(_row(temperature, batch, k, plain, fast))
                 log(f"temperature {temperature} batch {batch} heads {k}: {rows[-1]['speed_up']:.2f}x")
-    return {"bench": "decode", "machine": machine(), "run": str(run), "prompts": len(texts), "new": new, "rows": rows}
+    return {"bench": "decode", "machine": machine(), "run": str(run), "texts": len(texts), "new": new, "rows": rows}
 
 
-def prompts_of(paths: Sequence[str], count: int) -> Iterator[bytes]:
-    """The first bytes of the first documents that are longer than a prompt."""
-    document: list[int] = []
-    for chunk in read_ids(paths, DataConfig()):
+def beginnings(paths: Sequence[str], count: int, size: int, text_field: str) -> list[bytes]:
+    """The first `size` bytes of the first `count` documents.  UserError if there is no document."""
+    found: list[bytes] = []
+    document = bytearray()
+    for chunk in read_ids(paths, DataConfig(text_field=text_field)):
         for id_ in chunk.tolist():
             if id_ != EOT:
                 document.append(id_)
                 continue
-            if len(document) > PROMPT_BYTES and count:
-                yield bytes(document[:PROMPT_BYTES])
-                count -= 1
-            document = []
-        if not count:
-            return
+            found.append(bytes(document[:size]))
+            document.clear()
+            if len(found) == count:
+                return found
+    if not found:
+        raise UserError(f"{', '.join(paths)}: no document to continue")
+    return found
 
 
-def _measure(model: ByteMTP, texts: list[bytes], new: int, batch: int, **options: Any) -> list[Generation]:
+def _measure(model: ByteMTP, texts: Sequence[bytes], new: int, batch: int, **options: Any) -> list[Generation]:
     out: list[Generation] = []
     for first in range(0, len(texts), batch):
         out += generate_batch(model, texts[first : first + batch], new, **options)
@@ -158,6 +155,6 @@ def print_run(report: dict[str, Any]) -> None:
         ]
         for row in report["rows"]
     ]
-    print(f"{report['run']}: {report['prompts']} texts, {report['new']} new bytes each")
+    print(f"{report['run']}: {report['texts']} texts, up to {report['new']} new bytes each")
     header = ["temperature", "batch", "heads", "bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass"]
     print(table(rows, [*header, "same as plain"]))

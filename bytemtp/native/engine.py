@@ -8,6 +8,7 @@ Shapes:  b rows, c ids of the chunk, t ids of all rows one after another, q last
 import weakref
 from ctypes import POINTER, Array, byref, cast, pointer, sizeof
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from jaxtyping import Float32, Int, UInt8
 from bytemtp.incremental import Branches, Choose
 from bytemtp.layers import Block, rope_table
 from bytemtp.model import ByteMTP, DeepSeekModule
-from bytemtp.native.library import Layer, Pass, Shape, Tokens, library
-from bytemtp.native.memory import zeros
+from bytemtp.native.library import Layer, Pass, Shape, Tokens, library, team
 from bytemtp.native.weights import LANES, Packed, packed, up_to
 from bytemtp.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 
+SLOTS = 256
+"""Caches have a multiple of so many slots, so that the next text can often use the last one's memory."""
 QUERIES = 8
 """that attend together in step.cpp"""
 
@@ -29,6 +31,16 @@ def supports(model: ByteMTP) -> bool:
     """Whether `Native` can run the model: float32 on the CPU, a width that is a multiple of 16, heads of up to 128."""
     plain = model.dtype == model.embed.weight.dtype == torch.float32
     return plain and model.device.type == "cpu" and model.config.dim % LANES == 0 and model.config.head_dim <= 8 * LANES
+
+
+@lru_cache(maxsize=8)
+def angles(length: int, head_dim: int, theta: float) -> tuple[Float32[np.ndarray, "s k"], Float32[np.ndarray, "s k"]]:
+    """Cosines and sines of the positions.
+
+    Kept, because torch's threads, which make them, go on turning for milliseconds and would be in the way of ours.
+    """
+    cos, sin = rope_table(length, head_dim, theta, torch.device("cpu"), torch.float32)
+    return cos[:, 0].numpy().copy(), sin[:, 0].numpy().copy()
 
 
 @dataclass(frozen=True)
@@ -60,25 +72,24 @@ class Native:
         self.model, self.window = model, window
         self.weights, self.library = packed(model), library()
         self.ids = np.zeros((rows, capacity + config.n_future), dtype=np.int64)
-        self.slots, self.width = up_to(capacity + 1, LANES), up_to(config.head_dim, LANES)
+        self.slots, self.width = up_to(capacity + 1, SLOTS), up_to(config.head_dim, LANES)
         ffn = up_to(config.ffn_dim, LANES)
         sizes = config.dim, config.attention_heads, config.key_value_heads, self.width, ffn, config.head_dim, self.slots
         self.shape = Shape(*sizes)
-        table = rope_table(self.slots, config.head_dim, config.rope_theta, torch.device("cpu"), torch.float32)
-        self.table = [x[:, 0].contiguous() for x in table]
-        self.angles = [x.data_ptr() for x in self.table]
-        (self.scratch,) = zeros([(0,)])
+        self.table = angles(self.slots, config.head_dim, config.rope_theta)
+        self.angles = [x.ctypes.data for x in self.table]
         shape, blocks = (rows, config.key_value_heads, self.slots // LANES), list(self.weights.blocks)
-        self.k = dict(zip(blocks, zeros([(*shape, self.width, LANES)] * len(blocks)), strict=True))
-        self.v = dict(zip(blocks, zeros([(*shape, LANES, self.width)] * len(blocks)), strict=True))
+        self.memory = self.weights.memory([(*shape, self.width, LANES), (*shape, LANES, self.width)])
+        weakref.finalize(self, self.weights.give_back, self.memory)
+        self.k = dict(zip(blocks, self.memory.caches[: len(blocks)], strict=True))
+        self.v = dict(zip(blocks, self.memory.caches[len(blocks) :], strict=True))
         self.trunk = self._layers([block for block in model.trunk if isinstance(block, Block)])
         links = [link.block if isinstance(link, DeepSeekModule) else link for link in model.links]
         self.links = self._layers([link for link in links if isinstance(link, Block)])
         path = [model.links[i] for i in model.path_to_first_head]
         self.read_back = [block for block in (*model.trunk, *path) if isinstance(block, Block)]
         self.threads = torch.get_num_threads()
-        self.team = self.library.team_new(self.threads)
-        weakref.finalize(self, self.library.team_delete, self.team)
+        self.team = team(self.threads)
         keeps = capacity + 1 if config.topology == "deepseek" else 0
         self.first_hidden = np.zeros((rows, keeps, config.dim), np.float32)
         # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
@@ -237,9 +248,8 @@ class Native:
             at_once * len(queries) * shape.ffn,
             self.threads * QUERIES * (shape.slots + LANES),
         ]
-        if sum(sizes) > len(self.scratch):
-            (self.scratch,) = zeros([(sum(sizes),)])
-        places = [self.scratch.ctypes.data + 4 * sum(sizes[:i]) for i in range(len(sizes))]
+        scratch = self.memory.scratch(sum(sizes)).ctypes.data
+        places = [scratch + 4 * sum(sizes[:i]) for i in range(len(sizes))]
         chosen = cast(byref(layers, first * sizeof(Layer)), POINTER(Layer))
         parts = queries.ctypes.data, x.ctypes.data, y.ctypes.data, *places
         step = Pass(pointer(shape), chosen, count, pointer(flat.structure), len(queries), *parts)

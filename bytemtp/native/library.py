@@ -70,12 +70,20 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(kept))
     lib.team_new.restype = c_void_p
     lib.team_new.argtypes = [c_int]
-    lib.team_delete.argtypes = [c_void_p]
     lib.run_layers.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
     lib.run_product.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int, c_int, c_int, c_void_p, c_void_p]
-    for function in (lib.team_delete, lib.run_layers, lib.run_product):
+    for function in (lib.run_layers, lib.run_product):
         function.restype = None
     return lib
+
+
+@cache
+def team(threads: int) -> int:
+    """Threads that all engines of the process use in turn: new ones would need milliseconds to find a core each."""
+    return int(library().team_new(threads))
+
+
+os.register_at_fork(after_in_child=team.cache_clear)  # a forked process has none of them
 
 
 def _compile(command: list[str], kept: Path) -> None:

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <sched.h>
 #include <thread>
 #include <utility>
@@ -63,20 +64,16 @@ Vector exp(Vector x) {
   return x > -87.0f ? p * scale : Vector{};
 }
 
-// ---- Threads that work on one step together
+// ---- Threads that work on one step together, as long as the process lives
 
 class Team {
  public:
   explicit Team(int size) : size_(size) {
     for (int i = 1; i < size; i++) threads_.emplace_back([this, i] { serve(i); });
   }
-  ~Team() {
-    work_ = nullptr;
-    call();
-    for (auto& thread : threads_) thread.join();
-  }
-  // Runs work(argument, member) on all threads.
+  // Runs work(argument, member) on all threads; one caller at a time.
   void run(void (*work)(void*, int), void* argument) {
+    std::lock_guard<std::mutex> alone(mutex_);
     work_ = work, argument_ = argument;
     call();
     work(argument, 0);
@@ -113,13 +110,13 @@ class Team {
 #endif
         if (spins > SPINS_BEFORE_SLEEP) calls_.wait(seen, std::memory_order_acquire);
       }
-      if (!work_) return;
       work_(argument_, member);
       barrier();
     }
   }
 
   const int size_;
+  std::mutex mutex_;
   std::vector<std::thread> threads_;
   void (*work_)(void*, int) = nullptr;
   void* argument_ = nullptr;
@@ -500,7 +497,6 @@ void product_step(void* argument, int member) {
 extern "C" {
 
 void* team_new(int threads) { return new Team(threads); }
-void team_delete(void* team) { delete static_cast<Team*>(team); }
 
 // `side_by_side` layers all read x and write y[l]; otherwise y = x and each reads what the one before wrote.
 void run_layers(void* team, const Pass* pass, int rows, int side_by_side) {

@@ -5,6 +5,7 @@ A matrix [out, in] becomes panels of 32 outputs, [out / 32, in, 32].  The scale 
 Shapes:  d width, h query heads, g key/value heads, k head width (p: padded to 16), f inner width.
 """
 
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from bytemtp.layers import Block
 from bytemtp.model import ByteMTP, DeepSeekModule
-from bytemtp.native.memory import gathered
+from bytemtp.native.memory import EngineMemory, gathered
 
 Packed = Float32[np.ndarray, "panels in 32"]
 
@@ -64,6 +65,20 @@ class PackedModel:
         self.linear = pack(torch.cat(linear)) if linear else None
         self.merges = [self._merge(link) for link in model.links if isinstance(link, DeepSeekModule)]
         """of each MTP module the half that reads the hidden state and the half that reads the embedding"""
+
+        self._spare: EngineMemory | None = None
+
+    def memory(self, cache_shapes: Sequence[tuple[int, ...]]) -> EngineMemory:
+        """Memory of an engine, one cache of each shape a layer: that of the last one, if it fits and is free.
+
+        New memory costs a page fault for every few keys; what an old one holds is never read before it is rewritten.
+        """
+        shapes = [shape for shape in cache_shapes for _ in self.blocks]
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.shapes == shapes else EngineMemory(shapes)
+
+    def give_back(self, memory: EngineMemory) -> None:
+        self._spare = memory
 
     @staticmethod
     def _merge(module: DeepSeekModule) -> tuple[Packed, Packed]:
