@@ -41,14 +41,17 @@ def test_every_verb_measures_what_it_is_asked(asked, tmp_path):
     bench.main(["memory", "--shape.dim", "64", "--longest", "2048"])
     bench.main(["data", "--megabytes", "1", "2", "--directory", str(tmp_path)])
     bench.main(["decode"])
-    bench.main(["decode", "--run", "folder", "--files", "a", "b", "--temperatures", "0.5"])
+    (tmp_path / "a").write_bytes(b"a text")
+    bench.main(
+        ["decode", "--run", "folder", "--files", str(tmp_path / "a"), "--prompt-bytes", "4", "--temperatures", "0.5"]
+    )
     bench.main(["execute", "--workers", "1"])
     assert asked == [
         ("heads", (Shape(), 3, 8, [4, 8], ["causal"])),
         ("memory", (Shape(64, 32, batch=2), Shape(64, 8, batch=2), ["parallel", "replicated"], 2048)),
         ("data", ([1, 2], tmp_path, 5)),
         ("decode", (3, 256)),
-        ("run", (bench.Path("folder"), ("a", "b"), 16, 256, (1, 4, 16), (0.5,))),
+        ("run", (bench.Path("folder"), [b"a te"], 256, (1, 4, 16), (0.5,))),
         ("execute", (None, 1, 3, 2)),
     ]
 
