@@ -5,7 +5,7 @@
 #   2. train    preset tiny, 8 heads, on the library, for MINUTES of the clock; bits per byte beside zstd -19 and xz -9
 #   3. decode   a function that it has not seen, plain and speculative: how fast, and that both write the same
 #   4. train    the same on tiny code, for CODE_MINUTES, with replicated heads
-#   5. decode   one of its held-out problems, plain and speculative, with a page that shows the drafts
+#   5. decode   its held-out problems, by one to eight heads: how fast, and that all write the same
 #   6. pass@k   SAMPLES programs for each held-out problem, run in the sandbox
 #
 # Started again, it goes on where it was.  To start over, delete the folders that the summary names.
@@ -31,11 +31,6 @@ train() {
     fi
 }
 
-# compare RUN PROMPT_FILE BYTES PAGE: plain and speculative decoding, one after the other
-compare() {
-    python -m bytemtp.generate "$1" --prompt-file "$2" --max-bytes "$3" --compare ar --html "$4" 2>&1 >"$1/greedy.bytes"
-}
-
 step "1. Corpora: $data"
 [ -e "$data/python/manifest.json" ] || python -m corpora.python_library --out "$data/python"
 [ -e "$data/tinycode/manifest.json" ] || python -m corpora.tinycode --out "$data/tinycode"
@@ -47,15 +42,15 @@ curves=$(python -m bytemtp.report "$library")
 
 step "3. A held-out function, plain and speculative"
 python experiments/heldout_function.py "$data/python/heldout.tar.zst" >"$library/prompt.bytes"
-speeds=$(compare "$library" "$library/prompt.bytes" 500 "$library/decode.html")
+speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.bytes" --max-bytes 500 --compare ar \
+    --html "$library/decode.html" 2>&1 >"$library/greedy.bytes")
 
 step "4. Tiny code: $code"
 train "$code" "$data/tinycode/train.jsonl.zst" --model.topology replicated --train.minutes "$code_minutes"
 
-step "5. A held-out problem, plain and speculative"
-python -c "import json, sys; sys.stdout.write(json.loads(open(sys.argv[1]).readline())['prompt'])" \
-    "$data/tinycode/heldout.jsonl" >"$code/prompt.bytes"
-code_speeds=$(compare "$code" "$code/prompt.bytes" 500 "$code/decode.html")
+step "5. Held-out problems, by one to eight heads"
+code_speeds=$(python -m bytemtp.bench decode --run "$code" --files "$data/tinycode/heldout.jsonl" --text-field prompt \
+    --prompts 48 --batches 1 --temperatures 0)
 
 step "6. pass@k on held-out problems"
 python -m bytemtp.evaluate passk "$code" --problems "$data/tinycode/heldout.jsonl" --out "$code/passk" \
@@ -82,14 +77,14 @@ $curves
 A held-out function, 500 bytes by the model of the library
 $speeds
 
-A held-out problem, 500 bytes by the model of tiny code
+Held-out problems, by the model of tiny code
 $code_speeds
 
 Does the code it writes run?
 $passk
 
 models    $library  $code
-pictures  $library/report.png  $library/decode.html  $code/decode.html
+pictures  $library/report.png  $library/decode.html
 report    $code/passk/report.html
 again     delete $library, $code and $data, then: make demo
 ================================================================================
