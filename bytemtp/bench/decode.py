@@ -1,11 +1,13 @@
 """`bench decode`: bytes a second of plain decoding beside transformers, and what drafting adds on a trained run."""
 
 import statistics
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bytemtp.bench.generating import continued, llama_of
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.turns import Contestant, machine, measure, table, take_turns
 from bytemtp.bpb import read_ids
@@ -17,6 +19,8 @@ from bytemtp.model import ByteMTP
 from bytemtp.runtime import log, pick_device
 from bytemtp.vocab import EOT
 
+PEER_TEXTS = 8
+"""Texts that transformers continues: it takes its time."""
 SHAPES = {"6.6M": Shape(), "38.8M": Shape(dim=512, layers=12, heads=8, ffn=1408)}
 
 
@@ -79,7 +83,7 @@ def bench_run(
     run: Path, texts: Sequence[bytes], new: int, batches: Sequence[int], temperatures: Sequence[float]
 ) -> dict[str, Any]:
     """A trained run continues texts: plainly, and by its first k heads for every k; one text at a time, and in batches
-    by all heads."""
+    by all heads; and transformers' `generate` beside it, if it is installed."""
     model = load_model(run, pick_device().value)
     generate_batch(model, texts[:1], 16)  # compiles, packs
     rows = []
@@ -91,7 +95,24 @@ def bench_run(
                 fast = _measure(model, texts, new, batch, mode="speculative", heads=k, temperature=temperature)
                 rows.append(_row(temperature, batch, k, plain, fast))
                 log(f"temperature {temperature} batch {batch} heads {k}: {rows[-1]['speed_up']:.2f}x")
-    return {"bench": "decode", "machine": machine(), "run": str(run), "texts": len(texts), "new": new, "rows": rows}
+    peer = _transformers(model, texts[:PEER_TEXTS], new) if find_spec("transformers") else None
+    sizes = {"texts": len(texts), "new": new}
+    return {"bench": "decode", "machine": machine(), "run": str(run), **sizes, "rows": rows, "transformers": peer}
+
+
+def _transformers(model: ByteMTP, texts: Sequence[bytes], new: int) -> dict[str, float]:
+    """Greedy bytes a second of transformers' `generate` and of ours by all heads, and how many texts are the same."""
+    llama = llama_of(model)
+    continued(llama, texts[0], 8)
+    start = time.perf_counter()
+    theirs = [continued(llama, text, new) for text in texts]
+    seconds = time.perf_counter() - start
+    ours = _measure(model, texts, new, 1, mode="speculative")
+    return {
+        "bytes_per_s": sum(map(len, theirs)) / seconds,
+        "ours_bytes_per_s": sum(len(out.data) for out in ours) / sum(out.stats["seconds"] for out in ours),
+        "identical": sum(a == b.data for a, b in zip(theirs, ours, strict=True)) / len(texts),
+    }
 
 
 def beginnings(paths: Sequence[str], count: int, size: int, text_field: str) -> list[bytes]:
@@ -158,3 +179,9 @@ def print_run(report: dict[str, Any]) -> None:
     print(f"{report['run']}: {report['texts']} texts, up to {report['new']} new bytes each")
     header = ["temperature", "batch", "heads", "bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass"]
     print(table(rows, [*header, "same as plain"]))
+    if peer := report["transformers"]:
+        print(
+            f"transformers' generate, greedy, one text at a time: {peer['bytes_per_s']:,.0f} bytes/s; "
+            f"ours by all heads {peer['ours_bytes_per_s']:,.0f}, {peer['ours_bytes_per_s'] / peer['bytes_per_s']:.1f}x; "
+            f"{peer['identical']:.0%} of the texts are the same"
+        )

@@ -47,25 +47,29 @@ def ours_generate(shape: Shape, *, engine: str = "auto", new: int = 256) -> dict
 
 def transformers_generate(shape: Shape, *, static: bool = False, new: int = 256) -> dict[str, Any]:
     """The same by transformers' `generate`; static: with its static cache, which it compiles where it can."""
-    from transformers import LlamaForCausalLM
-
     source = model_of(shape)
-    with tempfile.TemporaryDirectory() as folder:
-        export(source, Path(folder) / "model")
-        model: Any = LlamaForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32)
-    model.to(source.device)
-    ids = torch.tensor([[EOT, *PROMPT]], device=source.device)
+    llama = llama_of(source)
     extra = {"cache_implementation": "static"} if static else {}
+    return _timed(lambda: continued(llama, PROMPT, new, **extra), source, new)
 
-    def run() -> bytes:
-        with torch.inference_mode():
-            out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
-                pad_token_id=EOT, **extra,
-            )  # fmt: skip
-        return bytes(out[0, ids.shape[1] :].tolist())
 
-    return _timed(run, source, new)
+def llama_of(model: ByteMTP) -> Any:
+    """The exported model, loaded by transformers."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        export(model, Path(folder) / "model")
+        llama: Any = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32)
+    return llama.to(model.device)
+
+
+@torch.inference_mode()
+def continued(llama: Any, prompt: bytes, new: int, **extra: Any) -> bytes:
+    """Greedily, up to the end of the document."""
+    ids = torch.tensor([[EOT, *prompt]], device=llama.device)
+    options = dict(max_new_tokens=new, do_sample=False, pad_token_id=EOT, eos_token_id=EOT, **extra)
+    out = llama.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    return bytes(id_ for id_ in out[0, ids.shape[1] :].tolist() if id_ != EOT)
 
 
 def _timed(run: Callable[[], bytes], model: ByteMTP, new: int) -> dict[str, Any]:
