@@ -182,6 +182,6 @@ def print_run(report: dict[str, Any]) -> None:
     if peer := report["transformers"]:
         theirs, ours = peer["bytes_per_s"], peer["ours_bytes_per_s"]
         print(
-            f"transformers' generate, greedy, one text at a time: {theirs:,.0f} bytes/s; ours by all heads {ours:,.0f}, "
+            f"transformers' generate, greedy, a text at a time: {theirs:,.0f} bytes/s; ours by all heads {ours:,.0f}, "
             f"{ours / theirs:.1f}x; {peer['identical']:.0%} of the texts are the same"
         )
