@@ -20,8 +20,6 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from jaxtyping import Float, Int
-from torch import Tensor
 from tqdm import tqdm
 
 from bytemtp.checkpoint import load_model
@@ -212,16 +210,7 @@ def log_likelihoods(model: ByteMTP, texts: Sequence[tuple[bytes, bytes]]) -> lis
     whole = [[EOT, *context, *choice] for context, choice in texts]
     longest = max(map(len, whole))
     ids = torch.tensor([row + [EOT] * (longest - len(row)) for row in whole], device=model.device)
-    logits = first_head(model, ids[:, :-1])
+    logits = model.logits(0, model.first_hidden(ids[:, :-1], window_of(model)))
     nats = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].double().cpu()
     ends = [len(context) + len(choice) for context, choice in texts]
     return [float(row[end - len(choice) : end].sum()) for row, end, (_, choice) in zip(nats, ends, texts, strict=True)]
-
-
-def first_head(model: ByteMTP, ids: Int[Tensor, "b s"]) -> Float[Tensor, "b s v"]:
-    """Head 1's logits; each id sees as far back as in decoding."""
-    context = model.context(ids, ids.shape[1], window=window_of(model))
-    x = model.run_trunk(context)
-    for i in model.path_to_first_head:
-        x = model.link(i, x, context)
-    return model.logits(0, x)

@@ -284,7 +284,7 @@ class Loop:
         if row.stopped_by:
             return path
         drafts, parent, verdicts = self.drafts[row.number], -1, Verdicts(row, logits)
-        row.begin_pass({len(draft.path) for draft in drafts})
+        row.begin_pass(len(draft.path) for draft in drafts)
         while not row.stopped_by:
             siblings = [i for i, draft in enumerate(drafts) if draft.parent == parent]
             chosen, id_ = self._next(row, verdicts, path[-1], [drafts[i] for i in siblings])

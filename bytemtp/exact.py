@@ -5,13 +5,12 @@ here get the same answer to the last bit.
 """
 
 import copy
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int
 
-from bytemtp.model import ByteMTP
+from bytemtp.model import ByteMTP, kept_with_weights
 
 
 class Exact:
@@ -24,21 +23,13 @@ class Exact:
     def logits(self, ids: Int[np.ndarray, " s"]) -> Float64[np.ndarray, " v"]:
         """Head 1's logits after the last of `ids`."""
         model = in_float64(self.source)
-        context = model.context(torch.from_numpy(ids)[None].to(model.device), len(ids), window=self.window)
-        x = model.run_trunk(context)
-        for i in model.path_to_first_head:
-            x = model.link(i, x, context)
+        x = model.first_hidden(torch.from_numpy(ids)[None].to(model.device), self.window)
         return model.logits(0, x[:, -1:])[0, 0].cpu().numpy()
 
 
-_COPIES: WeakKeyDictionary[ByteMTP, tuple[list[tuple[int, int]], ByteMTP]] = WeakKeyDictionary()
-
-
+@kept_with_weights
 def in_float64(model: ByteMTP) -> ByteMTP:
-    """The model's copy, made anew only when a parameter was replaced or written to."""
-    state = model.state_of_weights()
-    if model not in _COPIES or _COPIES[model][0] != state:
-        wide = copy.deepcopy(model).double()
-        wide.use(attention="sdpa")
-        _COPIES[model] = state, wide
-    return _COPIES[model][1]
+    """The model's copy."""
+    wide = copy.deepcopy(model).double()
+    wide.use(attention="sdpa")
+    return wide

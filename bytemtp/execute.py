@@ -58,6 +58,10 @@ class Verdict:
     together: bool = False
     """the tests of this problem had to run in one process with the program, which can therefore forge the result"""
 
+    def fields_of_line(self) -> dict[str, Any]:
+        """What a line of results.jsonl says besides the sample."""
+        return {"passed": self.passed, "result": self.result} | ({"together": True} if self.together else {})
+
 
 def judge(
     problems: Sequence[Problem],
@@ -290,9 +294,8 @@ def record(verdicts: Iterator[Verdict], samples: Sequence[Sample], results: Path
     bar = tqdm(total=len(samples), initial=done, unit="program", desc="judged", disable=None, file=sys.stderr)
     with bar:
         for sample, verdict in zip(islice(samples, done, None), verdicts, strict=True):
-            line = asdict(sample) | {"passed": verdict.passed, "result": verdict.result}
             try:
-                append_json_line(results, line | ({"together": True} if verdict.together else {}))
+                append_json_line(results, asdict(sample) | verdict.fields_of_line())
             except OSError as error:
                 raise UserError(f"cannot write to {results}: {error.strerror}; start again to go on") from None
             passed.append(verdict.passed)

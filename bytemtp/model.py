@@ -19,8 +19,12 @@ Try:  python -c "import bytemtp; print(bytemtp.ByteMTP(bytemtp.PRESETS['nano'].m
 Shapes:  b batch, s position, d width, n future offset (0 = next byte), v vocabulary (padded to 264).
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import wraps
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +37,8 @@ from bytemtp.config import ModelConfig
 from bytemtp.layers import Block, RMSNorm, Rope, rms_norm, rope_table
 from bytemtp.runtime import Choice
 from bytemtp.vocab import EOT, PADDED_VOCAB_SIZE, VOCAB_SIZE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,14 @@ class ByteMTP(nn.Module):
                 x = block(x, context.rope, context.layout)
         return x
 
+    def first_hidden(self, ids: Int[Tensor, "b s"], window: int) -> Float[Tensor, "b s d"]:
+        """What head 1 hands to the norm and unembedding, each id seeing `window` ids back; no other head is run."""
+        context = self.context(ids, ids.shape[1], window=window)
+        x = self.run_trunk(context)
+        for i in self.path_to_first_head:
+            x = self.link(i, x, context)
+        return x
+
     def heads(self, z: Float[Tensor, "b s d"], context: Context) -> list[Float[Tensor, "b s d"]]:
         """What each head hands to the norm and unembedding, by future offset."""
         hidden: dict[int, Tensor] = {}
@@ -175,6 +189,20 @@ class ByteMTP(nn.Module):
         unembed = self.unembed[i if len(self.unembed) > 1 else 0]
         assert isinstance(unembed, nn.Linear)
         return self.norm.weight, unembed.weight, self.padding.to(unembed.weight.dtype)
+
+
+def kept_with_weights(make: Callable[[ByteMTP], T]) -> Callable[[ByteMTP], T]:
+    """Keeps what is made from a model as long as the model, and makes it anew when the weights have changed."""
+    kept: WeakKeyDictionary[ByteMTP, tuple[list[tuple[int, int]], T]] = WeakKeyDictionary()
+
+    @wraps(make)
+    def of(model: ByteMTP) -> T:
+        state = model.state_of_weights()
+        if model not in kept or kept[model][0] != state:
+            kept[model] = state, make(model)
+        return kept[model][1]
+
+    return of
 
 
 def read_out(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor) -> Float[Tensor, "*b v"]:

@@ -202,8 +202,7 @@ def execute(problems: Sequence[Problem], records: Sequence[dict[str, Any]], opti
     with progress(len(records), "executed") as bar:
         bar.update(done)
         for record, verdict in zip(left, verdicts, strict=True):
-            together = {"together": True} if verdict.together else {}
-            out.append([record | {"passed": verdict.passed, "result": verdict.result} | together])
+            out.append([record | verdict.fields_of_line()])
             bar.update()
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "programs_per_s": len(left) / seconds}

@@ -6,7 +6,6 @@ Shapes:  d width, h query heads, g key/value heads, k head width (p: padded to 1
 """
 
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from bytemtp.layers import Block
-from bytemtp.model import ByteMTP, DeepSeekModule
+from bytemtp.model import ByteMTP, DeepSeekModule, kept_with_weights
 from bytemtp.native.memory import EngineMemory, gathered
 
 Packed = Float32[np.ndarray, "panels in 32"]
@@ -86,13 +85,8 @@ class PackedModel:
         return pack(hidden, module.hidden_norm.weight), pack(embedded, module.embed_norm.weight)
 
 
-_KEPT: WeakKeyDictionary[ByteMTP, tuple[list[tuple[int, int]], PackedModel]] = WeakKeyDictionary()
-
-
+@kept_with_weights
 @torch.no_grad()
 def packed(model: ByteMTP) -> PackedModel:
-    """The model's packed matrices, made anew only when a parameter was replaced or written to."""
-    state = model.state_of_weights()
-    if model not in _KEPT or _KEPT[model][0] != state:
-        _KEPT[model] = state, PackedModel(model)
-    return _KEPT[model][1]
+    """The model's packed matrices."""
+    return PackedModel(model)
