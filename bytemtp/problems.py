@@ -6,7 +6,8 @@ The format of a record is found by its fields.  How each is asked and judged:
 - MBPP: three solved tasks (2, 3 and 4 of the data set), then this one with its tests, up to [BEGIN].  The program is
   the completion; then test_setup_code and test_list run.
 - APPS: the question and the starter code.  The program is the completion; it is a script that is fed standard input, or
-  defines the function that input_output names (perhaps in a class Solution).
+  defines the function that input_output names (perhaps in a class Solution).  Both may use what APPS_IMPORTS imports,
+  and a script may end by a `return`: the solutions of the data set count on it.
 
 Tests run apart from the program and call its functions.  The few that cannot, because they use a class or a variable of
 the solution or hand it a function, have `together` set.
@@ -44,6 +45,16 @@ STOPS: dict[Kind, tuple[str, ...]] = {
     "mbpp": ("[DONE]",),
     "apps": ("\nQUESTION:", "\nANSWER:"),
 }
+APPS_IMPORTS = (
+    "import collections, fractions, functools, heapq, itertools, math, random, sys, time\n"
+    "from collections import ChainMap, Counter, OrderedDict, defaultdict, deque\n"
+    "from functools import lru_cache\n"
+    "from heapq import *\n"
+    "from itertools import accumulate, combinations, permutations, product\n"
+    "from math import ceil, cos, exp, fabs, floor, gcd, log, log2, sin, sqrt, tan\n"
+    "from typing import List, Tuple\n"
+)
+"""What the published tester of APPS puts in front of a program, but for numpy."""
 MBPP_QUESTION = (
     "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n"
     "{tests}\n[BEGIN]\n"
@@ -134,6 +145,9 @@ class Problem:
 
     def source(self, completion: str) -> str:
         """The program that a completion makes."""
+        if self.kind == "apps":
+            script = isinstance(self.tests, Cases) and self.tests.function is None
+            return APPS_IMPORTS + (_returning(completion) if script else completion)
         return self.prompt + completion if self.kind == "humaneval" else completion
 
 
@@ -296,6 +310,27 @@ def _text(record: Record, name: str) -> str:
     return str(record[name])
 
 
+def _returning(script: str) -> str:
+    """A script that may `return` at its top level: its body becomes a function if it does."""
+    if "return" not in script or not _parses(script):
+        return script
+    body = _parsed(script).body
+    if not any(isinstance(node, ast.Return) for statement in body for node in _same_scope(statement)):
+        return script
+    function = ast.parse("def script():\n    pass\nscript()")
+    assert isinstance(function.body[0], ast.FunctionDef)
+    function.body[0].body = body
+    return ast.unparse(function)
+
+
+def _same_scope(node: ast.AST) -> Iterator[ast.AST]:
+    """A statement and what is in it, but for the bodies of functions and classes."""
+    yield node
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        for child in ast.iter_child_nodes(node):
+            yield from _same_scope(child)
+
+
 def _parsed(text: str) -> ast.Module:
     """Without warnings about odd code, which is not ours.  SyntaxError, ValueError or RecursionError if it is none."""
     with warnings.catch_warnings(action="ignore"):
@@ -305,13 +340,14 @@ def _parsed(text: str) -> ast.Module:
 def _parses(text: str) -> bool:
     try:
         _parsed(text)
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return True
 
 
 def function_tests(prelude: str, program: str, solution: str, remote: set[str]) -> FunctionTests:
     """Which names of the tests stand for functions of the program: `remote`, and those that nothing else defines.
+    A function of the known solution hides the builtin of its name (MBPP/126 is called sum).
 
     Tests have to run together with the program if they use such a name other than by calling it, or the known solution
     defines it as something else than a function, or they hand functions or classes of their own to the program.
@@ -320,9 +356,11 @@ def function_tests(prelude: str, program: str, solution: str, remote: set[str]) 
         tree = _parsed(program)
     except SyntaxError as error:
         raise ValueError(f"the tests are no Python: {error}") from None
-    known = _bound(_parsed(prelude)) | _bound(tree) | set(dir(builtins)) | {"__name__"}
+    answer = _parsed(solution if _parses(solution) else "")
+    functions = {node.name for node in answer.body if isinstance(node, ast.FunctionDef)}
+    known = _bound(_parsed(prelude)) | _bound(tree) | (set(dir(builtins)) - functions) | {"__name__"}
     remote = remote | (_used(tree) - known)
-    others = _bound(_parsed(solution), functions=False) if _parses(solution) else set()
+    others = _bound(answer, functions=False)
     together = bool(remote & others) or not _only_called(tree, remote) or _hands_over(tree, remote)
     return FunctionTests(prelude, program, tuple(sorted(remote)), together)
 

@@ -107,6 +107,36 @@ def test_tests_that_cannot_be_told_apart_from_the_program_are_found(code, setup,
     assert problem_of(record).tests.together == together
 
 
+def test_a_function_of_the_solution_hides_the_builtin_of_its_name():
+    code = "def sum(a, b):\n    return max(a, b)"
+    tests = problem_of(MBPP | {"code": code, "test_list": ["assert sum(1, max(2, 3)) == 3"]}).tests
+    assert tests.remote == ("sum",) and not tests.together
+
+
+def test_apps_programs_have_the_imports_of_its_tester():
+    names: dict[str, object] = {}
+    exec(problem_of(APPS_CALLS).source("class Solution:\n    def add(self, a: List[int]) -> int:\n        pass"), names)
+    assert {"Solution", "deque", "gcd", "heappush", "lru_cache"} <= names.keys()
+
+
+@pytest.mark.parametrize(
+    ("script", "output"),
+    [
+        ("print(1)\nif True:\n    return\nprint(2)", "1\n"),
+        ("s = '''a\n  b'''\nfor i in range(3):\n    print(s)\n    return", "a\n  b\n"),
+        ("def f():\n    return 1\nprint(f())", "1\n"),
+        ("total = 0\ndef f():\n    global total\n    total += 1\n    return total\nprint(f())", "1\n"),
+    ],
+)
+def test_a_script_of_apps_may_return(script, output, capsys):
+    exec(problem_of(APPS_SCRIPT).source(script), {})
+    assert capsys.readouterr().out == output
+
+
+def test_what_is_no_python_stays_as_it_is():
+    assert problem_of(APPS_SCRIPT).source("return (").endswith("\nreturn (")
+
+
 def test_apps_has_scripts_and_functions():
     script, calls = problem_of(APPS_SCRIPT), problem_of(APPS_CALLS)
     assert script.tests == Cases(None, ("1\n", "2\n3"), ("1\n", "2\n3")) and script.canonical == "print(input())"
