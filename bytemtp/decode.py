@@ -52,7 +52,8 @@ class Generation:
     data: bytes
     """the new bytes; the prompt is not repeated, a stop string not included"""
     stats: dict[str, Any]
-    """mode, bytes, forwards, bytes_per_forward, bytes_per_s, accepted, accept_rate_by_position, stopped_by, exact"""
+    """mode, bytes, forwards, bytes_per_forward, seconds, prompt_seconds (of them until the first byte), bytes_per_s,
+    accepted, accept_rate_by_position, stopped_by, exact"""
     origins: list[int] = field(default_factory=list)
     """for each byte the number of the draft that it was, 0 if head 1 gave it"""
 
@@ -117,11 +118,10 @@ def generate_batch(
     """Continue several prompts together; see `generate`."""
     chosen = Options(**options)
     rows = [_row(prompt, number, max_bytes, chosen) for number, prompt in enumerate(prompts)]
-    start = time.perf_counter()
     loop = Loop(model, rows, chosen, draft)
     for _ in loop.passes():
         pass
-    seconds = time.perf_counter() - start
+    seconds = loop.seconds()
     return [loop.generation(row, seconds) for row in rows]
 
 
@@ -134,13 +134,12 @@ def generate_stream(
     """
     chosen = Options(**options)
     row = _row(prompt, 0, max_bytes, chosen)
-    start, told = time.perf_counter(), 0
-    loop = Loop(model, [row], chosen, draft)
+    loop, told = Loop(model, [row], chosen, draft), 0
     for _ in loop.passes():
         if row.settled > told:
             yield bytes(row.data[told : row.settled])
             told = row.settled
-    return loop.generation(row, time.perf_counter() - start)
+    return loop.generation(row, loop.seconds())
 
 
 def _row(prompt: bytes, number: int, max_bytes: int, options: Options) -> Row:
@@ -203,6 +202,7 @@ class Loop:
     def __init__(self, model: ByteMTP, rows: list[Row], options: Options, draft: ByteMTP | None) -> None:
         if (options.mode == "draft") != (draft is not None):
             raise UserError("mode 'draft' needs a draft model, and no other mode takes one")
+        self.begun, self.prompt_seconds = time.perf_counter(), 0.0
         self.model, self.rows, self.mode = model, rows, options.mode
         self.shape = options.shape(model)
         self.nodes = [[node for node in self.shape if len(node) == depth] for depth in range(len(self.shape) + 2)]
@@ -217,9 +217,14 @@ class Loop:
         self.drafts: list[list[Draft]] = [[] for _ in rows]
         self.proposer = OwnHeads(self) if draft is None else OtherModel(self, draft, capacity, options.engine)
 
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.begun
+
     def generation(self, row: Row, seconds: float) -> Generation:
-        engine = "native" if isinstance(self.engine, Native) else "torch"
-        return Generation(bytes(row.data), {"mode": self.mode, "engine": engine, **row.stats(seconds)}, row.origins)
+        how = {"mode": self.mode, "engine": "native" if isinstance(self.engine, Native) else "torch"}
+        stats = how | row.stats(seconds) | {"prompt_seconds": self.prompt_seconds}
+        return Generation(bytes(row.data), stats, row.origins)
 
     def passes(self) -> Generator[None]:
         """Run to the end, one pass at a time."""
@@ -240,6 +245,7 @@ class Loop:
             if any(self.wants(row, 1) for row in self.rows):
                 self.proposer.propose(self.start, accepted)
             self.start = self.start + accepted
+            self.prompt_seconds = self.prompt_seconds or self.seconds()
             yield
 
     def _running(self) -> Bool[np.ndarray, " b"]:

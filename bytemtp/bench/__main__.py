@@ -138,6 +138,8 @@ class Decode:
     """of a .jsonl file's lines: where the text is"""
     new: int = 256
     """bytes to write"""
+    heads: tuple[int, ...] = ()
+    """draft with the first so many heads, each number in turn; all numbers unless given"""
     batches: tuple[int, ...] = (1, 4, 16)
     """texts at a time"""
     temperatures: tuple[float, ...] = (0.0, 0.8)
@@ -155,7 +157,7 @@ class Decode:
         if not self.files:
             raise UserError("give --files PATH ... with --run: the texts that the run continues")
         texts = beginnings(self.files, self.prompts, self.prompt_bytes, self.text_field)
-        report = bench_run(self.run, texts, self.new, self.batches, self.temperatures)
+        report = bench_run(self.run, texts, self.new, self.batches, self.temperatures, self.heads)
         print_run(report)
         return report
 
@@ -189,7 +191,7 @@ VERBS: dict[str, type[Any]] = {
     "decode": Decode,
     "execute": Execute,
 }
-COUNTS = ("rounds", "steps", "prompts", "new", "workers", "repeats", "counts", "batches", "megabytes")
+COUNTS = ("rounds", "steps", "prompts", "new", "workers", "repeats", "counts", "heads", "batches", "megabytes")
 """Options that are one or more."""
 
 

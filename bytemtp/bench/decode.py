@@ -1,6 +1,5 @@
 """`bench decode`: bytes a second of plain decoding beside transformers, and what drafting adds on a trained run."""
 
-import statistics
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -80,18 +79,24 @@ def print_decode(report: dict[str, Any]) -> None:
 
 
 def bench_run(
-    run: Path, texts: Sequence[bytes], new: int, batches: Sequence[int], temperatures: Sequence[float]
+    run: Path,
+    texts: Sequence[bytes],
+    new: int,
+    batches: Sequence[int],
+    temperatures: Sequence[float],
+    heads: Sequence[int],
 ) -> dict[str, Any]:
-    """A trained run continues texts: plainly, and by its first k heads for every k; one text at a time, and in batches
-    by all heads; and transformers' `generate` beside it, if it is installed."""
+    """A trained run continues texts: plainly, and by its first k heads for these (or all) k; one text at a time, and in
+    batches by all heads; and transformers' `generate` beside it, if it is installed."""
     model = load_model(run, pick_device().value)
     generate_batch(model, texts[:1], 16)  # compiles, packs
-    rows = []
+    rows, n = [], model.config.n_future
+    counts = [k for k in range(2, n + 1) if not heads or k in heads]
     for temperature in temperatures:
         for batch in batches:
             plain = _measure(model, texts, new, batch, mode="ar", temperature=temperature)
             rows.append(_row(temperature, batch, 1, plain, plain))
-            for k in range(2, model.config.n_future + 1) if batch == batches[0] else [model.config.n_future]:
+            for k in counts if batch == batches[0] else [n]:
                 fast = _measure(model, texts, new, batch, mode="speculative", heads=k, temperature=temperature)
                 rows.append(_row(temperature, batch, k, plain, fast))
                 log(f"temperature {temperature} batch {batch} heads {k}: {rows[-1]['speed_up']:.2f}x")
@@ -141,22 +146,33 @@ def _measure(model: ByteMTP, texts: Sequence[bytes], new: int, batch: int, **opt
 
 
 def _row(temperature: float, batch: int, k: int, plain: list[Generation], fast: list[Generation]) -> dict[str, Any]:
-    """Seconds are those of whole batches, so a batch counts its rows together."""
+    """Seconds are those of whole batches, so a batch counts its rows together.  What the first pass of a text takes and
+    gives, which has read its prompt, is left out of `behind_prompt`; zeros where nothing else came."""
+
+    def seconds(outs: list[Generation], name: str) -> float:
+        return sum(outs[first].stats[name] for first in range(0, len(outs), batch))
 
     def rate(outs: list[Generation]) -> float:
-        return sum(len(out.data) for out in outs) / sum(
-            outs[first].stats["seconds"] for first in range(0, len(outs), batch)
-        )
+        return sum(len(out.data) for out in outs) / seconds(outs, "seconds")
 
-    forwards = sum(out.stats["forwards"] for out in fast)
+    def later_bytes(outs: list[Generation]) -> int:
+        return sum(len(out.data[1:]) for out in outs)
+
+    def later_rate(outs: list[Generation]) -> float:
+        return later_bytes(outs) / (seconds(outs, "seconds") - seconds(outs, "prompt_seconds"))
+
+    later_forwards = sum(out.stats["forwards"] - 1 for out in fast)
     return {
         "temperature": temperature,
         "batch": batch,
         "k": k,
         "bytes_per_s": rate(fast),
-        "bytes_per_forward": sum(len(out.data) for out in fast) / forwards,
-        "median_bytes_per_forward": statistics.median(out.stats["bytes_per_forward"] for out in fast),
         "speed_up": rate(fast) / rate(plain),
+        "behind_prompt": {
+            "bytes_per_s": later_rate(fast),
+            "bytes_per_forward": later_bytes(fast) / max(later_forwards, 1),
+            "speed_up": later_rate(fast) / (later_rate(plain) or 1.0),
+        },
         "identical": sum(a.data == b.data for a, b in zip(plain, fast, strict=True)) / len(fast),
         "exact": sum(out.stats["exact"] for out in fast),
     }
@@ -169,16 +185,20 @@ def print_run(report: dict[str, Any]) -> None:
             row["batch"],
             row["k"],
             f"{row['bytes_per_s']:,.0f}",
-            f"{row['bytes_per_forward']:.2f}",
             f"{row['speed_up']:.2f}x",
-            f"{row['speed_up'] / row['bytes_per_forward']:.2f}",
+            f"{later['bytes_per_s']:,.0f}",
+            f"{later['bytes_per_forward']:.2f}",
+            f"{later['speed_up']:.2f}x",
+            f"{later['speed_up'] / (later['bytes_per_forward'] or 1.0):.2f}",
             f"{row['identical']:.0%}" if row["temperature"] == 0 else "same law",
         ]
         for row in report["rows"]
+        for later in [row["behind_prompt"]]
     ]
     print(f"{report['run']}: {report['texts']} texts, up to {report['new']} new bytes each")
-    header = ["temperature", "batch", "heads", "bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass"]
-    print(table(rows, [*header, "same as plain"]))
+    header = ["temperature", "batch", "heads", "bytes/s", "speed-up"]
+    later = ["behind the prompt: bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass"]
+    print(table(rows, [*header, *later, "same as plain"]))
     if peer := report["transformers"]:
         theirs, ours = peer["bytes_per_s"], peer["ours_bytes_per_s"]
         print(
