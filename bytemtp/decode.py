@@ -29,6 +29,7 @@ from bytemtp.incremental import Branches, Engine, Incremental
 from bytemtp.model import ByteMTP
 from bytemtp.native.engine import Native, supports
 from bytemtp.native.library import compiler
+from bytemtp.recorded import Recorded
 from bytemtp.row import Row
 from bytemtp.runtime import log
 from bytemtp.sampling import Rule, acceptance, candidates, draw, likeliest, masked, residual, top_two
@@ -81,9 +82,9 @@ class Options:
     """ends before the first of these; the end-of-document id ends, too"""
     utf8: bool = False
     """only bytes that continue well-formed UTF-8"""
-    engine: Literal["auto", "native", "torch"] = "auto"
+    engine: Literal["auto", "native", "torch", "recorded"] = "auto"
     """native: steps compiled from C++, for float32 on CPU cores; torch: tensor operations, for any device and dtype;
-    auto: native where it can be"""
+    recorded: the same, as CUDA graphs (on CPU cores by torch.compile); auto: native where it can be, else torch"""
 
     @property
     def rule(self) -> Rule:
@@ -146,14 +147,22 @@ def _row(prompt: bytes, number: int, max_bytes: int, options: Options) -> Row:
     return Row(prompt, number, max_bytes, options.rule, options.seed, tuple(options.stop), options.utf8)
 
 
-def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int) -> Engine:
-    """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other."""
+ENGINES: dict[type[Engine], str] = {Native: "native", Incremental: "torch", Recorded: "recorded"}
+
+
+def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: int = 1) -> Engine:
+    """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other.
+
+    width: ids of a verifying pass.
+    """
     window = window_of(model) or capacity
     if choice == "auto" and supports(model) and compiler() is None:
         log("no C++ compiler (c++, g++ or clang++) was found: decoding by tensor operations, several times slower")
         choice = "torch"
     if choice == "native" and not supports(model):
         raise UserError("the native engine runs float32 models on the CPU whose width is a multiple of 16; use torch")
+    if choice == "recorded":
+        return Recorded(model, rows, capacity, window, width)
     if choice != "torch" and supports(model):
         return Native(model, rows, capacity, window)
     return Incremental(model, rows, capacity, window)
@@ -208,7 +217,7 @@ class Loop:
         self.nodes = [[node for node in self.shape if len(node) == depth] for depth in range(len(self.shape) + 2)]
         longest = max((len(row.prompt) + row.left for row in rows), default=0)
         capacity = 2 + longest + len(self.shape)
-        self.engine = make_engine(options.engine, model, len(rows), capacity)
+        self.engine = make_engine(options.engine, model, len(rows), capacity, 1 + len(self.shape))
         self.exact = Exact(model, window_of(model) or capacity)
         self.known = np.array([1 + len(row.prompt) for row in rows])
         for row in rows:
@@ -222,7 +231,7 @@ class Loop:
         return time.perf_counter() - self.begun
 
     def generation(self, row: Row, seconds: float) -> Generation:
-        how = {"mode": self.mode, "engine": "native" if isinstance(self.engine, Native) else "torch"}
+        how = {"mode": self.mode, "engine": ENGINES[type(self.engine)]}
         stats = how | row.stats(seconds) | {"prompt_seconds": self.prompt_seconds}
         return Generation(bytes(row.data), stats, row.origins)
 

@@ -100,16 +100,24 @@ class Incremental:
         lengths: Int[np.ndarray, " b"],
         branches: Branches | None = None,
     ) -> Float32[np.ndarray, "b c v"]:
+        slots = self.reach(start, ids.shape[1]) if branches is None else self.trash + 1
+        chunk = self.chunk(self.tensor(start), self.tensor(lengths), ids.shape[1], slots, branches)
+        logits, self.passed = self.to_first_head(self.tensor(ids), chunk)
+        return array(logits)
+
+    def to_first_head(
+        self, ids: Int[Tensor, "b c"], chunk: Chunk
+    ) -> tuple[Float[Tensor, "b c v"], dict[int, Float[Tensor, "b c d"]]]:
+        """Head 1's logits, and what the other heads read."""
         model = self.model
-        chunk = self.chunk(self.tensor(start), self.tensor(lengths), ids.shape[1], branches)
         with model.autocast():
-            x = model.embed(self.tensor(ids))
+            x = model.embed(ids)
             for block in model.trunk:
                 x = self.run(block, x, chunk)
-            self.passed = {-1: x}
+            passed = {-1: x}
             for i in model.path_to_first_head:
-                x = self.passed[i] = self.run(model.links[i], x, chunk)
-            return array(model.logits(0, x))
+                x = passed[i] = self.run(model.links[i], x, chunk)
+            return model.logits(0, x), passed
 
     def keep(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
         self._keep(self.tensor(start), self.tensor(path))
@@ -124,41 +132,47 @@ class Incremental:
 
     @torch.inference_mode()
     def draft(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose) -> None:
-        with self.model.autocast():
-            if self.model.config.topology == "deepseek":
-                self._draft_deepseek(self.tensor(start), self.tensor(accepted), heads, choose)
-            else:
-                self._draft(self.tensor(start), self.tensor(accepted), heads, choose)
+        slots = self.reach(start, self.passed[-1].shape[1])
+        if self.model.config.topology == "deepseek":
+            with self.model.autocast():
+                self._draft_deepseek(self.tensor(start), self.tensor(accepted), heads, choose, slots)
+        elif heads > 1:
+            for i, logits in enumerate(array(self.drafts(self.tensor(start), self.tensor(accepted), heads, slots)), 1):
+                choose(i, logits)
 
-    def _draft(self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, choose: Choose) -> None:
+    def drafts(
+        self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, slots: int
+    ) -> Float[Tensor, "h b v"]:
+        """Logits of heads 2 to `heads` at the last accepted ids, for heads that do not read ids."""
         model, topology = self.model, self.model.config.topology
         row, last = torch.arange(len(start), device=start.device), (accepted - 1).clamp_min(0)
-        length = self.passed[-1].shape[1]
-        chunk = self.chunk(start, accepted, length)
-        x = self.passed[0 if topology == "causal" else -1]
-        for i in range(1, heads):
-            link = model.links[i]
-            if topology == "anticausal":
-                hidden = self.passed[i][row, last]
-            elif topology == "causal":
-                x = self.run(link, x, chunk)
-                hidden = x[row, last]
-            elif isinstance(link, Block):
-                hidden = step_at(link, x, chunk, self.caches[link], last)[:, 0]
-            else:
-                hidden = link(x[row, last])
-            choose(i, array(model.logits(i, hidden)))
+        chunk = self.chunk(start, accepted, self.passed[-1].shape[1], slots)
+        x, logits = self.passed[0 if topology == "causal" else -1], []
+        with model.autocast():
+            for i in range(1, heads):
+                link = model.links[i]
+                if topology == "anticausal":
+                    hidden = self.passed[i][row, last]
+                elif topology == "causal":
+                    x = self.run(link, x, chunk)
+                    hidden = x[row, last]
+                elif isinstance(link, Block):
+                    hidden = step_at(link, x, chunk, self.caches[link], last)[:, 0]
+                else:
+                    hidden = link(x[row, last])
+                logits.append(model.logits(i, hidden))
+        return torch.stack(logits)
 
     def _draft_deepseek(
-        self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, choose: Choose
+        self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, choose: Choose, slots: int
     ) -> None:
         """All modules again from the first id whose ids ahead were drafts the last time."""
         model, redo = self.model, self.model.config.n_future - 1
         length = self.passed[0].shape[1]
-        new = self.chunk(start, accepted, length)
+        new = self.chunk(start, accepted, length, slots)
         hidden = self.passed[0].to(self.first_hidden.dtype)
         self.first_hidden.scatter_(1, new.slots[..., None].expand_as(hidden), hidden)
-        chunk = self.chunk(start - redo, accepted + redo, redo + length)
+        chunk = self.chunk(start - redo, accepted + redo, redo + length, slots)
         row, last = torch.arange(len(start), device=start.device), (redo + accepted - 1).clamp_min(0)
         x = self.first_hidden.gather(1, chunk.slots[..., None].expand(-1, -1, hidden.shape[2]))
         for i in range(1, heads):
@@ -178,16 +192,26 @@ class Incremental:
     def tensor(self, x: Int[np.ndarray, "*b"]) -> Int[Tensor, "*b"]:
         return torch.from_numpy(x).to(self.model.device)
 
+    def reach(self, start: Int[np.ndarray, " b"], length: int) -> int:
+        """Slots of a row that `length` ids from `start` on can see."""
+        return min(int(start.max()) + length, self.trash + 1)
+
     def chunk(
-        self, start: Int[Tensor, " b"], lengths: Int[Tensor, " b"], length: int, branches: Branches | None = None
+        self,
+        start: Int[Tensor, " b"],
+        lengths: Int[Tensor, " b"],
+        length: int,
+        slots: int,
+        branches: Branches | None = None,
     ) -> Chunk:
-        """`length` ids in consecutive slots from `start` on, the first `lengths` real, and what each of them sees."""
+        """`length` ids in consecutive slots from `start` on, the first `lengths` real, and which of the first `slots`
+        slots each of them sees."""
         place = torch.arange(length, device=start.device)
-        slots = start[:, None] + place
-        outside = (slots < 0) | (place >= lengths[:, None])
-        placed = slots.where(~outside, self.trash)
-        slot = torch.arange(self.trash + 1 if outside.any() else int(slots.max()) + 1, device=start.device)
-        positions = slots if branches is None else start[:, None] + self.tensor(branches.depth)
+        own = start[:, None] + place
+        outside = (own < 0) | (place >= lengths[:, None])
+        placed = own.where(~outside, self.trash)
+        slot = torch.arange(slots, device=start.device)
+        positions = own if branches is None else start[:, None] + self.tensor(branches.depth)
         positions = positions.where(~outside, self.trash)
         position_of_slot = slot.expand(len(start), -1)
         if branches is not None:
@@ -198,8 +222,8 @@ class Incremental:
             before = slot < start[:, None, None]
             index = placed[:, None].expand(-1, length, -1)
             seen &= before.expand_as(seen).scatter(2, index, torch.from_numpy(branches.above).to(before.device))
-        # An id without a place sees its own slot, so that its (unused) output is a number.
-        seen |= outside[..., None] & (slot == self.trash)
+        # An id without a place sees some slot, so that its (unused) output is a number.
+        seen |= outside[..., None] & (slot == 0)
         return Chunk((self.rope[0][positions], self.rope[1][positions]), placed, seen)
 
 

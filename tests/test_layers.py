@@ -17,7 +17,19 @@ LAYERS = {
     "model": ["attention", "layers", "model", "rundir", "checkpoint"],
     "train": ["loss", "optimizer", "tuning", "progress", "interrupts", "resuming", "trainer"],
     "decode": [
-        *("cache", "incremental", "native", "exact", "sampling", "utf8", "row", "tree", "decode", "divergence"),
+        *(
+            "cache",
+            "incremental",
+            "recorded",
+            "native",
+            "exact",
+            "sampling",
+            "utf8",
+            "row",
+            "tree",
+            "decode",
+            "divergence",
+        ),
         *("show", "page", "generate"),
     ],
     "evaluate": [

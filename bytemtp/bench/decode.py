@@ -32,6 +32,7 @@ def bench_decode(rounds: int, new: int) -> dict[str, Any]:
         contestants: dict[str, Contestant] = {
             "ours": ("ours-generate", shape, {"new": new}),
             "ours, tensor operations": ("ours-generate", shape, {"engine": "torch", "new": new}),
+            "ours, recorded": ("ours-generate", shape, {"engine": "recorded", "new": new}),
         }
         if find_spec("transformers"):
             contestants["transformers"] = "transformers-generate", shape, {"new": new}

@@ -92,7 +92,7 @@ def passes(
 ) -> dict[str, Any]:
     """Seconds of a pass over 1, 2, 4, 8, 16 ids behind a context, and of the drafts after one over 8."""
     model = model_of(shape, n_future, topology)
-    runner = make_engine(engine, model, 1, context + 64)
+    runner = make_engine(engine, model, 1, context + 64, 16)
     random = np.random.default_rng(0)
     runner.verify(np.array([0]), random.integers(0, 256, (1, context)), np.array([context]))
     counts, times = (1, 2, 4, 8, 16), dict[str, list[float]]()

@@ -77,7 +77,7 @@ class Arguments:
     """write what was measured to this JSON file"""
     html: tyro.conf.DisallowNone[Path | None] = None
     """write a page to this file that shows which draft each byte was, pass by pass; it loads nothing"""
-    engine: Literal["auto", "native", "torch"] = "auto"
+    engine: Literal["auto", "native", "torch", "recorded"] = "auto"
     """native: passes compiled from C++, for CPU cores; torch: tensor operations; auto: native where it can be"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the matrix products; bfloat16 takes tensor operations, on CPU cores much slower than native float32"""
