@@ -23,8 +23,6 @@ from bytemtp.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 
 SLOTS = 256
 """Caches have a multiple of so many slots, so that the next text can often use the last one's memory."""
-QUERIES = 8
-"""that attend together in step.cpp"""
 
 
 def supports(model: ByteMTP) -> bool:
@@ -246,7 +244,7 @@ class Native:
             at_once * len(x) * (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
             at_once * len(queries) * shape.heads * shape.head_dim,
             at_once * len(queries) * shape.ffn,
-            self.threads * QUERIES * (shape.slots + LANES),
+            self.threads * self.library.score_floats(shape.slots),
         ]
         scratch = self.memory.scratch(sum(sizes)).ctypes.data
         places = [scratch + 4 * sum(sizes[:i]) for i in range(len(sizes))]

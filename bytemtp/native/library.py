@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from ctypes import POINTER, c_int, c_void_p
+from ctypes import POINTER, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
@@ -70,6 +70,7 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(kept))
     lib.team_new.restype = c_void_p
     lib.team_new.argtypes = [c_int]
+    lib.score_floats.restype = c_int64
     lib.run_layers.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
     lib.run_product.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int, c_int, c_int, c_void_p, c_void_p]
     for function in (lib.run_layers, lib.run_product):

@@ -201,7 +201,7 @@ struct Pass {
   const int* queries;  // [q] tokens whose output is asked for
   const float* x;      // [t, d]
   float* y;            // [layers, q, d]; may be x where there is one layer and all tokens are queries
-  float *qkv, *attended, *inner, *scores;  // scratch: [layers, t, (h + 2g) k], [layers, q, h k], [layers, q, f], [threads, 8, slots + 16]
+  float *qkv, *attended, *inner, *scores;  // scratch: [layers, t, (h + 2g) k], [layers, q, h k], [layers, q, f], [threads, floats_of_scores]
 };
 
 // ---- A layer
@@ -395,9 +395,12 @@ void project(const Work& work, int member) {
   });
 }
 
+// Scratch that a thread needs where a row of the cache has so many slots.
+int64_t floats_of_scores(int slots) { return (int64_t)ROWS * (slots + LANES); }
+
 void attend(const Work& work, int member) {
   const Shape& shape = *work.pass->shape;
-  float* scratch = work.pass->scores + (int64_t)member * ROWS * (shape.slots + LANES);
+  float* scratch = work.pass->scores + member * floats_of_scores(shape.slots);
   share(work, member, work.rows * shape.kv_heads, [&](int l, int j) {
     attention(*work.pass, l, j / shape.kv_heads, j % shape.kv_heads, scratch);
   });
@@ -497,6 +500,8 @@ void product_step(void* argument, int member) {
 extern "C" {
 
 void* team_new(int threads) { return new Team(threads); }
+
+int64_t score_floats(int slots) { return floats_of_scores(slots); }
 
 // `side_by_side` layers all read x and write y[l]; otherwise y = x and each reads what the one before wrote.
 void run_layers(void* team, const Pass* pass, int rows, int side_by_side) {
