@@ -20,7 +20,6 @@ for model in $models; do
             --model.topology "${model%-*}" --model.n-future "${model#*-}"
     fi
 done
-for model in $models; do
-    python -m bytemtp.bench decode --run "$runs/$model" --files "$data/heldout.jsonl" --text-field prompt \
-        --prompts 48 --batches 1 --temperatures 0 --heads 1 2 4 8 12 16 20 24 28 32
-done
+python -m bytemtp.bench decode --run $(for model in $models; do echo "$runs/$model"; done) --files "$data/heldout.jsonl" \
+    --text-field prompt --prompts 48 --batches 1 --temperatures 0 --heads 1 2 4 8 12 16 20 24 28 32 \
+    --json "$runs/decode.json" --figure "$runs/decode.png"

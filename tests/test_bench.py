@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bytemtp.bench import __main__ as bench
-from bytemtp.bench import decode
+from bytemtp.bench import drafting
 from bytemtp.bench.shapes import Shape
 from bytemtp.errors import UserError
 
@@ -24,7 +24,7 @@ def asked(monkeypatch):
 
         return measure
 
-    for name in ("train", "heads", "memory", "data", "decode", "run", "execute"):
+    for name in ("train", "heads", "memory", "data", "decode", "runs", "execute"):
         monkeypatch.setattr(bench, f"bench_{name}", fake(name))
         monkeypatch.setattr(bench, f"print_{name}", lambda report: None)
     return calls
@@ -52,24 +52,27 @@ def test_every_verb_measures_what_it_is_asked(asked, tmp_path):
         ("memory", (Shape(64, 32, batch=2), Shape(64, 8, batch=2), ["parallel", "replicated"], 2048)),
         ("data", ([1, 2], tmp_path, 5)),
         ("decode", (3, 256)),
-        ("run", (bench.Path("folder"), [b"a te"], 256, (1, 4, 16), (0.5,), ())),
+        ("runs", ((bench.Path("folder"),), [b"a te"], 256, (1, 4, 16), (0.5,), ())),
         ("execute", (None, 1, 3, 2)),
     ]
 
 
 @pytest.mark.parametrize("new", [1, 24])
-def test_a_run_is_measured_by_the_heads_that_are_asked_for(trained_run, new, monkeypatch, capsys):
-    monkeypatch.setattr(decode, "find_spec", lambda name: None)  # transformers takes long to import
-    report = decode.bench_run(trained_run, [b"The ", b"A "], new, (1, 2), (0.0, 0.8), (1, 2, 99))
-    rows = [(row["temperature"], row["batch"], row["k"]) for row in report["rows"]]
+def test_a_run_is_measured_by_the_heads_that_are_asked_for(trained_run, new, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drafting, "find_spec", lambda name: None)  # transformers takes long to import
+    report = drafting.bench_runs([trained_run], [b"The ", b"A "], new, (1, 2), (0.0, 0.8), (1, 2, 99))
+    (run,) = report["runs"]
+    rows = [(row["temperature"], row["batch"], row["k"]) for row in run["rows"]]
     assert rows == [(t, b, k) for t in (0.0, 0.8) for b, k in ((1, 1), (1, 2), (2, 1), (2, 3))]
-    for row in report["rows"]:
+    for row in run["rows"]:
         assert row["bytes_per_s"] > 0
         assert row["temperature"] or row["identical"] == 1
         assert (row["behind_prompt"]["bytes_per_forward"] > 0) == (new > 1)
         assert row["k"] > 1 or row["behind_prompt"]["bytes_per_forward"] <= 1
-    decode.print_run(report)
-    assert len(capsys.readouterr().out.splitlines()) == 3 + len(rows)
+    drafting.print_runs(report)
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
+    drafting.draw_runs(report, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
 def test_the_report_is_kept(asked, tmp_path):
@@ -90,6 +93,7 @@ def test_the_report_is_kept(asked, tmp_path):
         (["heads", "--counts", "8", "0"], "counts is (8, 0); it must be 1 or more"),
         (["heads", "--topologies", "spiral"], "'spiral'"),
         (["decode", "--run", "folder"], "give --files PATH ..."),
+        (["decode", "--figure", "a.png"], "--figure draws runs"),
         (["data", "--json", "/no/such/place"], "cannot write /no/such/place: No such file or directory"),
         (["memory", "--figure", "/no/such/place.png"], "cannot write /no/such/place.png: No such file"),
         (["memory", "--figure", "place.gif"], "its ending must be one of .png, .svg, .pdf"),

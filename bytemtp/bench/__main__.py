@@ -20,7 +20,8 @@ from typing import Any
 import tyro
 
 from bytemtp.bench.data import bench_data, print_data
-from bytemtp.bench.decode import beginnings, bench_decode, bench_run, print_decode, print_run
+from bytemtp.bench.decode import bench_decode, print_decode
+from bytemtp.bench.drafting import beginnings, bench_runs, draw_runs, print_runs
 from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
 from bytemtp.bench.shapes import Shape
@@ -118,18 +119,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decoding beside transformers, or of a trained run by 1 to n of its heads.
+    """Decoding beside transformers, or of trained runs by 1 to n of their heads.
 
     Examples:
 
         python -m bytemtp.bench decode --rounds 3
-        python -m bytemtp.bench decode --run runs/demo --files heldout.tar.zst
+        python -m bytemtp.bench decode --run runs/demo --files heldout.tar.zst --figure decode.png
     """
 
-    run: tyro.conf.DisallowNone[Path | None] = None
-    """a trained run; without one, random weights at two shapes beside transformers"""
+    run: tuple[Path, ...] = ()
+    """trained runs; without one, random weights at two shapes beside transformers"""
     files: tuple[str, ...] = ()
-    """texts that the run continues, each from its beginning"""
+    """texts that the runs continue, each from its beginning"""
     prompts: int = 16
     """how many of them"""
     prompt_bytes: int = 256
@@ -146,19 +147,25 @@ class Decode:
     """0 is greedy"""
     rounds: int = 3
     """turns of every contestant, without a run"""
+    figure: tyro.conf.DisallowNone[Path | None] = None
+    """draw bytes a pass and speed-up of the runs into this file"""
     json: tyro.conf.DisallowNone[Path | None] = None
     """write everything measured to this file"""
 
     def measure(self) -> dict[str, Any]:
-        if self.run is None:
+        if not self.run:
+            if self.figure:
+                raise UserError("--figure draws runs; give --run RUN ... and --files PATH ... with it")
             report = bench_decode(self.rounds, self.new)
             print_decode(report)
             return report
         if not self.files:
-            raise UserError("give --files PATH ... with --run: the texts that the run continues")
+            raise UserError("give --files PATH ... with --run: the texts that the runs continue")
         texts = beginnings(self.files, self.prompts, self.prompt_bytes, self.text_field)
-        report = bench_run(self.run, texts, self.new, self.batches, self.temperatures, self.heads)
-        print_run(report)
+        report = bench_runs(self.run, texts, self.new, self.batches, self.temperatures, self.heads)
+        print_runs(report)
+        if self.figure:
+            draw_runs(report, self.figure)
         return report
 
 
