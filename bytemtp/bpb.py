@@ -190,6 +190,24 @@ def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k
             log(f"left out: {name}: {reason}")
 
 
+def beginnings(paths: Sequence[str], count: int, size: int, data: DataConfig) -> list[bytes]:
+    """The first `size` bytes of the first `count` documents.  UserError if there is no document."""
+    found: list[bytes] = []
+    document = bytearray()
+    for chunk in read_ids(paths, data):
+        for id_ in chunk.tolist():
+            if id_ != EOT:
+                document.append(id_)
+                continue
+            found.append(bytes(document[:size]))
+            document.clear()
+            if len(found) == count:
+                return found
+    if not found:
+        raise UserError(f"{', '.join(paths)}: no document to continue")
+    return found
+
+
 def windows(chunks: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int, n: int) -> Iterator[Int[Tensor, " s_n"]]:
     """Cut an id stream, led by an end-of-text id, into windows of seq_len + n ids that advance by `stride`.
 

@@ -20,7 +20,7 @@ window's second half is replaced by the model's own continuation of its first ha
 are those of decoding.  One thing remains approximate: a deepseek head reads the bytes between, here the right ones, in
 a tree's side branch those of the best branch.
 
-Try:  python -m bytemtp.evaluate tree RUN PATH --nodes 16 --json tree.json
+Try:  python -m bytemtp.evaluate tree RUN PATH --json tree.json
 """
 
 import heapq
@@ -40,11 +40,12 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm import tqdm
 
-from bytemtp.bpb import IDS_A_PASS, PADDING, batched, read_ids, windows
+from bytemtp.bpb import IDS_A_PASS, PADDING, batched, beginnings, read_ids, windows
 from bytemtp.checkpoint import load_model, settings_of
 from bytemtp.config import DataConfig
 from bytemtp.decode import generate
 from bytemtp.errors import UserError
+from bytemtp.fastest import SIZES, Candidate, is_chain, named, seconds_a_pass, table
 from bytemtp.model import ByteMTP
 from bytemtp.rundir import check_output, write_output
 from bytemtp.runtime import log, pick_device
@@ -58,6 +59,8 @@ Paths = Int[np.ndarray, "_ d"]
 Text = Literal["own", "files"]
 
 SHOWN_RANKS = 4
+TEXTS = 4
+"""behind which passes are timed"""
 
 
 @dataclass(frozen=True)
@@ -66,19 +69,19 @@ class Command:
 
     An example:
 
-        python -m bytemtp.evaluate tree runs/demo heldout.tar.zst --nodes 16 --json tree.json
+        python -m bytemtp.evaluate tree runs/demo heldout.tar.zst --json tree.json
         python -m bytemtp.generate runs/demo --prompt "def " --max-bytes 200 --mode tree --tree tree.json
 
-    Use text of the kind that will be decoded.  More nodes bring more bytes a pass and make a pass dearer: compare some
-    sizes, and time them with `generate --compare ar`.
+    Use text of the kind that will be decoded.  More nodes bring more bytes a pass and make a pass dearer, so unless
+    their number is given, chains and trees of several sizes are timed, and the fastest tree is taken.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """folder of the run, or one of its checkpoints/step-* folders"""
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
     """what to measure on: files, folders, globs, - for standard input, fsspec URLs"""
-    nodes: int = 16
-    """drafts a pass, at most"""
+    nodes: int = 0
+    """drafts a pass, at most; 0: as many as are fastest on this machine"""
     text: Text = "own"
     """own: measure on what the model writes after pieces of the files, as in decoding; files: on the files themselves,
     which is faster"""
@@ -101,8 +104,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     if not options.paths:
         raise UserError("no PATH given; name the files to measure on, or - for standard input")
-    if options.nodes < 1:
-        raise UserError(f"nodes is {options.nodes}; it must be at least 1")
+    if options.nodes < 0:
+        raise UserError(f"nodes is {options.nodes}; it must be at least 1, or 0 for as many as are fastest")
+    if not options.nodes and "-" in options.paths:
+        raise UserError("standard input cannot be read twice; give --nodes with it, or a file")
     if options.bytes < 0:
         raise UserError(f"bytes is {options.bytes}; it must be 0 (all) or more")
     check_output(options.json)
@@ -113,10 +118,34 @@ def main(arguments: Sequence[str]) -> None:
     blocks = measure(
         model, options.paths, settings.train.seq_len, text=options.text, limit=options.bytes, data=settings.data
     )
-    report = Report(fit(blocks[::2], options.nodes), blocks[1::2] or blocks)
+    rest = blocks[1::2] or blocks
+    if options.nodes:
+        tree = fit(blocks[::2], options.nodes)
+    else:
+        texts = beginnings(options.paths, TEXTS, settings.train.seq_len // 2, settings.data)
+        timed = candidates(model, texts, blocks[::2], rest)
+        print(table(timed), end="\n\n")
+        trees = [each for each in timed if each.shape and not is_chain(each.shape)] or timed[1:]
+        tree = max(trees, key=lambda each: each.bytes_per_s).shape
+    report = Report(tree, rest)
     print(report)
     if options.json is not None:
         write_output(options.json, json.dumps(report.tree) + "\n")
+
+
+def candidates(
+    model: ByteMTP, texts: Sequence[bytes], fitted_on: Sequence[Paths], judged_on: Sequence[Paths]
+) -> list[Candidate]:
+    """No drafts, all chains, and trees of several sizes: what each brings and costs."""
+    depth = fitted_on[0].shape[1]
+    trees = [fit(fitted_on, nodes) for nodes in SIZES]
+    shapes = list(dict.fromkeys([(), *map(chain, range(1, depth + 1)), *trees]))
+    log(f"timing {len(shapes)} shapes of drafts")
+    seconds = seconds_a_pass(model, texts, shapes)
+    return [
+        Candidate(named(shape)[0], shape, named(shape)[1], bytes_per_pass(judged_on, shape), time)
+        for shape, time in zip(shapes, seconds, strict=True)
+    ]
 
 
 def measure(

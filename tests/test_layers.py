@@ -34,7 +34,7 @@ LAYERS = {
     ],
     "evaluate": [
         *("bpb", "report", "problems", "sandbox", "execute", "passk_samples", "passk_score", "passk_report", "passk"),
-        *("tree_fit", "choice", "export", "bench"),
+        *("fastest", "tree_fit", "choice", "export", "bench"),
     ],
     "command line": ["train", "evaluate"],
 }

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bytemtp
-from bytemtp import evaluate, tree_fit
+from bytemtp import evaluate, fastest, tree_fit
 from bytemtp.bpb import PADDING
 from bytemtp.config import ModelConfig, Topology
 from bytemtp.errors import UserError
@@ -191,6 +191,32 @@ def test_command_writes_a_tree_that_generate_reads(trained_run, tmp_path, capsys
     assert drafted == capsysbinary.readouterr().out
 
 
+def test_command_finds_the_fastest_shape(trained_run, tmp_path, capsys):
+    (tmp_path / "text").write_bytes(b"a rose is a rose is a rose\n" * 40)
+    evaluate.main(["tree", str(trained_run), str(tmp_path / "text"), "--json", str(tmp_path / "tree")])
+    rows = [line.split() for line in capsys.readouterr().out.split("\n\n")[0].splitlines()[1:]]
+    assert [" ".join(row[:3]) for row in rows[:3]] == ["no drafts 0", "chain of 1", "chain of 2"]
+    assert sum("fastest" in row for row in rows) == 1
+    assert check(json.loads((tmp_path / "tree").read_text()))
+
+
+@settings(max_examples=20)
+@given(paths=PATHS)
+def test_every_shape_can_be_decoded_with_and_is_named_by_what_does_it(paths):
+    model = steep("linear")
+    plain = bytemtp.generate(model, b"a", 12).data
+    for shape in ((), chain(2), fit([np.array(paths)], 3)):
+        assert bytemtp.generate(model, b"a", 12, **fastest.options_of(shape)).data == plain
+    assert fastest.named(())[1] == "--mode ar" and fastest.named(chain(2))[1] == "--mode speculative --heads 3"
+
+
+def test_the_fastest_is_the_one_with_most_bytes_a_second():
+    one = fastest.Candidate("no drafts", (), "--mode ar", 1.0, 0.5)
+    two = fastest.Candidate("chain of 2", chain(2), "--mode speculative --heads 3", 2.5, 1.0)
+    lines = fastest.table([one, two]).splitlines()
+    assert "fastest" not in lines[1] and lines[2].endswith("fastest here: --mode speculative --heads 3")
+
+
 def test_the_limit_counts_bytes_from_the_front(tmp_path):
     (tmp_path / "text").write_bytes(b"a rose is a rose\n" * 100)
     model = steep("parallel")
@@ -204,7 +230,8 @@ def test_the_limit_counts_bytes_from_the_front(tmp_path):
     ("arguments", "message"),
     [
         (["RUN"], "no PATH given"),
-        (["RUN", "FILE", "--nodes", "0"], "nodes is 0"),
+        (["RUN", "FILE", "--nodes", "-1"], "nodes is -1"),
+        (["RUN", "-"], "standard input cannot be read twice"),
         (["RUN", "FILE", "--bytes", "-1"], "bytes is -1"),
         (["RUN", "SHORT", "--text", "files"], "no document of 2 or more bytes"),
         (["ONE", "FILE"], "one head"),

@@ -21,12 +21,13 @@ import tyro
 
 from bytemtp.bench.data import bench_data, print_data
 from bytemtp.bench.decode import bench_decode, print_decode
-from bytemtp.bench.drafting import beginnings, bench_runs, draw_runs, print_runs
+from bytemtp.bench.drafting import bench_runs, draw_runs, print_runs
 from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
-from bytemtp.config import Topology
+from bytemtp.bpb import beginnings
+from bytemtp.config import DataConfig, Topology
 from bytemtp.errors import UserError
 from bytemtp.report import check_picture
 from bytemtp.rundir import check_output, write_output
@@ -161,7 +162,7 @@ class Decode:
             return report
         if not self.files:
             raise UserError("give --files PATH ... with --run: the texts that the runs continue")
-        texts = beginnings(self.files, self.prompts, self.prompt_bytes, self.text_field)
+        texts = beginnings(self.files, self.prompts, self.prompt_bytes, DataConfig(text_field=self.text_field))
         report = bench_runs(self.run, texts, self.new, self.batches, self.temperatures, self.heads)
         print_runs(report)
         if self.figure:

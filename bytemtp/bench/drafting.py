@@ -10,14 +10,10 @@ import matplotlib
 
 from bytemtp.bench.generating import continued, llama_of
 from bytemtp.bench.turns import machine, table
-from bytemtp.bpb import read_ids
 from bytemtp.checkpoint import load_model
-from bytemtp.config import DataConfig
 from bytemtp.decode import Generation, generate_batch
-from bytemtp.errors import UserError
 from bytemtp.model import ByteMTP
 from bytemtp.runtime import log, pick_device
-from bytemtp.vocab import EOT
 
 PEER_TEXTS = 8
 """Texts that transformers continues: it takes its time."""
@@ -88,24 +84,6 @@ def _transformers(model: ByteMTP, texts: Sequence[bytes], new: int) -> dict[str,
         "ours_bytes_per_s": sum(len(out.data) for out in ours) / sum(out.stats["seconds"] for out in ours),
         "identical": sum(a == b.data for a, b in zip(theirs, ours, strict=True)) / len(texts),
     }
-
-
-def beginnings(paths: Sequence[str], count: int, size: int, text_field: str) -> list[bytes]:
-    """The first `size` bytes of the first `count` documents.  UserError if there is no document."""
-    found: list[bytes] = []
-    document = bytearray()
-    for chunk in read_ids(paths, DataConfig(text_field=text_field)):
-        for id_ in chunk.tolist():
-            if id_ != EOT:
-                document.append(id_)
-                continue
-            found.append(bytes(document[:size]))
-            document.clear()
-            if len(found) == count:
-                return found
-    if not found:
-        raise UserError(f"{', '.join(paths)}: no document to continue")
-    return found
 
 
 def _row(temperature: float, batch: int, k: int, plain: list[Generation], fast: list[Generation]) -> dict[str, Any]:
