@@ -28,7 +28,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -87,6 +87,8 @@ class Command:
     which is faster"""
     bytes: int = 100_000
     """measure on about so many bytes from the front of the files; 0 means all"""
+    text_field: str = ""
+    """of a .jsonl file's lines: where the text is; as in the run's training unless given"""
     json: tyro.conf.DisallowNone[Path | None] = None
     """write the tree to this file, for `generate --tree`"""
     device: str = "auto"
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
         Command,
         normal(arguments),
         tyro.MISSING_NONPROP,
-        options=["nodes", "text", "bytes", "json", "device"],
+        options=["nodes", "text", "bytes", "text_field", "json", "device"],
         program="python -m bytemtp.evaluate tree",
     )
     if not options.paths:
@@ -112,17 +114,16 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"bytes is {options.bytes}; it must be 0 (all) or more")
     check_output(options.json)
     settings = settings_of(options.run)
+    data = replace(settings.data, text_field=options.text_field or settings.data.text_field)
     device = pick_device(options.device)
     model = load_model(options.run, device.value)
     log(f"device: {device}  dtype: float32 (decoding's)")
-    blocks = measure(
-        model, options.paths, settings.train.seq_len, text=options.text, limit=options.bytes, data=settings.data
-    )
+    blocks = measure(model, options.paths, settings.train.seq_len, text=options.text, limit=options.bytes, data=data)
     rest = blocks[1::2] or blocks
     if options.nodes:
         tree = fit(blocks[::2], options.nodes)
     else:
-        texts = beginnings(options.paths, TEXTS, settings.train.seq_len // 2, settings.data)
+        texts = beginnings(options.paths, TEXTS, settings.train.seq_len // 2, data)
         timed = candidates(model, texts, blocks[::2], rest)
         print(table(timed), end="\n\n")
         trees = [each for each in timed if each.shape and not is_chain(each.shape)] or timed[1:]
