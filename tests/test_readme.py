@@ -5,9 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zstandard
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -35,6 +38,20 @@ def test_quickstart_runs(tmp_path):
         outcome = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True)
         assert outcome.returncode == 0, f"{command}\n{outcome.stderr.decode()}"
         assert outcome.stdout or module == "bytemtp.train", f"{command} printed nothing"
+
+
+def test_python_example_runs(trained_run, tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/first").symlink_to(trained_run)
+    with tarfile.open(tmp_path / "corpus.tar", "w") as tar:
+        tar.add(ROOT / "corpora/tiny.txt", "tiny.txt")
+    (tmp_path / "corpus.tar.zst").write_bytes(zstandard.compress((tmp_path / "corpus.tar").read_bytes()))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert "'bytes': 100" in capsys.readouterr().out or names["out"].stats["stopped_by"] == "endoftext"
+    assert names["logits"].shape == (names["model"].config.n_future, 8, 512, 264)
 
 
 def test_file_tree_names_every_module():
