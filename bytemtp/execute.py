@@ -140,19 +140,19 @@ class Pool:
 def jobs(problem: Problem, completion: str) -> Iterator[dict[str, Any]]:
     """What the sandbox has to do for a sample: one job, or for a script one for each input."""
     source, tests = problem.source(completion), problem.tests
+    program = {"source": source, "imports": problem.imports}
     if not isinstance(tests, Cases):
         if tests.together:
             yield {"kind": "together", "source": f"{source}\n{tests.program}"}
         else:
-            yield {"kind": "tests", "source": source, "prelude": tests.prelude, "remote": list(tests.remote)} | {
-                "program": tests.program
-            }
+            code = {"prelude": tests.prelude, "remote": list(tests.remote), "program": tests.program}
+            yield {"kind": "tests", **program, **code}
     elif tests.function is not None:
         cases = {"inputs": list(tests.inputs), "outputs": list(tests.outputs)}
-        yield {"kind": "calls", "source": source, "function": tests.function, **cases}
+        yield {"kind": "calls", **program, "function": tests.function, **cases}
     else:
         for stdin, stdout in zip(tests.inputs, tests.outputs, strict=True):
-            yield {"kind": "script", "source": source, "stdin": stdin, "stdout": stdout}
+            yield {"kind": "script", **program, "stdin": stdin, "stdout": stdout}
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -9,8 +9,8 @@ The format of a record is found by its fields.  How each is asked and judged:
   defines the function that input_output names (perhaps in a class Solution).  Both may use what APPS_IMPORTS imports,
   and a script may end by a `return`: the solutions of the data set count on it.
 
-Tests run apart from the program and call its functions.  The few that cannot, because they use a class or a variable of
-the solution or hand it a function, have `together` set.
+Tests run apart from the program and call its functions.  The few that cannot, because they share a class or a variable
+with the solution, or look at what it prints, have `together` set.
 
 Try:  python -c "from bytemtp.problems import *; print(read_problems(Path('HumanEval.jsonl.gz'))[0].prompt)"
 """
@@ -54,7 +54,10 @@ APPS_IMPORTS = (
     "from math import ceil, cos, exp, fabs, floor, gcd, log, log2, sin, sqrt, tan\n"
     "from typing import List, Tuple\n"
 )
-"""What the published tester of APPS puts in front of a program, but for numpy."""
+"""What the published tester of APPS puts in front of a program, but for numpy.  It runs first, by itself, because a
+program may begin with imports from `__future__`."""
+SHARED = {"redirect_stdout", "redirect_stderr", "patch", "stdout =", "stderr =", "stdin =", "input ="}
+"""What tests use (assign to) that look at what a program prints, or give it something to read."""
 MBPP_QUESTION = (
     "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n"
     "{tests}\n[BEGIN]\n"
@@ -143,11 +146,13 @@ class Problem:
     """the function that is asked for, where the file names it"""
     tests: FunctionTests | Cases
 
+    @property
+    def imports(self) -> str:
+        """What runs before the program, in its module."""
+        return APPS_IMPORTS if self.kind == "apps" else ""
+
     def source(self, completion: str) -> str:
         """The program that a completion makes."""
-        if self.kind == "apps":
-            script = isinstance(self.tests, Cases) and self.tests.function is None
-            return APPS_IMPORTS + (_returning(completion) if script else completion)
         return self.prompt + completion if self.kind == "humaneval" else completion
 
 
@@ -310,27 +315,6 @@ def _text(record: Record, name: str) -> str:
     return str(record[name])
 
 
-def _returning(script: str) -> str:
-    """A script that may `return` at its top level: its body becomes a function if it does."""
-    if "return" not in script or not _parses(script):
-        return script
-    body = _parsed(script).body
-    if not any(isinstance(node, ast.Return) for statement in body for node in _same_scope(statement)):
-        return script
-    function = ast.parse("def script():\n    pass\nscript()")
-    assert isinstance(function.body[0], ast.FunctionDef)
-    function.body[0].body = body
-    return ast.unparse(function)
-
-
-def _same_scope(node: ast.AST) -> Iterator[ast.AST]:
-    """A statement and what is in it, but for the bodies of functions and classes."""
-    yield node
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        for child in ast.iter_child_nodes(node):
-            yield from _same_scope(child)
-
-
 def _parsed(text: str) -> ast.Module:
     """Without warnings about odd code, which is not ours.  SyntaxError, ValueError or RecursionError if it is none."""
     with warnings.catch_warnings(action="ignore"):
@@ -350,7 +334,8 @@ def function_tests(prelude: str, program: str, solution: str, remote: set[str]) 
     A function of the known solution hides the builtin of its name (MBPP/126 is called sum).
 
     Tests have to run together with the program if they use such a name other than by calling it, or the known solution
-    defines it as something else than a function, or they hand functions or classes of their own to the program.
+    defines it as something else than a function, or they have classes of their own or use one of the prelude, but for
+    exceptions, or replace what the program prints to.
     """
     try:
         tree = _parsed(program)
@@ -361,8 +346,32 @@ def function_tests(prelude: str, program: str, solution: str, remote: set[str]) 
     known = _bound(_parsed(prelude)) | _bound(tree) | (set(dir(builtins)) - functions) | {"__name__"}
     remote = remote | (_used(tree) - known)
     others = _bound(answer, functions=False)
-    together = bool(remote & others) or not _only_called(tree, remote) or _hands_over(tree, remote)
+    shared = _classes(_parsed(prelude)) & _used(tree) or SHARED & _mentioned(tree)
+    together = bool(remote & others or shared) or not _only_called(tree, remote) or _has_classes(tree)
     return FunctionTests(prelude, program, tuple(sorted(remote)), together)
+
+
+def _classes(prelude: ast.Module) -> set[str]:
+    """Names of classes that are not derived from what is called an exception."""
+    classes: set[str] = set()
+    errors: set[str] = set()
+    for node in prelude.body:
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base) for base in node.bases}
+            error = bool(bases & errors) or any(base.endswith(("Error", "Exception")) for base in bases)
+            (errors if error else classes).add(node.name)
+    return classes
+
+
+def _mentioned(tree: ast.AST) -> set[str]:
+    """Names that are used, also as attributes or imported; of attributes that are assigned, with a sign."""
+    names = _used(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            names.add(node.attr + " =" * isinstance(node.ctx, ast.Store))
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.name for alias in node.names}
+    return names
 
 
 def _bound(tree: ast.AST, *, functions: bool = True) -> set[str]:
@@ -397,17 +406,10 @@ def _only_called(tree: ast.AST, remote: set[str]) -> bool:
     return all(id(node) in fine for node in names)
 
 
-def _hands_over(tree: ast.AST, remote: set[str]) -> bool:
-    """Whether tests pass a lambda or a function of theirs to one of these names, or define a class."""
-    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            return True
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in remote:
-            given = [*node.args, *(keyword.value for keyword in node.keywords)]
-            if any(isinstance(value, ast.Lambda) or getattr(value, "id", None) in own for value in given):
-                return True
-    return False
+def _has_classes(tree: ast.AST) -> bool:
+    """Whether tests define a class, which they could hand over; those of unittest aside."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return not all(any("TestCase" in ast.unparse(base) for base in node.bases) for node in classes)
 
 
 def truncate(problem: Problem, completion: str) -> str:

@@ -96,10 +96,14 @@ def test_mbpp_tests_may_lean_on_the_imports_of_the_solution():
         ("LIMIT = 3\ndef f(x): return x", "", "assert f(LIMIT) == 3", True),
         ("LIMIT: int = 3\ndef f(x): return x", "", "assert f(LIMIT) == 3", True),
         ("def f(x): return x", "class Node: pass", "assert f(Node())", True),
-        ("def f(g): return g(1)", "", "assert f(lambda x: x) == 1", True),
-        ("def f(g): return g(1)", "", "assert f(g=lambda x: x) == 1", True),
-        ("def f(g): return g(1)", "def own(x): return x", "assert f(own) == 1", True),
+        ("def f(g): return g(1)", "", "assert f(lambda x: x) == 1", False),
+        ("def f(g): return g(1)", "", "assert f(g=lambda x: x) == 1", False),
+        ("def f(g): return g(1)", "def own(x): return x", "assert f(own) == 1", False),
         ("def f(x): return x", "", "assert f.__name__ == 'f'", True),
+        ("def f(x): print(x)", "import sys", "sys.stdout = open('x', 'w')\nf(1)", True),
+        ("def f(x): print(x)", "import sys", "sys.stdout.write('x')\nassert f(1) is None", False),
+        ("def f(x): print(x)", "from contextlib import redirect_stdout", "with redirect_stdout(None):\n    f(1)", True),
+        ("def f(x): return x", "import unittest", "class T(unittest.TestCase):\n  def test(self): f(1)", False),
     ],
 )
 def test_tests_that_cannot_be_told_apart_from_the_program_are_found(code, setup, test, together):
@@ -113,28 +117,25 @@ def test_a_function_of_the_solution_hides_the_builtin_of_its_name():
     assert tests.remote == ("sum",) and not tests.together
 
 
-def test_apps_programs_have_the_imports_of_its_tester():
-    names: dict[str, object] = {}
-    exec(problem_of(APPS_CALLS).source("class Solution:\n    def add(self, a: List[int]) -> int:\n        pass"), names)
-    assert {"Solution", "deque", "gcd", "heappush", "lru_cache"} <= names.keys()
-
-
 @pytest.mark.parametrize(
-    ("script", "output"),
+    ("defined", "test", "together"),
     [
-        ("print(1)\nif True:\n    return\nprint(2)", "1\n"),
-        ("s = '''a\n  b'''\nfor i in range(3):\n    print(s)\n    return", "a\n  b\n"),
-        ("def f():\n    return 1\nprint(f())", "1\n"),
-        ("total = 0\ndef f():\n    global total\n    total += 1\n    return total\nprint(f())", "1\n"),
+        ("class Node:\n    pass\n", "assert candidate(Node())", True),
+        ("class Node:\n    pass\n", "assert candidate(1)", False),
+        ("class Bad(ValueError):\n    pass\nclass Worse(Bad):\n    pass\n", "candidate(Worse)", False),
     ],
 )
-def test_a_script_of_apps_may_return(script, output, capsys):
-    exec(problem_of(APPS_SCRIPT).source(script), {})
-    assert capsys.readouterr().out == output
+def test_tests_that_use_a_class_of_the_prompt_run_together_with_the_program(defined, test, together):
+    record = HUMANEVAL | {"prompt": defined + HUMANEVAL["prompt"], "test": f"def check(candidate):\n    {test}\n"}
+    assert problem_of(record).tests.together == together
 
 
-def test_what_is_no_python_stays_as_it_is():
-    assert problem_of(APPS_SCRIPT).source("return (").endswith("\nreturn (")
+def test_apps_programs_have_the_imports_of_its_tester():
+    names: dict[str, object] = {}
+    problem = problem_of(APPS_CALLS)
+    source = problem.source("class Solution:\n    def add(self, a: List[int]) -> int:\n        pass")
+    exec(f"{problem.imports}\n{source}", names)
+    assert {"Solution", "deque", "gcd", "heappush", "lru_cache"} <= names.keys()
 
 
 def test_apps_has_scripts_and_functions():

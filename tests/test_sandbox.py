@@ -22,8 +22,9 @@ from bytemtp.errors import UserError
 from bytemtp.execute import Sample, Verdict, jobs, judge
 from bytemtp.problems import Problem, problem_of
 from bytemtp.sandbox import launch
+from bytemtp.sandbox.candidate import compiled
 from bytemtp.sandbox.launch import Limits, prepare
-from bytemtp.sandbox.worker import Worker
+from bytemtp.sandbox.worker import Worker, how_it_ended
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(__file__).parent / "programs"
@@ -59,6 +60,134 @@ for which, value in {
 assert values("ordered") != OrderedDict(a=2, b=1)
 assert list(values("iterator")) == ["1", "2"] and [*values("generator")] == [0, 1, 2]"""
 
+NATURALS = """\
+from itertools import islice
+assert list(islice(naturals(1), 40)) == [*range(1, 41)] and sum(islice(naturals(0), 200000)) == 19999900000
+numbers = naturals(5)
+assert next(numbers) == 5 and numbers.send(-1) == 'sent' and next(numbers) == 6
+late = naturals(None)
+assert next(late) is None
+try:
+    next(late)
+except ValueError as error:
+    assert error.args == ("late",)
+else:
+    assert False"""
+
+FOLD = """\
+import operator
+from itertools import count
+assert fold(lambda a, b: a * b, [2, 3, 4]) == 24 and fold(operator.add, iter("abc")) == "abc"
+assert fold(max, (x * x for x in (-3, 1))) == 9 and fold(lambda a, b: a + b, count(1), most=100) == 5050
+seen = []
+def checked(a, b):
+    seen.append((a, b))
+    if b == 0:
+        raise ZeroDivisionError("no", b)
+    return fold(operator.floordiv, [a, b])
+assert fold(checked, [9, 2, 1]) == 4 and seen == [(9, 2), (4, 1)]
+try:
+    fold(checked, [1, 0])
+except ZeroDivisionError as error:
+    assert error.args == ("no", 0)
+else:
+    assert False"""
+
+SHELF = """\
+it = shelf([1, 2])
+assert it.push(3) is None and it.items == [1, 2, 3] and len(it) == 3 and it[0] == 1 and it
+assert list(it) == [1, 2, 3] and str(it) == "shelf" and not hasattr(it, "_hidden")
+it[0] = it.name = 9
+assert it.name == 9 and [*map(it.twice, [1, 2])] == [2, 4]
+with it as inside:
+    assert inside == "in"
+assert it.name == "out" """
+
+DATES = """\
+import datetime as d
+from pathlib import Path
+assert dates("2024-02-29") == [d.date(2024, 2, 29), d.timedelta(1, 2, 3), Path("/tmp/x")]
+noon = d.datetime(2020, 1, 1, 12, tzinfo=d.timezone.utc)
+assert dates(noon).hour == 14 and dates(noon) == noon and dates(d.time(1, 2)) == d.time(1, 2)"""
+
+PICKY = """\
+def check(candidate):
+    assert candidate(2) == 4 and candidate.__name__ == "picky"
+    candidate.calls = 7
+    assert candidate.calls == 7
+    for wrong in (object(), None, "x", [], lambda: 1, int, NotImplemented):
+        try:
+            candidate(wrong)
+        except TypeError as error:
+            assert str(error) == "no number"
+        else:
+            assert False
+check(picky)"""
+
+ERRORS = """\
+import json
+for case in ("file", "json", "cause"):
+    try:
+        errors(case)
+    except FileNotFoundError as error:
+        assert case == "file" and (error.errno, error.filename) == (2, "/missing")
+    except json.JSONDecodeError as error:
+        assert case == "json" and (error.pos, error.doc) == (1, "{")
+    except RuntimeError as error:
+        assert case == "cause" and isinstance(error.__cause__, KeyError)
+    else:
+        assert False"""
+
+UNIT = """\
+import unittest
+class Test(unittest.TestCase):
+    def test(self):
+        self.assertEqual(unit(1), 2)
+        with self.assertRaises(ValueError):
+            unit(-1)
+assert unittest.TextTestRunner(stream=open("/dev/null", "w")).run(Test("test")).wasSuccessful()"""
+
+CHANGED = """\
+from collections import deque
+queue, data, rows = deque([1, 2, 3], 3), bytearray(b"a"), [[1], [2]]
+first = rows[0]
+assert changed(queue, data, rows) is rows and queue == deque([3, 1, 2]) and data == b"ab"
+assert rows == [[2], [1, 1]] and rows[1] is first
+shared = [[]] * 2
+changed(deque(), bytearray(), shared)
+assert shared == [[1], [1]] and shared[0] is shared[1]"""
+
+SEEDED = """\
+import random
+random.seed(3)
+expected = [random.random() for _ in range(4)]
+random.seed(3)
+assert seeded(4) == expected"""
+
+SPEND = {
+    "task_id": "spend",
+    "entry_point": "spend",
+    "prompt": """\
+class TooPoor(Exception):
+    def __init__(self, needed, *, code):
+        super().__init__(f"{needed} more")
+        self.needed, self.code = needed, code
+
+
+def spend(have, amount):
+""",
+    "test": """\
+def check(candidate):
+    assert candidate(5, 3) == 2
+    try:
+        candidate(1, 3)
+    except TooPoor as error:
+        assert (error.needed, error.code, str(error)) == (2, 7, "2 more")
+    else:
+        assert False
+""",
+}
+
 RAISES = """\
 for kind, expected in {"value": ValueError, "own": LookupError, "key": KeyError, "unicode": UnicodeError}.items():
     try:
@@ -88,6 +217,26 @@ PROBLEMS = {
             "keywords",
             "assert keywords(1) == (1, (), 2, {})\nassert keywords(1, 2, b=3, c=4) == (1, (2,), 3, {'c': 4})",
         ),
+        asserts_of("naturals", NATURALS),
+        asserts_of("fold", FOLD),
+        asserts_of("shelf", SHELF),
+        asserts_of("dates", DATES),
+        asserts_of("picky", PICKY),
+        asserts_of("errors", ERRORS),
+        asserts_of("unit", UNIT),
+        asserts_of("changed", CHANGED),
+        asserts_of("seeded", SEEDED),
+        problem_of(SPEND),
+        asserts_of("later", "import asyncio\nassert asyncio.run(later(1)) == 2"),
+        asserts_of("match", "assert match('a1').group(1) == 'a' and match('b2') and match('??') is None"),
+        asserts_of("pair", "p = pair(1, 2)\nassert p == (1, 2) and p.first == 1 and p._fields == ('first', 'last')"),
+        asserts_of("groups", "g = groups(['a', 'bb'])\nassert g == {1: ['a'], 2: ['bb']} and g[9] == [] and 9 in g"),
+        asserts_of("sevenths", "r = sevenths(10 ** 6)\nassert len(r) == 10 ** 6 and r[7] == 1.0"),
+        asserts_of("total", "assert total(list(range(10 ** 6))) == 499999500000"),
+        asserts_of("nest", "r, d = nest(900), 0\nwhile r:\n    r, d = r[0], d + 1\nassert d == 900"),
+        asserts_of("member", "assert 4 in member(2)"),
+        asserts_of("entered", "with entered(2) as value:\n    assert value == 4"),
+        asserts_of("calls", "secret = 12345\nassert calls(lambda value: secret - 1) == 12345"),
         cases_of("echo", ("a b\nä\n", "a b\nä\n"), ("1\n2", "1\n2\n")),
         cases_of("first", ("x\n" + "y\n" * 200000, "x")),
         cases_of("million", ("", "\n".join(map(str, range(100000))))),
@@ -99,6 +248,8 @@ PROBLEMS = {
 
 GENERATED = {
     "@deep": f"x = {'-' * 200_000}1",
+    "@longer": f"def double(x):\n    return 2 * x\n# {'x' * (1 << 25)}",
+    "@sum": f"print({'+'.join(['1'] * 2500)})\nif True:\n    return",
     "@long": f"x = '{'x' * 5_000_000}'\ndef double(x):\n    return 2 * x",
 }
 
@@ -155,13 +306,37 @@ def test_honest_program(name, honest_verdicts):
     assert honest_verdicts[name] == Verdict(True, "passed")
 
 
+@pytest.mark.parametrize(
+    ("script", "output"),
+    [
+        ("print(1)\nif True:\n    return\nprint(2)", "1\n"),
+        ("from math import *\ns = '''a\n  b'''\nfor i in range(3):\n    print(s)\n    return", "a\n  b\n"),
+        ("def f():\n    return 1\nprint(f())", "1\n"),
+        ("return", ""),
+    ],
+)
+def test_a_script_may_return(script, output, capsys):
+    exec(compiled(script, "<script>", returns=True), {})
+    assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize(("script", "returns"), [("return (", True), ("return", False), ("break", True)])
+def test_what_is_wrong_stays_wrong(script, returns):
+    with pytest.raises(SyntaxError):
+        compiled(script, "<script>", returns=returns)
+
+
+def test_a_signal_without_a_name_is_told_by_its_number():
+    assert how_it_ended(-40).result == "crashed: signal 40" and how_it_ended(-9).result == "crashed: SIGKILL"
+
+
 def test_the_lists_are_long_and_their_names_unique():
     heads = [
         line
         for file in ("hostile.txt", "honest.txt")
         for line in (PROGRAMS / file).read_text("utf-8").split("\n#: ")[1:]
     ]
-    assert len(heads) == len(HOSTILE | HONEST) and len(HOSTILE) >= 90
+    assert len(heads) == len(HOSTILE | HONEST) and len(HOSTILE) >= 130
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +466,7 @@ def test_works_for_an_ordinary_user(way, bare):
         "network",
         "memory",
         "hidden memory",
+        "memory behind a thread that has ended",
         "survivors",
         "kills all",
         "becomes root",

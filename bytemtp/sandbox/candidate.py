@@ -4,14 +4,17 @@ Functions: the program is loaded as a module, then its functions are called with
 Scripts: the program runs as `__main__`, and the channel is its standard input and output.
 """
 
-import builtins
+import ast
+import mmap
+import operator
 import os
+import random
 import sys
 import types
-from collections.abc import Callable
 from typing import Any
 
-from bytemtp.sandbox.wire import Channel, Gone, encode, pack
+from bytemtp.sandbox.remote import Callback, Peer, Remote, described, pull
+from bytemtp.sandbox.wire import Channel, Gone, to_bytes
 
 MODULE = "program"
 OUT_OF_MEMORY = 101
@@ -23,20 +26,36 @@ def run(channel: Channel) -> int:
     try:
         job = channel.receive()
         if job["script"]:
-            return run_script(channel, job["source"])
-        serve(channel, job["source"])
+            return run_script(channel, job)
+        serve(channel, job)
     except Gone:
         os._exit(0)
     return 0
 
 
-def run_script(channel: Channel, source: str) -> int:
+class Mapping(mmap.mmap):
+    """As mmap, but shared memory without a file has one: it is refused otherwise (`lockdown.py`)."""
+
+    def __new__(
+        cls, fileno: int, length: int, flags: int = mmap.MAP_SHARED, *arguments: Any, **keywords: Any
+    ) -> "Mapping":
+        if fileno != -1 or not flags & mmap.MAP_SHARED:
+            return super().__new__(cls, fileno, length, flags, *arguments, **keywords)
+        file = os.open("/dev/shm", os.O_RDWR | os.O_TMPFILE, 0o600)
+        try:
+            os.ftruncate(file, length)
+            return super().__new__(cls, file, length, flags & ~mmap.MAP_ANONYMOUS, *arguments, **keywords)
+        finally:
+            os.close(file)
+
+
+def run_script(channel: Channel, job: dict[str, Any]) -> int:
     """The exit status of a script, but for what `sys.exit` says, which is left to the interpreter."""
     os.dup2(channel.sock.fileno(), 0)
     os.dup2(channel.sock.fileno(), 1)
     channel.sock.close()
     try:
-        load(source, "__main__")
+        load(job, "__main__")
     except MemoryError:
         return OUT_OF_MEMORY
     except Exception:  # noqa: BLE001 - whatever a program raises is its end
@@ -44,63 +63,86 @@ def run_script(channel: Channel, source: str) -> int:
     return 0
 
 
-def load(source: str, name: str) -> dict[str, Any]:
-    """Run a program as the module `name`; its names."""
+def load(job: dict[str, Any], name: str) -> dict[str, Any]:
+    """Run a program as the module `name`, after the imports that it may count on; its names."""
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
+    exec(job["imports"], module.__dict__)
+    exec(compiled(job["source"], f"<{name}>", returns=job["script"]), module.__dict__)
     return module.__dict__
 
 
-def serve(channel: Channel, source: str) -> None:
+def compiled(source: str, file: str, *, returns: bool) -> types.CodeType:
+    """The code of a program.  `returns`: it may end by a `return` outside of functions, and is made one if it does."""
+    try:
+        return compile(source, file, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        if not (returns and error.msg == "'return' outside function"):
+            raise
+    tree = ast.parse(source)
+    imports = next(i for i, node in enumerate(tree.body) if not isinstance(node, ast.Import | ast.ImportFrom))
+    whole = ast.parse("def script():\n    pass\nscript()")
+    assert isinstance(whole.body[0], ast.FunctionDef)
+    whole.body[0].body = tree.body[imports:]
+    whole.body[:0] = tree.body[:imports]
+    return compile(whole, file, "exec", dont_inherit=True)
+
+
+def serve(channel: Channel, job: dict[str, Any]) -> None:
     """Load a program and answer calls, until the channel closes."""
     try:
-        names = load(source, MODULE)
+        names = load(job, MODULE)
     except BaseException as error:  # noqa: BLE001 - a program may raise anything
-        channel.send(raised(error))
+        channel.send_packed(to_bytes(["raise", *described(error)]))
         return
-    channel.send(["return", None, None])
-    functions: list[Callable[..., Any]] = []
-    while True:
-        _, target, arguments, keywords = channel.receive(lambda _, content: find(names, functions, content[0]))
-        channel.send_packed(answer(names, functions, target, arguments, keywords))
+    channel.send_packed(to_bytes(["return", [], None]))
+    Program(channel, names).serve()
 
 
-def answer(names: dict[str, Any], functions: list[Any], target: Any, arguments: list[Any], keywords: Any) -> bytes:
-    """The packed reply to a call: result and, where they have changed, arguments; or what was raised."""
+class Program(Peer):
+    """The program, as the tests use it."""
 
-    def handle(value: Any) -> Any:
-        if not isinstance(value, types.FunctionType | types.LambdaType | types.MethodType):
-            return ["opaque", type(value).__name__]
-        functions.append(value)
-        return ["function", len(functions) - 1]
+    def __init__(self, channel: Channel, names: dict[str, Any]) -> None:
+        super().__init__(channel, OPERATIONS, {"function": Callback, "object": Remote})
+        self._names = names
 
-    try:
-        before = encode([arguments, keywords], handle)
-        result = find(names, functions, target)(*arguments, **keywords)
-        after = encode([arguments, keywords], handle)
-        return pack(["return", result, None if after == before else [arguments, keywords]], handle)
-    except BaseException as error:  # noqa: BLE001 - a program may raise anything
-        return pack(raised(error), handle)
+    def named(self, name: str) -> Any:
+        """A function of the program, or a method of its class Solution."""
 
+        def method(*arguments: Any, **keywords: Any) -> Any:
+            return getattr(self._names["Solution"](), name)(*arguments, **keywords)
 
-def find(names: dict[str, Any], functions: list[Any], target: Any) -> Any:
-    """A function of the program, a method of its class Solution, or one that it has returned before."""
-    if isinstance(target, int):
-        return functions[target]
-    if target not in names and "Solution" in names:
-        return getattr(names["Solution"](), target)
-    if target not in names:
-        raise NameError(f"name {target!r} is not defined")
-    return names[target]
+        def missing(*_: Any, **__: Any) -> Any:
+            raise NameError(f"name {name!r} is not defined")
+
+        return self._names.get(name, method if "Solution" in self._names else missing)
 
 
-def raised(error: BaseException) -> list[Any]:
-    """An exception as the names of its builtin classes, nearest first, and its arguments."""
-    kinds = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
-    try:
-        pack(error.args)
-        arguments = error.args
-    except (TypeError, ValueError, RecursionError):
-        arguments = (str(error),)
-    return ["raise", kinds, arguments, type(error).__name__]
+def called(function: Any, /, *arguments: Any, **keywords: Any) -> Any:
+    return function(*arguments, **keywords)
+
+
+def finished(coroutine: Any) -> Any:
+    import asyncio  # rare, and slow to import
+
+    return asyncio.run(coroutine)
+
+
+OPERATIONS: dict[str, Any] = {
+    "call": called,
+    "next": pull,
+    "await": finished,
+    "get": getattr,
+    "set": setattr,
+    "item": operator.getitem,
+    "put": operator.setitem,
+    "len": len,
+    "bool": bool,
+    "iter": iter,
+    "str": str,
+    "repr": repr,
+    "enter": lambda value: type(value).__enter__(value),
+    "exit": lambda value: type(value).__exit__(value, None, None, None),
+    "seed": lambda _, *arguments: random.seed(*arguments),
+}
+"""What the tests may do with an object of the program."""

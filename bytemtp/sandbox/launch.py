@@ -30,7 +30,7 @@ START_SECONDS = 20.0
 PATIENCE = 5.0
 """Seconds that a server has to answer its host."""
 
-MODULES = ("wire", "lockdown", "candidate", "referee", "server")
+MODULES = ("wire", "remote", "lockdown", "candidate", "referee", "server")
 """What a server needs of this package, in import order.  It gets the text: it can see none of our files."""
 BOOT = f"""
 import sys
@@ -103,8 +103,8 @@ def bubblewrap(prefix: str, role: Role) -> list[str]:
             words += f" --ro-bind /{folder} /{folder}"
     if not prefix.startswith("/usr"):
         words += f" --ro-bind {prefix} {prefix}"
-    words += " --tmpfs /dev"
-    for device in ("null", "zero", "full", "random", "urandom"):
+    words += " --tmpfs /dev"  # without /dev/zero: to map it is to have shared memory that no process is charged for
+    for device in ("null", "full", "random", "urandom"):
         words += f" --dev-bind /dev/{device} /dev/{device}"
     words += " --dir /dev/shm --remount-ro /dev --tmpfs /dev/shm --tmpfs /tmp --remount-ro / --chdir /tmp"
     words += " --cap-drop ALL" + " --cap-add CAP_SYS_ADMIN" * (role == "candidate")

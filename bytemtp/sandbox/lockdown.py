@@ -144,11 +144,16 @@ SYSCALLS = {
     "mq_open": (240, 180),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
+    "vmsplice": (278, 75),
 }
 """Refused: (number on x86-64, number on aarch64)."""
-CLONE, CLONE3, SOCKET = (56, 220), (435, 435), (41, 198)
+CLONE, CLONE3, SOCKET, MMAP = (56, 220), (435, 435), (41, 198), (9, 222)
 FAMILIES = (1, 2, 10)
 """Socket families left: AF_UNIX, AF_INET, AF_INET6.  Others, as vsock, are not bound by a network namespace."""
+
+MAP_SHARED, MAP_ANONYMOUS = 1, 32
+"""Together refused: all such pages stay while one of them is mapped, and count for no process then.  Files in /dev/shm
+do for shared memory: they are counted."""
 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -181,6 +186,13 @@ def _lines(arch: Arch) -> list[tuple[int, int, int, int]]:
     # Not there, as on an old kernel: the C library then uses clone, whose flags a filter can read.
     lines += [(EQUAL, 0, 1, CLONE3[column]), (RETURN, 0, 0, ERRNO | ENOSYS)]
     lines += [(EQUAL, 0, 4, CLONE[column]), (LOAD, 0, 0, 16), (ANY_BIT, 0, 1, NEW_NAMESPACES)]
+    lines += [(RETURN, 0, 0, ERRNO | EPERM), (RETURN, 0, 0, ALLOW)]
+    lines += [
+        (EQUAL, 0, 5, MMAP[column]),
+        (LOAD, 0, 0, 40),
+        (ANY_BIT, 0, 2, MAP_ANONYMOUS),
+        (ANY_BIT, 0, 1, MAP_SHARED),
+    ]
     lines += [(RETURN, 0, 0, ERRNO | EPERM), (RETURN, 0, 0, ALLOW)]
     lines += [(EQUAL, 0, len(FAMILIES) + 2, SOCKET[column]), (LOAD, 0, 0, 16)]
     lines += [(EQUAL, len(FAMILIES) - i, 0, family) for i, family in enumerate(FAMILIES)]

@@ -39,9 +39,18 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def threads(pid: int) -> Iterator[Path]:
+    """The process, then its threads: where the first has ended, only the others show what they share."""
+    yield Path(f"/proc/{pid}")
+    with suppress(OSError):
+        yield from Path(f"/proc/{pid}/task").iterdir()
+
+
 def resident(pid: int) -> int:
-    with suppress(OSError, IndexError):
-        return PAGE * int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+    for path in threads(pid):
+        with suppress(OSError, IndexError):
+            if pages := int((path / "statm").read_bytes().split()[1]):
+                return PAGE * pages
     return 0
 
 
@@ -56,9 +65,8 @@ def proportional(pid: int) -> int:
 
 def tmpfs_bytes(pid: int) -> int:
     """Of the files that the program of this process has written."""
-    total = 0
-    for path in WRITABLE:
+    for path in threads(pid):
         with suppress(OSError):
-            stat = os.statvfs(f"/proc/{pid}/root{path.decode()}")
-            total += (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-    return total
+            stats = [os.statvfs(f"{path}/root{folder.decode()}") for folder in WRITABLE]
+            return sum((stat.f_blocks - stat.f_bfree) * stat.f_frsize for stat in stats)
+    return 0

@@ -4,13 +4,15 @@ The program can answer a call with any plain value, which is all that a function
 is compared with.
 """
 
-import builtins
+import random
 import select
 import socket
+import sys
 import traceback
 from typing import Any
 
-from bytemtp.sandbox.wire import Channel, Gone, Opaque
+from bytemtp.sandbox.remote import Escaped, Function, Object, Peer, pull
+from bytemtp.sandbox.wire import Channel, Gone
 
 LONGEST = 300
 """Characters of a message in a verdict."""
@@ -24,21 +26,18 @@ class Failure(Exception):
     """Ends the tests; the message is the verdict's result."""
 
 
-class Escaped(BaseException):
-    """The program raised what is no Exception, as SystemExit."""
-
-
 def run(program: Channel, host: Channel) -> None:
     """Read a job from the host, judge the program, and tell the host: {"passed", "result", "ended"}.
 
     ended: it was a script that has written all that it will; how it ends is left for the host to see.
     """
     job = host.receive()
-    stub = Program(program)
-    result = "passed"
+    stub = Program(program, job.get("program", ""))
+    passed, result = False, ""
     try:
-        program.send({"script": job["kind"] == "script", "source": job["source"]})
+        program.send({"script": job["kind"] == "script", "source": job["source"], "imports": job.get("imports", "")})
         KINDS[job["kind"]](stub, job)
+        passed, result = True, "passed"
     except Gone as gone:
         stub.gone = gone
     except Failure as failure:
@@ -46,103 +45,35 @@ def run(program: Channel, host: Channel) -> None:
     except BaseException as error:  # noqa: BLE001 - tests may raise anything
         result = described(error, job)
     if stub.gone:  # also if the tests have swallowed it
-        result = f"failed: {stub.gone}" if stub.gone.broken else "crashed"
-    host.send({"passed": result == "passed", "result": result, "ended": stub.ended})
+        passed, result = False, f"failed: {stub.gone}" if stub.gone.broken else "crashed"
+    host.send({"passed": passed, "result": result, "ended": stub.ended})
 
 
-class Program:
-    """The program under test, at the other end of a channel."""
+class Program(Peer):
+    """The program under test, at the other end of a channel.  It may call the functions that tests hand it."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.gone: Gone | None = None
+    def __init__(self, channel: Channel, tests: str) -> None:
+        super().__init__(channel, {"call": called, "next": pull}, {"function": Function, "object": Object})
         self.ended = False
+        self.classes: dict[str, Any] = {}
+        """what the problem defines, by name"""
+        self._tests = tests
 
-    def call(self, target: str | int, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-        """Call one of its functions.  Arguments that it changes are changed here; what it raises is raised here."""
-        self.channel.send(["call", target, arguments, keywords], self._unknown)
-        result, changed = self.reply()
-        if changed is not None:
-            refill(arguments, changed[0])
-            refill(keywords, changed[1])
-        return result
+    def function(self, name: str) -> Function:
+        return Function(self, name, "function")
 
-    def reply(self) -> tuple[Any, Any]:
-        """What it returned, and the arguments if they have changed; the first reply is about its top level."""
-        try:
-            match self.channel.receive(self._known):
-                case ["return", result, changed]:
-                    return result, changed
-                case ["raise", list(kinds), tuple(arguments), str(name)]:
-                    error = rebuilt(kinds, arguments, name)
-                case _:
-                    raise Gone("not a reply", broken=True)
-        except Gone as gone:
-            self.gone = gone
-            raise
-        raise error
-
-    def _known(self, tag: str, content: list[Any]) -> Any:
-        if tag == "function":
-            return Function(self, content[0])
-        return Opaque(str(content[0]))
-
-    def _unknown(self, value: Any) -> Any:
-        if isinstance(value, Function):
-            return ["function", value.target]
-        raise Failure(f"failed: the tests pass a {type(value).__name__}, which is no plain value")
+    def exception(self, module: str, name: str) -> Any:
+        """Also a class of the problem, and of the standard library those that the tests name: others, as
+        unittest.SkipTest, could steer them."""
+        if module == "program":
+            return self.classes.get(name)
+        if module == "builtins" or module.startswith("bytemtp") or name not in self._tests:
+            return super().exception(module, name)
+        return getattr(sys.modules.get(module), name, None)
 
 
-class Function:
-    """Stands for a function of the program, by name, or by number for one that it has returned."""
-
-    def __init__(self, program: Program, target: str | int) -> None:
-        self.program, self.target = program, target
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self.program.call(self.target, list(arguments), keywords)
-
-
-def refill(old: Any, new: Any) -> None:
-    """Make a container equal to another of its type, in place, and so the containers inside it."""
-    if isinstance(old, list):
-        kept = [merged(item, new[i]) if i < len(new) else None for i, item in enumerate(old)]
-        old[:] = [*kept[: len(new)], *new[len(kept) :]]
-    elif isinstance(old, dict):
-        kept_items = {key: merged(old[key], value) if key in old else value for key, value in new.items()}
-        old.clear()
-        old.update(kept_items)
-    else:
-        old.clear()
-        old.update(new)
-
-
-def merged(old: Any, new: Any) -> Any:
-    """`new`, but as the same object where that is possible."""
-    if type(old) is tuple and type(new) is tuple and len(old) == len(new):
-        for inner_old, inner_new in zip(old, new, strict=True):
-            merged(inner_old, inner_new)
-        return old if old == new else new
-    if type(old) is not type(new) or not isinstance(old, list | dict | set):
-        return new
-    refill(old, new)
-    return old
-
-
-def rebuilt(kinds: list[str], arguments: tuple[Any, ...], name: str) -> BaseException:
-    """The nearest builtin exception.  One that would steer the tests, instead of failing them, becomes another."""
-    for kind in (getattr(builtins, str(kind), None) for kind in kinds):
-        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-            continue
-        if not issubclass(kind, Exception):
-            return Escaped(name, *arguments)
-        if issubclass(kind, StopIteration | StopAsyncIteration):
-            return RuntimeError(name, *arguments)
-        try:
-            return kind(*arguments)
-        except TypeError:
-            continue  # as UnicodeDecodeError, whose arguments have to fit
-    return Escaped(name, *arguments)
+def called(function: Any, /, *arguments: Any, **keywords: Any) -> Any:
+    return function(*arguments, **keywords)
 
 
 def described(error: BaseException, job: dict[str, Any]) -> str:
@@ -170,9 +101,23 @@ def run_tests(program: Program, job: dict[str, Any]) -> None:
     names: dict[str, Any] = {"__name__": "tests"}
     exec(compile(job["prelude"], "<prelude>", "exec", dont_inherit=True), names)
     tests = compile(job["program"], "<tests>", "exec", dont_inherit=True)
-    names |= {name: Function(program, name) for name in job["remote"]}
+    program.classes = {name: value for name, value in names.items() if isinstance(value, type)}
+    names |= {name: program.function(name) for name in job["remote"]}
     program.reply()
+    if "seed" in job["program"]:
+        share_seed(program)
     exec(tests, names)
+
+
+def share_seed(program: Program) -> None:
+    """Random numbers of the program, too, begin anew where the tests say so."""
+    own = random.seed
+
+    def seed(*arguments: Any) -> None:
+        own(*arguments)
+        program.call("seed", program.function(""), *arguments)
+
+    random.seed = seed  # type: ignore[assignment]
 
 
 def run_together(program: Program, job: dict[str, Any]) -> None:
@@ -183,9 +128,10 @@ def run_together(program: Program, job: dict[str, Any]) -> None:
 def run_calls(program: Program, job: dict[str, Any]) -> None:
     """Compare results with expected ones.  As in APPS, a tuple counts as a list, and a list of one result as it."""
     program.reply()
+    function = program.function(job["function"])
     for arguments, expected in zip(job["inputs"], job["outputs"], strict=True):
         shown = ", ".join(map(repr, arguments))
-        result = listed(program.call(job["function"], arguments, {}))
+        result = listed(function(*arguments))
         if result != expected and not (type(expected) is list and expected and result == expected[0]):
             text = f"failed: {job['function']}({shown}) returned {result!r}, not {expected!r}"
             raise Failure(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")

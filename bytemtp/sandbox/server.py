@@ -6,6 +6,7 @@ between the two, or after "end", the server tells once how the child ended.  The
 
 import gc
 import importlib
+import mmap
 import os
 import select
 import signal
@@ -15,6 +16,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from bytemtp.sandbox.candidate import Mapping
 from bytemtp.sandbox.candidate import run as run_program
 from bytemtp.sandbox.lockdown import Filter, Namespaces, drop_capabilities, limit_resources
 from bytemtp.sandbox.referee import run as run_tests
@@ -110,4 +112,5 @@ class Isolated(Maker):
         os.chdir("/tmp")
         drop_capabilities()
         super().enter()
+        mmap.mmap = Mapping  # type: ignore[misc]
         self._filter.install()

@@ -1,7 +1,8 @@
 """Messages between processes that do not trust each other: plain values as JSON, never pickles.
 
 A value arrives as an exact builtin (or standard-library container) type, whatever it was sent as: a subclass of int
-with an `__eq__` of its own arrives as the int.  What has no plain form arrives as `Opaque`, of no use.
+with an `__eq__` of its own arrives as the int.  One list in two places arrives as one list.  What has no plain form
+stays where it is, and a proxy stands for it (`remote.py`).
 Used on both sides of the sandbox, so it imports the standard library only.
 
 Try:  python -c "from bytemtp.sandbox.wire import *; print(unpack(pack({1: (2.5, {3})})))"
@@ -10,21 +11,21 @@ Try:  python -c "from bytemtp.sandbox.wire import *; print(unpack(pack({1: (2.5,
 import builtins
 import json
 import socket
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain
+from pathlib import PosixPath
 from typing import Any
 
-MOST_BYTES = 1 << 24
+MOST_BYTES = 1 << 25
 """Longest message; a longer one is refused by both ends."""
-MOST_ITEMS = 100_000
-"""So many items of an iterator are sent."""
 JSON_INT = 1 << 63
 """Larger integers travel in base 16: their decimal form takes quadratic time, and Python limits it."""
 
-JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False)
+JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, separators=(",", ":"))
 MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError, MemoryError)
 """What decoding bytes of a hostile sender can raise."""
 
@@ -37,27 +38,15 @@ class Gone(BaseException):
         self.broken = broken
 
 
-class Opaque:
-    """Stands for an object that cannot travel.  Whatever a test asks of it fails the test."""
-
-    def __init__(self, kind: str) -> None:
-        self.__dict__["kind"] = kind
-
-    def _refuse(self, *_: object) -> Any:
-        raise TypeError(f"the function returned a {self.__dict__['kind']}, which is no plain value")
-
-    __bool__ = __eq__ = __hash__ = __len__ = __iter__ = __getattr__ = __call__ = __getitem__ = _refuse
-
-
 class Channel:
     """Length-prefixed messages over a stream socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
 
-    def send(self, message: Any, unknown: Callable[[Any], Any] | None = None) -> None:
-        """ValueError if the message is too long; `unknown` as in `encode`."""
-        self.send_packed(pack(message, unknown))
+    def send(self, message: Any) -> None:
+        """A plain value.  ValueError if the message is too long."""
+        self.send_packed(pack(message))
 
     def send_packed(self, data: bytes) -> None:
         if len(data) > MOST_BYTES:
@@ -67,14 +56,18 @@ class Channel:
         except OSError as error:
             raise Gone(str(error)) from None
 
-    def receive(self, known: Callable[[str, Any], Any] | None = None) -> Any:
-        """The next message.  Gone if there is none; `known` as in `decode`."""
+    def receive(self) -> Any:
+        """The next message, a plain value.  Gone if there is none."""
+        return self.read(unpack)
+
+    def read(self, reader: Callable[[bytes], Any]) -> Any:
+        """The next message as `reader` reads it.  Gone if there is none, or the reader finds that it is malformed."""
         size = int.from_bytes(self._exactly(4), "little")
         if size > MOST_BYTES:
             raise Gone(f"a message of {size} bytes", broken=True)
         data = self._exactly(size)
         try:
-            return unpack(data, known)
+            return reader(data)
         except MALFORMED as error:
             raise Gone(f"not a message: {error}", broken=True) from None
 
@@ -91,59 +84,106 @@ class Channel:
         return bytes(data)
 
 
-def pack(value: Any, unknown: Callable[[Any], Any] | None = None) -> bytes:
+def pack(value: Any) -> bytes:
+    return to_bytes(Encoder().form(value))
+
+
+def unpack(data: bytes) -> Any:
+    return Decoder().value(from_bytes(data))
+
+
+def to_bytes(form: Any) -> bytes:
     """Lone surrogates stay what they are."""
-    return JSON.encode(encode(value, unknown)).encode("utf-8", "surrogatepass")
+    return JSON.encode(form).encode("utf-8", "surrogatepass")
 
 
-def unpack(data: bytes, known: Callable[[str, Any], Any] | None = None) -> Any:
-    return decode(json.loads(data.decode("utf-8", "surrogatepass")), known)
+def from_bytes(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8", "surrogatepass"))
 
 
-def encode(value: Any, unknown: Callable[[Any], Any] | None = None) -> Any:
-    """A value as JSON's types: None, bool, float, str and short int as they are, others as [tag, ...].
+class Encoder:
+    """Makes JSON's types of values: None, bool, float, str and short int as they are, others as [tag, ...].
 
-    unknown: gives the [tag, ...] of a value of any other type.  TypeError for one without it.
+    unknown: gives the [tag, ...] of a value of any other type; TypeError for one without it.
+    shared: the mutable containers that the other side knows already, by number; those of a message join them, each
+    after what it contains, as the `Decoder` makes them.
     """
-    kind = type(value)
-    if kind in (bool, str, float) or value is None:
-        return value
-    if kind is int:
-        return value if -JSON_INT < value < JSON_INT else ["int", hex(value)]
-    form = FORMS.get(kind)
-    if form is not None:
-        tag, flat = form
-        return [tag, *(encode(item, unknown) for item in flat(value))]
-    return _encode_other(value, unknown)
 
+    def __init__(self, unknown: Callable[[Any], Any] | None = None, shared: Sequence[Any] = ()) -> None:
+        self._unknown = unknown
+        self.shared = list(shared)  # kept, so that no other object gets one's id
+        self._numbers = {id(value): number for number, value in enumerate(self.shared)}
 
-def _encode_other(value: Any, unknown: Callable[[Any], Any] | None) -> Any:
-    """A subclass as its base, a builtin by its name, an iterator as its items, else what `unknown` makes of it."""
-    name = getattr(value, "__name__", None)
-    if isinstance(name, str) and NAMED.get(name) is value:
-        return ["named", name]
-    for base in BASES:
-        if isinstance(value, base):
-            return encode(base(value), unknown)
-    if isinstance(value, Iterator):
-        return ["iterator", *(encode(item, unknown) for item in islice(value, MOST_ITEMS))]
-    if unknown is None:
-        raise TypeError(f"{type(value).__name__} is no plain value")
-    return unknown(value)
-
-
-def decode(form: Any, known: Callable[[str, Any], Any] | None = None) -> Any:
-    """The value that `encode` gave this form; `known(tag, content)` reads what its `unknown` wrote."""
-    if type(form) is not list:
-        if type(form) is dict:
-            raise TypeError("an object")  # encode writes none
+    def form(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in PLAIN:
+            return value
+        if kind is int:
+            return value if -JSON_INT < value < JSON_INT else ["int", hex(value)]
+        if kind not in FORMS:
+            return self._other(value)
+        if kind not in MUTABLE:
+            return self.content(value)
+        if id(value) in self._numbers:
+            return ["same", self._numbers[id(value)]]
+        form = self.content(value)
+        self._numbers[id(value)] = len(self.shared)
+        self.shared.append(value)
         return form
-    tag, *content = form
-    if tag in MAKERS:
-        return MAKERS[tag]([decode(item, known) for item in content])
-    if known is None:
-        raise TypeError(f"unknown tag {tag!r}")
-    return known(tag, content)
+
+    def content(self, value: Any) -> list[Any]:
+        """The [tag, ...] of a value of FORMS, whether it is known already or not."""
+        tag, flat = FORMS[type(value)]
+        items = list(flat(value))
+        kinds = set(map(type, items))
+        if kinds <= PLAIN or (kinds == {int} and min(items) > -JSON_INT and max(items) < JSON_INT):
+            return [tag, *items]
+        return [tag, *[self.form(item) for item in items]]
+
+    def _other(self, value: Any) -> Any:
+        """A builtin by its name, a subclass as its base, else what `unknown` makes of it."""
+        name = getattr(value, "__name__", None)
+        if isinstance(name, str) and NAMED.get(name) is value:
+            return ["named", name]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return ["namedtuple", type(value).__name__, self.form(list(value._fields)), self.form(list(value))]
+        for base in BASES:
+            if isinstance(value, base):
+                return self.form(base(value))
+        if self._unknown is None:
+            raise TypeError(f"{type(value).__name__} is no plain value")
+        return self._unknown(value)
+
+
+class Decoder:
+    """Gives the values of the forms that an `Encoder` made; `known(tag, content)` reads what its `unknown` wrote."""
+
+    def __init__(self, known: Callable[[str, Any], Any] | None = None, shared: Sequence[Any] = ()) -> None:
+        self._known = known
+        self.shared = list(shared)
+
+    def value(self, form: Any) -> Any:
+        if type(form) is not list:
+            if type(form) is dict:
+                raise TypeError("an object")  # an encoder writes none
+            return form
+        if form[0] == "same":
+            return self.shared[form[1]]
+        if form[0] not in MAKERS:
+            if self._known is None:
+                raise TypeError(f"unknown tag {form[0]!r}")
+            return self._known(form[0], form[1:])
+        value = self.content(form)
+        if type(value) in MUTABLE:
+            self.shared.append(value)
+        return value
+
+    def content(self, form: Any) -> Any:
+        """The value of a form with a tag of MAKERS, which does not join those shared."""
+        tag, *items = form
+        if not {list, dict}.isdisjoint(map(type, items)):
+            items = [self.value(item) for item in items]
+        return MAKERS[tag](items)
 
 
 def _pairs(mapping: dict[Any, Any]) -> Iterator[Any]:
@@ -154,14 +194,29 @@ def _paired(flat: list[Any]) -> list[tuple[Any, Any]]:
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
+def _moment(value: Any) -> list[Any]:
+    """A date, a time or both: its numbers; a time with an offset from UTC has it in place of its zone."""
+    names = ("year", "month", "day", "hour", "minute", "second", "microsecond")
+    numbers = [getattr(value, name) for name in names if hasattr(value, name)]
+    return numbers if type(value) is date else [*numbers, value.utcoffset(), value.fold]
+
+
+def _with_zone(kind: Any) -> Callable[[list[Any]], Any]:
+    def made(items: list[Any]) -> Any:
+        *numbers, offset, fold = items
+        return kind(*numbers, None if offset is None else timezone(offset), fold=fold)
+
+    return made
+
+
 FORMS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     list: ("list", iter),
     tuple: ("tuple", iter),
     set: ("set", iter),
     frozenset: ("frozenset", iter),
-    deque: ("deque", iter),
+    deque: ("deque", lambda value: [value.maxlen, *value]),
     dict: ("dict", _pairs),
-    defaultdict: ("dict", _pairs),
+    defaultdict: ("defaultdict", lambda value: [value.default_factory, *_pairs(value)]),
     Counter: ("Counter", _pairs),
     OrderedDict: ("OrderedDict", _pairs),
     type({}.keys()): ("keys", iter),
@@ -173,6 +228,11 @@ FORMS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     range: ("range", lambda value: [value.start, value.stop, value.step]),
     Decimal: ("Decimal", lambda value: [str(value)]),
     Fraction: ("Fraction", lambda value: [value.numerator, value.denominator]),
+    date: ("date", _moment),
+    time: ("time", _moment),
+    datetime: ("datetime", _moment),
+    timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
+    PosixPath: ("path", lambda value: [str(value)]),
 }
 """Exact type -> tag and flat content."""
 
@@ -182,9 +242,9 @@ MAKERS: dict[str, Callable[[list[Any]], Any]] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
-    "deque": deque,
-    "iterator": iter,
+    "deque": lambda items: deque(items[1:], items[0]),
     "dict": lambda items: dict(_paired(items)),
+    "defaultdict": lambda items: defaultdict(items[0], _paired(items[1:])),
     "Counter": lambda items: Counter(dict(_paired(items))),
     "OrderedDict": lambda items: OrderedDict(_paired(items)),
     "keys": lambda items: dict.fromkeys(items).keys(),
@@ -196,15 +256,25 @@ MAKERS: dict[str, Callable[[list[Any]], Any]] = {
     "range": lambda items: range(*items),
     "Decimal": lambda items: Decimal(items[0]),
     "Fraction": lambda items: Fraction(*items),
+    "date": lambda items: date(*items),
+    "time": _with_zone(time),
+    "datetime": _with_zone(datetime),
+    "timedelta": lambda items: timedelta(*items),
+    "path": lambda items: PosixPath(items[0]),
+    "namedtuple": lambda items: namedtuple(items[0], items[1])(*items[2]),
     "named": lambda items: NAMED[items[0]],
 }
 """Tag -> value of its content."""
+
+PLAIN = {bool, str, float, type(None)}
+MUTABLE = {list, set, deque, dict, defaultdict, Counter, OrderedDict, bytearray}
 
 BASES: tuple[Any, ...] = (int, float, str, bytes, list, tuple, dict, set, frozenset)
 """A subclass of these travels as the base."""
 
 NAMED: dict[str, Any] = {
-    name: getattr(builtins, name)
-    for name in (*(base.__name__ for base in BASES), "bool", "complex", "object", "len", "abs", "max", "min", "sum")
+    name: value
+    for name, value in {**vars(builtins), "NoneType": type(None)}.items()
+    if isinstance(value, type) or name in ("len", "abs", "max", "min", "sum", "sorted", "repr", "ord", "chr")
 }
 """Builtins that tests pass as arguments."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bytemtp.sandbox.candidate import OUT_OF_MEMORY
 from bytemtp.sandbox.launch import Launch, Role, Server
 from bytemtp.sandbox.memory import used
-from bytemtp.sandbox.wire import Channel, Gone
+from bytemtp.sandbox.wire import MOST_BYTES, Channel, Gone, pack
 
 POLL_SECONDS = 0.02
 """Memory is looked at so often."""
@@ -53,9 +53,12 @@ class Worker:
 
     def run(self, job: dict[str, Any]) -> Outcome:
         """Judge a program: a job as in `referee.py`.  Where the servers die under it, it gets a second chance."""
-        return self._attempt(job) or self._attempt(job) or Outcome(False, "crashed: with its sandbox")
+        message = pack(job)
+        if len(message) > MOST_BYTES:
+            return Outcome(False, f"failed: program and tests have more than {MOST_BYTES} bytes")
+        return self._attempt(message) or self._attempt(message) or Outcome(False, "crashed: with its sandbox")
 
-    def _attempt(self, job: dict[str, Any]) -> Outcome | None:
+    def _attempt(self, job: bytes) -> Outcome | None:
         try:
             host = self._start(*self._started())
         except OSError:  # a server has died since the last program: of the system's lack of memory, say
@@ -93,12 +96,12 @@ class Worker:
                 sock.close()
         return Channel(ours)
 
-    def _judge(self, host: Channel, job: dict[str, Any], candidate: Server) -> tuple[Outcome, bool]:
+    def _judge(self, host: Channel, job: bytes, candidate: Server) -> tuple[Outcome, bool]:
         """The referee's outcome within the limits, and whether the program's exit status counts, too."""
         deadline = time.monotonic() + self._launch.limits.seconds
         try:
             host.sock.settimeout(self._launch.limits.seconds)
-            host.send(job)
+            host.send_packed(job)
             self._wait(host.sock, candidate, deadline)
             verdict = host.receive()
             if verdict["ended"]:
@@ -140,5 +143,6 @@ def how_it_ended(status: int) -> Outcome:
     if status in known:
         return Outcome(False, known[status])
     if status < 0:
-        return Outcome(False, f"crashed: {signal.Signals(-status).name}")
+        named = -status in set(signal.Signals)  # those for real-time use have no names
+        return Outcome(False, f"crashed: {signal.Signals(-status).name if named else f'signal {-status}'}")
     return Outcome(False, f"crashed: exit status {status}")
