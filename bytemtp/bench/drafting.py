@@ -17,6 +17,8 @@ from bytemtp.runtime import log, pick_device
 
 PEER_TEXTS = 8
 """Texts that transformers continues: it takes its time."""
+SETTLE = 0.1
+"""Seconds; torch's threads go on turning for some milliseconds, and would be in the way of who comes next."""
 Report = dict[str, Any]
 
 
@@ -78,6 +80,7 @@ def _transformers(model: ByteMTP, texts: Sequence[bytes], new: int) -> dict[str,
         start = time.perf_counter()
         theirs.append(continued(llama, text, new))
         seconds += time.perf_counter() - start
+        time.sleep(SETTLE)
         ours += generate_batch(model, [text], new, mode="speculative")
     return {
         "bytes_per_s": sum(map(len, theirs)) / seconds,
