@@ -8,7 +8,6 @@ Try:  python -m bytemtp.evaluate execute --problems HumanEval.jsonl.gz --samples
 
 import json
 import os
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from bytemtp.errors import UserError
+from bytemtp.jsonl import Lines
 from bytemtp.problems import Cases, Problem, read_problems, records
 from bytemtp.rundir import write_output
-from bytemtp.runtime import append_json_line, log
+from bytemtp.runtime import log, progress
 from bytemtp.sandbox.launch import Launch, Limits, prepare
 from bytemtp.sandbox.worker import Outcome, Worker
 from bytemtp.settings_cli import normal, parse
@@ -208,21 +207,20 @@ def main(arguments: Sequence[str]) -> None:
     problems = read_problems(options.problems)
     samples = canonical_samples(problems) if options.samples is None else read_samples(options.samples, problems)
     ks = chosen_k(problems, samples, options.k)
-    results = options.out / "results.jsonl"
-    done = begin(results, samples)
-    begun = time.monotonic()
+    lines = [asdict(sample) for sample in samples]
+    results = continued(options.out / "results.jsonl", lines)
+    done, begun = len(results.records), time.monotonic()
     verdicts = judge(
         problems,
-        samples[len(done) :],
+        samples[done:],
         workers=options.workers or len(os.sched_getaffinity(0)),
         timeout=options.timeout,
         memory_mib=options.memory,
         unsafe=options.unsafe,
     )
-    new = record(verdicts, samples, results, done=len(done))
-    summary = summarised(problems, samples, done + new, ks)
+    summary = summarised(problems, samples, record(verdicts, lines, results), ks)
     seconds = time.monotonic() - begun
-    summary |= {"seconds": round(seconds, 3), "programs_per_s": round(len(new) / seconds, 3)}
+    summary |= {"seconds": round(seconds, 3), "programs_per_s": round((len(samples) - done) / seconds, 3)}
     write_output(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
 
@@ -263,41 +261,27 @@ def chosen_k(problems: Sequence[Problem], samples: Sequence[Sample], asked: tupl
     return [k for k in asked or DEFAULT_K if k <= enough]
 
 
-def begin(results: Path, samples: Sequence[Sample]) -> list[bool]:
-    """What earlier runs found, in order; a line that a kill has cut is dropped.  UserError if of other samples."""
-    try:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        text = results.read_text(encoding="utf-8") if results.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        with results.open("a", encoding="utf-8") as file:
-            file.truncate(len(whole.encode()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot write to {results}: {error}") from None
-    try:
-        lines = [json.loads(line) for line in whole.splitlines()]
-        matches = len(lines) <= len(samples) and all(map(_is_of, lines, samples))
-        passed = [bool(line["passed"]) for line in lines]
-    except (ValueError, KeyError, TypeError):
-        matches = False
-    if not matches:
-        raise UserError(f"{results} has results of other samples; remove it or give another --out")
-    return passed
+def continued(path: Path, samples: Sequence[dict[str, Any]]) -> Lines:
+    """The results that earlier runs have of these samples.  UserError if they are of others."""
+    results = Lines(path)
+    same = all(
+        isinstance(line, dict) and sample.items() <= line.items() and isinstance(line.get("passed"), bool)
+        for sample, line in zip(samples, results.records, strict=False)
+    )
+    if not same or len(results.records) > len(samples):
+        raise UserError(f"{path} has results of other samples; remove it or give another --out")
+    return results
 
 
-def _is_of(line: dict[str, Any], sample: Sample) -> bool:
-    return bool(line["task_id"] == sample.task_id and line["completion"] == sample.completion)
+def record(verdicts: Iterator[Verdict], samples: Sequence[dict[str, Any]], results: Lines) -> list[bool]:
+    """Append a verdict for each sample that has none yet as it comes, and return whether each sample is right.
 
-
-def record(verdicts: Iterator[Verdict], samples: Sequence[Sample], results: Path, *, done: int) -> list[bool]:
-    """Append each verdict to the results as it comes.  UserError if the disk does not take it."""
-    passed: list[bool] = []
-    bar = tqdm(total=len(samples), initial=done, unit="program", desc="judged", disable=None, file=sys.stderr)
-    with bar:
-        for sample, verdict in zip(islice(samples, done, None), verdicts, strict=True):
-            try:
-                append_json_line(results, asdict(sample) | verdict.fields_of_line())
-            except OSError as error:
-                raise UserError(f"cannot write to {results}: {error.strerror}; start again to go on") from None
+    UserError if the disk does not take it.
+    """
+    passed = [line["passed"] for line in results.records]
+    with progress(len(samples), "programs", "judged", len(passed)) as bar:
+        for sample, verdict in zip(islice(samples, len(passed), None), verdicts, strict=True):
+            results.append([sample | verdict.fields_of_line()])
             passed.append(verdict.passed)
             bar.update()
             bar.set_postfix_str(f"passed {sum(passed)}", refresh=False)

@@ -23,10 +23,11 @@ import tyro
 
 from bytemtp.checkpoint import load_model
 from bytemtp.errors import UserError
-from bytemtp.execute import Sample, judge
+from bytemtp.execute import Sample, continued, judge, record
+from bytemtp.jsonl import read_lines
 from bytemtp.model import ByteMTP
 from bytemtp.passk_report import table, write_report
-from bytemtp.passk_samples import Cell, Lines, Plan, claim, digest, draw_missing, fingerprint, gather, progress
+from bytemtp.passk_samples import Cell, Plan, claim, digest, draw_missing, fingerprint, gather
 from bytemtp.passk_score import summarise
 from bytemtp.problems import Problem, read_problems
 from bytemtp.rundir import write_output
@@ -115,7 +116,7 @@ def finish(plan: Plan, options: Command, ks: Sequence[int]) -> None:
     """Execute, score and report what is drawn."""
     records = gather(plan, options.out)
     speed = execute(plan.problems, records, options)
-    results = Lines(options.out / RESULTS).records
+    results = read_lines(options.out / RESULTS)
     summary = summarise(plan.problems, results, ks) | speed
     write_output(options.out / SUMMARY, json.dumps(summary, indent=1) + "\n", "; samples and results are kept")
     write_report(options.out, summary, results, plan.problems)
@@ -186,24 +187,15 @@ def settings_of(options: Command, plan: Plan, model: ByteMTP) -> dict[str, Any]:
     }
 
 
-def execute(problems: Sequence[Problem], records: Sequence[dict[str, Any]], options: Command) -> dict[str, float]:
+def execute(problems: Sequence[Problem], lines: Sequence[dict[str, Any]], options: Command) -> dict[str, float]:
     """Judge the samples that have no verdict yet.  Returns how fast, or how fast it was before if there was none."""
-    out = Lines(options.out / RESULTS)
-    done = len(out.records)
-    strip = [{name: line.get(name) for name in record} for record, line in zip(records, out.records, strict=False)]
-    if strip != list(records[:done]):
-        raise UserError(f"{out.path} is not of these samples; remove it to execute them again")
-    left = records[done:]
+    results = continued(options.out / RESULTS, lines)
+    left = [Sample(line["task_id"], line["completion"]) for line in lines[len(results.records) :]]
     if not left:
         return _old_speed(options.out / SUMMARY)
-    samples = [Sample(record["task_id"], record["completion"]) for record in left]
-    verdicts = judge(problems, samples, workers=options.workers, timeout=options.timeout, unsafe=options.unsafe)
+    verdicts = judge(problems, left, workers=options.workers, timeout=options.timeout, unsafe=options.unsafe)
     start = time.perf_counter()
-    with progress(len(records), "executed") as bar:
-        bar.update(done)
-        for record, verdict in zip(left, verdicts, strict=True):
-            out.append([record | verdict.fields_of_line()])
-            bar.update()
+    record(verdicts, lines, results)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "programs_per_s": len(left) / seconds}
 

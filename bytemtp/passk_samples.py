@@ -12,26 +12,24 @@ DIR/
 import hashlib
 import json
 import random
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from bytemtp.decode import Loop, Mode, Options
 from bytemtp.errors import UserError
+from bytemtp.jsonl import Lines, line_of, read_lines
 from bytemtp.model import ByteMTP
 from bytemtp.problems import Problem, truncate
 from bytemtp.row import Row
 from bytemtp.rundir import write_file
+from bytemtp.runtime import progress
 from bytemtp.sampling import Rule
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
-QUIET_SECONDS = 30
-"""Between two lines of progress where nobody watches a terminal."""
 
 
 class Cell(NamedTuple):
@@ -104,48 +102,6 @@ def fingerprint(model: ByteMTP) -> str:
     return digest(*(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors))
 
 
-class Lines:
-    """A .jsonl file that is appended to.  What a kill or a full disk left of a last line is taken off."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.records = read_lines(path)
-        whole = sum(len(_line(record)) for record in self.records)
-        if path.exists() and path.stat().st_size != whole:
-            self._reset(whole)
-
-    def append(self, records: Iterable[dict[str, Any]]) -> None:
-        """UserError if they cannot be written; those before them stay."""
-        text = b"".join(map(_line, records))
-        try:
-            with self.path.open("ab") as file:
-                file.write(text)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; what is in it is kept: make room and run the same again"
-            ) from error
-
-    def _reset(self, size: int) -> None:
-        with self.path.open("r+b") as file:
-            file.truncate(size)
-
-
-def _line(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record) + "\n").encode()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file; none if there is no file.  UserError for one that is no JSON."""
-    try:
-        data = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        return [json.loads(line) for line in data.split(b"\n")[:-1]]
-    except ValueError as error:
-        raise UserError(f"{path} has a line that is no JSON: {error}; take it out or choose another folder") from error
-
-
 def read_samples(folder: Path) -> dict[Key, str]:
     """All samples that are in `folder`, by whichever process."""
     found: dict[Key, str] = {}
@@ -174,7 +130,7 @@ def draw_missing(model: ByteMTP, plan: Plan, folder: Path, *, batch: int, shard:
         )
     mine = plan.problems[number - 1 :: of]
     total = 0
-    with progress(len(plan.cells) * len(mine) * plan.samples, "drawn") as bar:
+    with progress(len(plan.cells) * len(mine) * plan.samples, "samples", "drawn") as bar:
         for cell, problem, indices in _batches(plan, mine, batch):
             missing = [i for i in indices if Key(cell, problem.task_id, i) not in done]
             bar.update(len(indices) - len(missing))
@@ -192,12 +148,6 @@ def _batches(plan: Plan, problems: Sequence[Problem], size: int) -> Iterator[tup
         for problem in problems:
             for start in range(0, plan.samples, size):
                 yield cell, problem, range(start, min(start + size, plan.samples))
-
-
-def progress(total: int, what: str) -> Any:
-    """A bar with the time that is left."""
-    seconds = 0.5 if sys.stderr.isatty() else QUIET_SECONDS
-    return tqdm(total=total, unit=" samples", desc=what, mininterval=seconds, maxinterval=seconds, file=sys.stderr)
 
 
 def draw(model: ByteMTP, plan: Plan, cell: Cell, problem: Problem, indices: Sequence[int]) -> list[str]:
@@ -234,5 +184,5 @@ def gather(plan: Plan, folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{len(missing)} samples are missing in {folder}, the first of {missing[0].task_id}")
     records = [record(key, found[key]) for key in keys]
     if read_lines(folder / SAMPLES) != records:
-        write_file(folder / SAMPLES, b"".join(map(_line, records)).decode())
+        write_file(folder / SAMPLES, b"".join(map(line_of, records)).decode())
     return records

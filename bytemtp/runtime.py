@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from bytemtp.errors import UserError
+
+QUIET_SECONDS = 30
+"""Between two lines of progress where nobody watches a terminal."""
 
 
 class Choice(NamedTuple):
@@ -91,3 +95,11 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Append one object to a .jsonl file and flush it, so that a reader (or a kill) sees whole lines."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def progress(total: int, unit: str, what: str, done: int = 0) -> Any:
+    """A bar with the time that is left, on standard error."""
+    seconds = 0.5 if sys.stderr.isatty() else QUIET_SECONDS
+    return tqdm(
+        total=total, initial=done, unit=f" {unit}", desc=what, mininterval=seconds, maxinterval=seconds, file=sys.stderr
+    )

@@ -310,9 +310,7 @@ def test_a_full_disk_is_one_clear_line_and_what_was_done_is_kept(files):
     done = subprocess.run([sys.executable, "-c", code, "execute", *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith(f"error: cannot write to {files[2] / 'results.jsonl'}: File too")
+        done.stderr.strip().splitlines()[-1].startswith(f"error: cannot write {files[2] / 'results.jsonl'}: File too")
     )
     assert execute(files)["passed"] == 3 and len(results(files)) == 6
 

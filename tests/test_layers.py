@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "bytemtp"
 
 LAYERS = {
-    "base": ["errors", "vocab", "config", "runtime", "settings_cli"],
+    "base": ["errors", "vocab", "config", "runtime", "settings_cli", "jsonl"],
     "data": ["sources", "compression", "documents", "packing", "stream", "testing"],
     "model": ["attention", "layers", "model", "rundir", "checkpoint"],
     "train": ["loss", "optimizer", "tuning", "progress", "interrupts", "resuming", "trainer"],

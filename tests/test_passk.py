@@ -18,7 +18,8 @@ from bytemtp import passk, passk_samples
 from bytemtp.checkpoint import load_model
 from bytemtp.errors import UserError
 from bytemtp.execute import Sample, Verdict
-from bytemtp.passk_samples import Cell, Key, Lines, Plan, draw, draw_missing, gather, read_lines
+from bytemtp.jsonl import Lines, read_lines
+from bytemtp.passk_samples import Cell, Key, Plan, draw, draw_missing, gather
 from bytemtp.passk_score import estimates, interval, oracle, summarise
 from bytemtp.problems import Problem, read_problems
 
@@ -383,7 +384,7 @@ def test_results_of_other_samples(trained_run: Path, problem_file: Path, tmp_pat
     results = read_lines(tmp_path / "out" / "results.jsonl")
     results[0]["completion"] += "x"
     (tmp_path / "out" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in results[:3]))
-    with pytest.raises(UserError, match=r"results.jsonl is not of these samples"):
+    with pytest.raises(UserError, match=r"results.jsonl has results of other samples"):
         run(trained_run, problem_file, tmp_path / "out")
 
 
