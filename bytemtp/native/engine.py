@@ -81,11 +81,13 @@ class Native:
         weakref.finalize(self, self.weights.give_back, self.memory)
         self.k = dict(zip(blocks, self.memory.caches[: len(blocks)], strict=True))
         self.v = dict(zip(blocks, self.memory.caches[len(blocks) :], strict=True))
-        self.trunk = self._layers([block for block in model.trunk if isinstance(block, Block)])
         links = [link.block if isinstance(link, DeepSeekModule) else link for link in model.links]
         self.links = self._layers([link for link in links if isinstance(link, Block)])
-        path = [model.links[i] for i in model.path_to_first_head]
-        self.read_back = [block for block in (*model.trunk, *path) if isinstance(block, Block)]
+        # Layers of a verifying pass: those of the trunk, then the links on the way to head 1, if links are layers.
+        self.path = model.path_to_first_head if len(self.links) else []
+        layers = (*model.trunk, *(model.links[i] for i in self.path))
+        self.read_back = [layer for layer in layers if isinstance(layer, Block)]
+        self.verifying = self._layers(self.read_back)
         self.threads = torch.get_num_threads()
         self.team = team(self.threads)
         keeps = capacity + 1 if config.topology == "deepseek" else 0
@@ -110,14 +112,11 @@ class Native:
     ) -> Float32[np.ndarray, "b c v"]:
         flat = self._flat(start, lengths, branches)
         x = self.weights.embed[ids[flat.row, flat.place]]
-        self._stack(self.trunk, 0, len(self.trunk), flat, x)
-        self.passed = {-1: self._chunked(x, flat, ids.shape)}
-        for i in self.model.path_to_first_head:
-            if len(self.links):
-                x = x.copy()
-                self._stack(self.links, i, 1, flat, x)
-            self.passed[i] = self._chunked(x, flat, ids.shape)
-        return self._chunked(self._logits(x), flat, ids.shape)
+        hidden = self._stack(self.verifying, 0, len(self.verifying), flat, x, kept=len(self.path))
+        self.passed = {
+            i: self._chunked(y, flat, ids.shape) for i, y in zip((-1, *self.path), (x, *hidden), strict=True)
+        }
+        return self._chunked(self._logits(hidden[-1] if self.path else x), flat, ids.shape)
 
     def keep(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
         place = np.arange(path.shape[1])
@@ -216,18 +215,26 @@ class Native:
         distance = branches.depth[row, place][:, None] - branches.depth[row, :chunk]
         return (branches.above[row, place, :chunk] & (distance < self.window)).astype(np.uint8)
 
-    def _stack(self, layers: "Array[Layer]", first: int, count: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> None:
-        """`count` layers, each on the output of the one before; x becomes the output of the last."""
+    def _stack(
+        self, layers: "Array[Layer]", first: int, count: int, flat: Flat, x: Float32[np.ndarray, "t d"], kept: int = 0
+    ) -> Float32[np.ndarray, "kept t d"]:
+        """`count` layers, each on the output of the one before.  x becomes the output of the last that is not kept; the
+        outputs of the last `kept` are returned."""
+        y = np.empty((kept, *x.shape), np.float32)
         if count and len(x):
-            self._run(layers, first, count, flat, flat.number, x, x, side_by_side=False)
+            step = self._pass(layers, first, count, flat, flat.number, x, y, at_once=1)
+            self.library.run_stack(self.team, byref(step), len(self.ids), kept)
+        return y
 
     def _side_by_side(self, heads: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "h q d"]:
         """Links of heads 2 to `heads`, all on x: keys and values for all ids, the output for the last of each row."""
         y = np.empty((heads - 1, len(flat.last), x.shape[1]), np.float32)
-        self._run(self.links, 1, heads - 1, flat, flat.last.astype(np.int32), x, y, side_by_side=True)
+        queries = flat.last.astype(np.int32)
+        step = self._pass(self.links, 1, heads - 1, flat, queries, x, y, at_once=heads - 1)
+        self.library.run_side_by_side(self.team, byref(step), len(self.ids))
         return y
 
-    def _run(
+    def _pass(
         self,
         layers: "Array[Layer]",
         first: int,
@@ -237,9 +244,10 @@ class Native:
         x: Float32[np.ndarray, "t d"],
         y: Float32[np.ndarray, "*h d"],
         *,
-        side_by_side: bool,
-    ) -> None:
-        shape, at_once = self.shape, count if side_by_side else 1
+        at_once: int,
+    ) -> Pass:
+        """The arrays are only pointed to: they have to live as long as the call."""
+        shape = self.shape
         sizes = [
             at_once * len(x) * (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
             at_once * len(queries) * shape.heads * shape.head_dim,
@@ -250,8 +258,7 @@ class Native:
         places = [scratch + 4 * sum(sizes[:i]) for i in range(len(sizes))]
         chosen = cast(byref(layers, first * sizeof(Layer)), POINTER(Layer))
         parts = queries.ctypes.data, x.ctypes.data, y.ctypes.data, *places
-        step = Pass(pointer(shape), chosen, count, pointer(flat.structure), len(queries), *parts)
-        self.library.run_layers(self.team, byref(step), len(self.ids), side_by_side)
+        return Pass(pointer(shape), chosen, count, pointer(flat.structure), len(queries), *parts)
 
     def _product(
         self,

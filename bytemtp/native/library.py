@@ -39,7 +39,7 @@ class Tokens(ctypes.Structure):
 
 
 class Pass(ctypes.Structure):
-    """One call of `run_layers`."""
+    """One call of `run_stack` or `run_side_by_side`."""
 
     _fields_ = [
         ("shape", POINTER(Shape)),
@@ -71,9 +71,10 @@ def library() -> ctypes.CDLL:
     lib.team_new.restype = c_void_p
     lib.team_new.argtypes = [c_int]
     lib.score_floats.restype = c_int64
-    lib.run_layers.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
+    lib.run_stack.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
+    lib.run_side_by_side.argtypes = [c_void_p, POINTER(Pass), c_int]
     lib.run_product.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int, c_int, c_int, c_void_p, c_void_p]
-    for function in (lib.run_layers, lib.run_product):
+    for function in (lib.run_stack, lib.run_side_by_side, lib.run_product):
         function.restype = None
     return lib
 

@@ -200,7 +200,7 @@ struct Pass {
   int query_count;
   const int* queries;  // [q] tokens whose output is asked for
   const float* x;      // [t, d]
-  float* y;            // [layers, q, d]; may be x where there is one layer and all tokens are queries
+  float* y;            // [layers, q, d]
   float *qkv, *attended, *inner, *scores;  // scratch: [layers, t, (h + 2g) k], [layers, q, h k], [layers, q, f], [threads, floats_of_scores]
 };
 
@@ -460,17 +460,23 @@ void layer_step(void* argument, int member) {
 struct Stack {
   Work work;
   Pass pass;
-  int depth;
+  int kept;
 };
 
-// Layer after layer, each on the output of the one before.
+// Layer after layer, each on the output of the one before: in place, but for the last `kept`, which write one behind another.
 void stack_step(void* argument, int member) {
   const Stack& stack = *static_cast<Stack*>(argument);
+  const int depth = stack.pass.layer_count;
   Pass pass = stack.pass;
   pass.layer_count = 1;
-  for (int l = 0; l < stack.depth; l++, pass.layers++) {
+  float* y = const_cast<float*>(pass.x);
+  for (int l = 0; l < depth; l++, pass.layers++) {
+    if (l == depth - stack.kept) y = stack.pass.y;
+    pass.y = y;
     Work work{stack.work.team, &pass, stack.work.rows};
     layer_step(&work, member);
+    pass.x = y;
+    if (l >= depth - stack.kept) y += (int64_t)pass.query_count * pass.shape->dim;
   }
 }
 
@@ -503,15 +509,16 @@ void* team_new(int threads) { return new Team(threads); }
 
 int64_t score_floats(int slots) { return floats_of_scores(slots); }
 
-// `side_by_side` layers all read x and write y[l]; otherwise y = x and each reads what the one before wrote.
-void run_layers(void* team, const Pass* pass, int rows, int side_by_side) {
-  if (side_by_side) {
-    Work work{static_cast<Team*>(team), pass, rows};
-    work.team->run(layer_step, &work);
-  } else {
-    Stack stack{{static_cast<Team*>(team), nullptr, rows}, *pass, pass->layer_count};
-    stack.work.team->run(stack_step, &stack);
-  }
+// All layers read x and write y[l].
+void run_side_by_side(void* team, const Pass* pass, int rows) {
+  Work work{static_cast<Team*>(team), pass, rows};
+  work.team->run(layer_step, &work);
+}
+
+// Each layer reads what the one before wrote: all write x, but for the last `kept`, which write y[0], y[1], ...
+void run_stack(void* team, const Pass* pass, int rows, int kept) {
+  Stack stack{{static_cast<Team*>(team), nullptr, rows}, *pass, kept};
+  stack.work.team->run(stack_step, &stack);
 }
 
 // y [rows, out] (+)= x [rows, in] W^T, of x / rms(x) if `normed`.
