@@ -196,13 +196,13 @@ def beginnings(paths: Sequence[str], count: int, size: int, data: DataConfig) ->
     document = bytearray()
     for chunk in read_ids(paths, data):
         for id_ in chunk.tolist():
-            if id_ != EOT:
+            if id_ == EOT:
+                found.append(bytes(document))
+                document.clear()
+            elif len(document) < size:
                 document.append(id_)
-                continue
-            found.append(bytes(document[:size]))
-            document.clear()
-            if len(found) == count:
-                return found
+            if len(found) + (len(document) == size) == count:
+                return [*found, bytes(document)][:count]
     if not found:
         raise UserError(f"{', '.join(paths)}: no document to continue")
     return found

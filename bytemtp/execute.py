@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from bytemtp.sandbox.worker import Outcome, Worker
 from bytemtp.settings_cli import normal, parse
 
 DEFAULT_K = (1, 10, 100)
+VERDICT_FIELDS = ("passed", "result", "together")
 AHEAD = 4
 """Samples taken in advance, for each worker."""
 WARNING = (
@@ -77,13 +78,18 @@ def judge(
     processes and files together.  UserError where programs cannot be isolated (unless `unsafe`), for a sample of an
     unknown problem, and for values out of range.
     """
-    if workers < 1 or not timeout > 0 or memory_mib < 64:
-        given = f"workers {workers}, timeout {timeout}, memory {memory_mib}"
-        raise UserError(f"{given}: there must be a worker, some time, and 64 MiB of memory or more")
+    check_limits(workers, timeout, memory_mib)
     if unsafe:
         log(WARNING)
     launch = prepare(Limits(timeout, memory_mib), unsafe=unsafe)
     return _verdicts(launch, {problem.task_id: problem for problem in problems}, samples, workers)
+
+
+def check_limits(workers: int, timeout: float, memory_mib: int) -> None:
+    """UserError if nothing could be judged within them."""
+    if workers < 1 or not timeout > 0 or memory_mib < 64:
+        given = f"workers {workers}, timeout {timeout}, memory {memory_mib}"
+        raise UserError(f"{given}: there must be a worker, some time, and 64 MiB of memory or more")
 
 
 def _verdicts(
@@ -204,16 +210,18 @@ def main(arguments: Sequence[str]) -> None:
     )
     if options.canonical == (options.samples is not None):
         raise UserError("give either --samples FILE or --canonical")
+    workers = options.workers or len(os.sched_getaffinity(0))
+    check_limits(workers, options.timeout, options.memory)
     problems = read_problems(options.problems)
-    samples = canonical_samples(problems) if options.samples is None else read_samples(options.samples, problems)
+    lines = canonical_lines(problems) if options.samples is None else read_lines_of(options.samples, problems)
+    samples = list(map(sample_of, lines))
     ks = chosen_k(problems, samples, options.k)
-    lines = [asdict(sample) for sample in samples]
     results = continued(options.out / "results.jsonl", lines)
     done, begun = len(results.records), time.monotonic()
     verdicts = judge(
         problems,
         samples[done:],
-        workers=options.workers or len(os.sched_getaffinity(0)),
+        workers=workers,
         timeout=options.timeout,
         memory_mib=options.memory,
         unsafe=options.unsafe,
@@ -225,27 +233,34 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps(summary, indent=1))
 
 
-def read_samples(path: Path, problems: Sequence[Problem]) -> list[Sample]:
-    """UserError names the line that is no sample of one of the problems."""
+def sample_of(line: dict[str, Any]) -> Sample:
+    return Sample(str(line["task_id"]), str(line.get("completion", line.get("solution"))))
+
+
+def read_lines_of(path: Path, problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """The samples of a file, without verdicts that it may have of earlier.
+
+    UserError names the line that is no sample of one of the problems.
+    """
     known = {problem.task_id for problem in problems}
-    samples = []
+    lines = []
     for number, line in records(path):
         completion = line.get("completion", line.get("solution"))
         if "task_id" not in line or not isinstance(completion, str):
             raise UserError(f'{path}, line {number} must have a "task_id" and a text "completion" (or "solution")')
         if str(line["task_id"]) not in known:
             raise UserError(f"{path}, line {number} is of {line['task_id']!r}, which is not among the problems")
-        samples.append(Sample(str(line["task_id"]), completion))
-    if not samples:
+        lines.append({name: value for name, value in line.items() if name not in VERDICT_FIELDS})
+    if not lines:
         raise UserError(f"{path} has no samples")
-    return samples
+    return lines
 
 
-def canonical_samples(problems: Sequence[Problem]) -> list[Sample]:
-    samples = [Sample(p.task_id, p.canonical) for p in problems if p.canonical is not None]
-    if not samples:
+def canonical_lines(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    lines = [{"task_id": p.task_id, "completion": p.canonical} for p in problems if p.canonical is not None]
+    if not lines:
         raise UserError("no problem has a solution to judge; --canonical needs canonical_solution, code or solutions")
-    return samples
+    return lines
 
 
 def chosen_k(problems: Sequence[Problem], samples: Sequence[Sample], asked: tuple[int, ...] | None) -> list[int]:

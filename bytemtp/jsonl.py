@@ -9,7 +9,7 @@ from bytemtp.errors import UserError
 
 
 class Lines:
-    """Such a file, to go on with: what a kill or a full disk left of a last line is taken off."""
+    """Such a file, to go on with: what a kill or a full disk left of a last line is taken off by the first `append`."""
 
     def __init__(self, path: Path) -> None:
         """UserError for a file that is none, or a place that cannot be written to."""
@@ -17,16 +17,21 @@ class Lines:
         self.records = read_lines(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.truncate(sum(len(line_of(record)) for record in self.records))
+            with path.open("ab"):
+                data = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}") from error
+        whole = data.rfind(b"\n") + 1
+        self._cut_at = whole if whole < len(data) else None
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """UserError if they cannot be written; those before them stay."""
         text = b"".join(map(line_of, records))
         try:
             with self.path.open("ab") as file:
+                if self._cut_at is not None:
+                    file.truncate(self._cut_at)
+                    self._cut_at = None
                 file.write(text)
         except OSError as error:
             raise UserError(

@@ -42,7 +42,7 @@ RESULTS, SUMMARY = "results.jsonl", "summary.json"
 class Command:
     """Draw samples of a run for code problems, execute them in the sandbox, and estimate pass@k without bias.
 
-    Examples:
+    Some examples:
 
         python -m bytemtp.evaluate passk runs/code --problems heldout.jsonl --out passk --samples 20 --k 1 10
         python -m bytemtp.evaluate passk runs/code --problems heldout.jsonl --out sweep --temperature 0.2 0.4 0.8

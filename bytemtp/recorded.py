@@ -29,7 +29,8 @@ class Recorded(Incremental):
     """
 
     def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int, width: int) -> None:
-        super().__init__(model, rows, capacity, window)
+        # Rounded up, so that texts of other lengths need no other compiled passes.
+        super().__init__(model, rows, -(-capacity // SLOTS) * SLOTS, window)
         self.width = width
         self.passes: dict[tuple[int, int], Pass] = {}
         self.last: Pass | None = None

@@ -127,7 +127,11 @@ def main(arguments: Sequence[str]) -> None:
         timed = candidates(model, texts, blocks[::2], rest)
         print(table(timed), end="\n\n")
         trees = [each for each in timed if each.shape and not is_chain(each.shape)] or timed[1:]
-        tree = max(trees, key=lambda each: each.bytes_per_s).shape
+        best = max(trees, key=lambda each: each.bytes_per_s)
+        tree = best.shape
+        if options.json is not None:
+            share = best.bytes_per_s / max(each.bytes_per_s for each in timed)
+            log(f"{options.json} gets the best tree, which has {share:.0%} of the fastest shape's bytes/s")
     report = Report(tree, rest)
     print(report)
     if options.json is not None:

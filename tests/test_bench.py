@@ -60,7 +60,7 @@ def test_every_verb_measures_what_it_is_asked(asked, tmp_path):
 @pytest.mark.parametrize("new", [1, 24])
 def test_a_run_is_measured_by_the_heads_that_are_asked_for(trained_run, new, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(drafting, "find_spec", lambda name: None)  # transformers takes long to import
-    report = drafting.bench_runs([trained_run], [b"The ", b"A "], new, (1, 2), (0.0, 0.8), (1, 2, 99))
+    report = drafting.bench_runs([trained_run], [b"The ", b"A "], new, (1, 2), (0.0, 0.8), (1, 2))
     (run,) = report["runs"]
     rows = [(row["temperature"], row["batch"], row["k"]) for row in run["rows"]]
     assert rows == [(t, b, k) for t in (0.0, 0.8) for b, k in ((1, 1), (1, 2), (2, 1), (2, 3))]
@@ -73,6 +73,13 @@ def test_a_run_is_measured_by_the_heads_that_are_asked_for(trained_run, new, tmp
     assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
     drafting.draw_runs(report, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_all_runs_are_looked_at_before_anything_is_measured(trained_run, tmp_path):
+    with pytest.raises(UserError, match="missing"):
+        drafting.bench_runs([trained_run, tmp_path / "missing"], [b"a"], 8, (1,), (0.0,), ())
+    with pytest.raises(UserError, match="heads is 4; the runs have up to 3"):
+        drafting.bench_runs([trained_run], [b"a"], 8, (1,), (0.0,), (2, 4))
 
 
 def test_the_report_is_kept(asked, tmp_path):
@@ -93,7 +100,12 @@ def test_the_report_is_kept(asked, tmp_path):
         (["heads", "--counts", "8", "0"], "counts is (8, 0); it must be 1 or more"),
         (["heads", "--topologies", "spiral"], "'spiral'"),
         (["decode", "--run", "folder"], "give --files PATH ..."),
-        (["decode", "--figure", "a.png"], "--figure draws runs"),
+        (["decode", "--figure", "a.png"], "--files and --figure go with --run"),
+        (["decode", "--files", "a"], "--files and --figure go with --run"),
+        (["decode", "--run", "folder", "--files", "a", "--prompt-bytes", "0"], "prompt_bytes is 0"),
+        (["decode", "--run", "folder", "--files", "a", "--batches"], "batches has no value"),
+        (["decode", "--run", "folder", "--files", "a", "--temperatures"], "temperatures has no value"),
+        (["heads", "--counts"], "counts has no value"),
         (["data", "--json", "/no/such/place"], "cannot write /no/such/place: No such file or directory"),
         (["memory", "--figure", "/no/such/place.png"], "cannot write /no/such/place.png: No such file"),
         (["memory", "--figure", "place.gif"], "its ending must be one of .png, .svg, .pdf"),

@@ -294,6 +294,33 @@ def test_results_of_other_samples_are_not_overwritten(files):
         execute(files)
 
 
+@pytest.mark.parametrize("ending", ["\n", "", '\n{"task_id": "g", "comp'])
+def test_results_that_others_wrote_are_not_touched(files, ending):
+    """Refused for their samples, or gone on with: in both cases what is there stays, to the last byte."""
+    files[2].mkdir()
+    line = {"task_id": "f", "completion": RIGHT, "passed": True, "result": "passed", "ä": "ö"}
+    written = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + ending
+    (files[2] / "results.jsonl").write_text(written, encoding="utf-8")
+    write(files[1], [{"task_id": "g", "completion": RIGHT}])
+    if ending:
+        with pytest.raises(UserError, match="results of other samples"):
+            execute(files)
+        assert (files[2] / "results.jsonl").read_text(encoding="utf-8") == written
+    write(files[1], [{"task_id": "f", "completion": RIGHT}] * 2)
+    execute(files)
+    kept = written[: written.rfind("\n") + 1]
+    lines = (files[2] / "results.jsonl").read_text(encoding="utf-8")
+    assert lines.startswith(kept) and len(results(files)) == 2 and all(r["passed"] for r in results(files))
+
+
+def test_a_sample_keeps_its_other_fields_and_loses_an_old_verdict(files):
+    sample = {"task_id": "f", "solution": RIGHT, "temperature": 0.2, "passed": False, "result": "old"}
+    write(files[1], [sample])
+    for _ in range(2):  # judged, then known
+        execute(files)
+        assert results(files) == [sample | {"passed": True, "result": "passed"}]
+
+
 def test_an_output_that_cannot_be_written_is_named(files):
     files[2].write_text("a file")
     with pytest.raises(UserError, match="cannot write to"):

@@ -5,6 +5,7 @@ Each line of "Covered" in bytemtp/sandbox/__init__.py has its test here or a pro
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -241,6 +242,10 @@ PROBLEMS = {
         cases_of("first", ("x\n" + "y\n" * 200000, "x")),
         cases_of("million", ("", "\n".join(map(str, range(100000))))),
         cases_of("third", ("", "0.333333")),
+        cases_of("infinite", ("", "INF")),
+        cases_of("vast", ("", "7" * 400)),
+        cases_of("prime", ("", "1000000007")),
+        cases_of("three", ([], [1, 2, 3]), function="three"),
         cases_of("add", ([1, 2], 3), ([[1], [2]], [1, 2]), function="add"),
         cases_of("pairs", ([2], [[0, 0], [1, 1]]), function="pairs"),
     ]
@@ -554,3 +559,28 @@ def memory_of(pid: int) -> bytes:
                 memory.seek(low)
                 pieces.append(memory.read(high - low))
     return b"".join(pieces)
+
+
+@needs_bubblewrap
+def test_a_host_with_a_thousand_open_files_judges_as_any_other():
+    """And none of its descriptors, which are high then, is the program's."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 1400:
+        pytest.skip("this process may not open as many files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1400, hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    looks = (
+        "import os\nfor fd in range(4, 1400):\n    try:\n        os.fstat(fd)\n    except OSError:\n        continue\n"
+    )
+    looks += "    raise SystemExit(fd)\n"
+    try:
+        samples = [Sample("double", looks + "def double(x):\n    return 2 * x"), Sample("echo", WHOLE_INPUT)]
+        problems = [PROBLEMS[sample.task_id] for sample in samples]
+        assert [verdict.result for verdict in judge(problems, samples)] == ["passed", "passed"]
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+WHOLE_INPUT = "import sys\nsys.stdout.write(sys.stdin.read())"

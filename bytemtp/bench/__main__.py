@@ -122,7 +122,7 @@ class Data:
 class Decode:
     """Decoding beside transformers, or of trained runs by 1 to n of their heads.
 
-    Examples:
+    Some examples:
 
         python -m bytemtp.bench decode --rounds 3
         python -m bytemtp.bench decode --run runs/demo --files heldout.tar.zst --figure decode.png
@@ -155,11 +155,13 @@ class Decode:
 
     def measure(self) -> dict[str, Any]:
         if not self.run:
-            if self.figure:
-                raise UserError("--figure draws runs; give --run RUN ... and --files PATH ... with it")
+            if self.figure or self.files:
+                raise UserError("--files and --figure go with --run RUN ...: trained runs that continue the files")
             report = bench_decode(self.rounds, self.new)
             print_decode(report)
             return report
+        if not self.temperatures:
+            raise UserError("temperatures has no value; give one or more")
         if not self.files:
             raise UserError("give --files PATH ... with --run: the texts that the runs continue")
         texts = beginnings(self.files, self.prompts, self.prompt_bytes, DataConfig(text_field=self.text_field))
@@ -199,7 +201,19 @@ VERBS: dict[str, type[Any]] = {
     "decode": Decode,
     "execute": Execute,
 }
-COUNTS = ("rounds", "steps", "prompts", "new", "workers", "repeats", "counts", "heads", "batches", "megabytes")
+COUNTS = (
+    "rounds",
+    "steps",
+    "prompts",
+    "prompt_bytes",
+    "new",
+    "workers",
+    "repeats",
+    "counts",
+    "heads",
+    "batches",
+    "megabytes",
+)
 """Options that are one or more."""
 
 
@@ -225,6 +239,8 @@ def read(verb: str, arguments: Sequence[str]) -> Any:
     )
     for name in COUNTS:
         value = getattr(benchmark, name, 1)
+        if value == () and name != "heads":
+            raise UserError(f"{name} has no value; give one or more")
         if any(number < 1 for number in (value if isinstance(value, tuple) else [value])):
             raise UserError(f"{name} is {value}; it must be 1 or more")
     check_output(benchmark.json)

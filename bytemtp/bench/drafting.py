@@ -10,8 +10,9 @@ import matplotlib
 
 from bytemtp.bench.generating import continued, llama_of
 from bytemtp.bench.turns import machine, table
-from bytemtp.checkpoint import load_model
+from bytemtp.checkpoint import load_model, settings_of
 from bytemtp.decode import Generation, generate_batch
+from bytemtp.errors import UserError
 from bytemtp.model import ByteMTP
 from bytemtp.runtime import log, pick_device
 
@@ -32,6 +33,9 @@ def bench_runs(
 ) -> Report:
     """Trained runs continue texts: plainly, and by their first k heads for these (or all) k; one text at a time, and in
     batches by all heads; and transformers' `generate` beside it, if it is installed."""
+    most = [settings_of(run).model.n_future for run in runs]  # also finds out whether all are runs
+    if wrong := [k for k in heads if not 1 <= k <= max(most)]:
+        raise UserError(f"heads is {wrong[0]}; the runs have up to {max(most)}")
     report = {"bench": "decode", "machine": machine(), "texts": len(texts), "new": new}
     return report | {"runs": [_bench_run(run, texts, new, batches, temperatures, heads) for run in runs]}
 

@@ -31,7 +31,7 @@ from bytemtp.tree import check as check_tree
 class Arguments:
     """Continue a prompt with a trained run.  Standard output is exactly the new bytes, as soon as they are certain.
 
-    Examples:
+    Some examples:
 
         python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --temperature 0.8
         python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --mode speculative --compare ar
@@ -78,7 +78,8 @@ class Arguments:
     html: tyro.conf.DisallowNone[Path | None] = None
     """write a page to this file that shows which draft each byte was, pass by pass; it loads nothing"""
     engine: Literal["auto", "native", "torch", "recorded"] = "auto"
-    """native: passes compiled from C++, for CPU cores; torch: tensor operations; auto: native where it can be"""
+    """native: passes compiled from C++, for CPU cores; torch: tensor operations; recorded: the same, as CUDA graphs (on
+    CPU cores by torch.compile, some 10 s for each 256 bytes of a text); auto: native where it can be, else torch"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the matrix products; bfloat16 takes tensor operations, on CPU cores much slower than native float32"""
     device: str = "auto"

@@ -20,7 +20,7 @@ Covered; each line has a test in tests/test_sandbox.py or a program in tests/pro
 - Endings: all descendants die with the program, and everything dies with the host.
 - Carry-over: files, processes, sockets, modules and source of a program are gone before the next one starts.
 - Stability: killing, stopping, closing, flooding, malformed messages and sources of any size and shape cost a program
-  its verdict, not the worker its life; killed servers are replaced.  The host never parses a program.
+  its verdict, not the worker its life; killed servers are replaced.  To judge a program the host does not parse it.
 - Honest programs: threads, processes, temporary files, memory, recursion, Unicode, `__main__`, values of many types,
   generators without an end, objects with methods, functions of the tests, arguments changed in place, random numbers
   that tests seed.

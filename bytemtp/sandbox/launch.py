@@ -35,8 +35,12 @@ MODULES = ("wire", "remote", "lockdown", "candidate", "referee", "server")
 BOOT = f"""
 import sys
 sys.path.remove("")
-import json, socket, types
+import json, os, socket, types
 control = socket.socket(fileno=int(sys.argv[1]))
+if control.fileno() != 3:  # the lowest, so that all others are low, too
+    os.dup2(control.detach(), 3)
+    os.closerange(4, int(sys.argv[1]) + 1)
+    control = socket.socket(fileno=3)
 job = json.loads(control.recv({HEADER}))
 for name, source in job["modules"]:
     sys.modules[name] = types.ModuleType(name)

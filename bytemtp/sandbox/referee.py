@@ -4,6 +4,7 @@ The program can answer a call with any plain value, which is all that a function
 is compared with.
 """
 
+import math
 import random
 import select
 import socket
@@ -19,7 +20,7 @@ LONGEST = 300
 MOST_OUTPUT = 1 << 24
 """Bytes of output of a script that are read."""
 CLOSE = 1e-5
-"""Numbers in a script's output may differ by this much, relatively or (a thousandth of it) absolutely, as in APPS."""
+"""Fractions in a script's output may differ by this much, relatively or (a thousandth of it) absolutely, as in APPS."""
 
 
 class Failure(Exception):
@@ -126,13 +127,13 @@ def run_together(program: Program, job: dict[str, Any]) -> None:
 
 
 def run_calls(program: Program, job: dict[str, Any]) -> None:
-    """Compare results with expected ones.  As in APPS, a tuple counts as a list, and a list of one result as it."""
+    """Compare results with expected ones.  As in APPS, a tuple counts as a list, and one result as a list of it."""
     program.reply()
     function = program.function(job["function"])
     for arguments, expected in zip(job["inputs"], job["outputs"], strict=True):
         shown = ", ".join(map(repr, arguments))
         result = listed(function(*arguments))
-        if result != expected and not (type(expected) is list and expected and result == expected[0]):
+        if result != expected and not (type(expected) is list and expected == [result]):
             text = f"failed: {job['function']}({shown}) returned {result!r}, not {expected!r}"
             raise Failure(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")
 
@@ -200,11 +201,13 @@ def same_line(written: str, expected: str) -> bool:
 
 
 def close(written: str, expected: str) -> bool:
+    """Whether two numbers are nearly the same; whole ones and infinite ones have to be the same."""
     try:
         a, b = float(written), float(expected)
     except ValueError:
         return False
-    return abs(a - b) <= CLOSE / 1000 + CLOSE * abs(b)
+    whole = all(text.lstrip("+-").isdigit() for text in (written, expected))
+    return math.isfinite(a) and math.isfinite(b) and not whole and abs(a - b) <= CLOSE / 1000 + CLOSE * abs(b)
 
 
 KINDS = {"tests": run_tests, "together": run_together, "calls": run_calls, "script": run_script}

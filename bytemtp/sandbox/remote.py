@@ -21,6 +21,7 @@ DEEPEST = 5000
 AHEAD = 16
 """An iterator is asked for one item more in advance for each so many that have been taken: one at first, so that
 what it does between them is seen."""
+MOST_ITEMS = 4096
 
 
 class Escaped(BaseException):
@@ -376,6 +377,7 @@ def pull(iterator: Any, count: int, sent: Any) -> tuple[list[Any], bool, Any]:
     if id(iterator) in LATE:
         raise LATE.pop(id(iterator))
     items: list[Any] = []
+    count = min(count, MOST_ITEMS)  # whatever the other side asks for
     try:
         if sent is not None:
             items.append(iterator.send(sent))
