@@ -1,6 +1,8 @@
 """Settings: presets, TOML and command line say the same things in the same way, and a mistake is told in one line."""
 
+import contextlib
 import dataclasses
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +202,24 @@ def test_wrong_usage_exits_with_2_and_one_line(tmp_path: Path) -> None:
 
 def run_train(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "bytemtp.train", *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "verb"),
+    [
+        ("generate", []),
+        ("train", []),
+        ("report", []),
+        ("export", []),
+        *(("evaluate", [verb]) for verb in ("bpb", "passk", "execute", "choice", "tree")),
+        *(("bench", [verb]) for verb in ("train", "heads", "memory", "data", "decode", "execute")),
+    ],
+)
+def test_every_help_has_a_worked_example(module, verb, capsys):
+    """tyro takes what follows a line "Examples:" for a section of its own and leaves it out."""
+    name = f"bytemtp.{module}.__main__" if module in ("generate", "bench") else f"bytemtp.{module}"
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(name).main([*verb, "--help"])
+    command = " ".join(["python -m", f"bytemtp.{module}", *verb])
+    examples = [line for line in capsys.readouterr().out.splitlines() if command in line and "[OPTIONS]" not in line]
+    assert any(len(line.partition(command)[2].split()) > 1 for line in examples), examples
