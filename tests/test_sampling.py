@@ -136,7 +136,7 @@ def test_cut_laws_keep_the_likeliest_ids(p, rule):
     assert whole[kept].min() >= whole[~kept].max()
     np.testing.assert_allclose(law[kept], (whole / whole[kept].sum())[kept])
     without_last = whole[kept].sum() - whole[kept].min()
-    assert without_last < rule.top_p or kept.sum() == 1
+    assert without_last < rule.top_p + 1e-12 or kept.sum() == 1  # the sums are rounded, also here
 
 
 def test_greedy_candidates_are_the_likeliest():
