@@ -43,6 +43,12 @@ def line_of(record: dict[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
 
 
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one object to a file and flush it, so that a reader (or a kill) sees whole lines."""
+    with path.open("ab") as file:
+        file.write(line_of(record))
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a .jsonl file; none if there is no file.  UserError for one that is no JSON."""
     try:

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from bytemtp.config import TrainConfig
 from bytemtp.errors import UserError
+from bytemtp.jsonl import append_json_line
 from bytemtp.loss import HeadLosses
 from bytemtp.rundir import write_file
-from bytemtp.runtime import append_json_line, log
+from bytemtp.runtime import log
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
-"""What every command needs: error exits, device and dtype choice with a visible reason, seeds, JSON lines.
+"""What every command needs: error exits, device and dtype choice with a visible reason, seeds, a progress bar.
 
 Choices are never silent: each `pick_*` returns the value together with the reason, and commands print both.
 """
 
 import difflib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -89,12 +87,6 @@ def pick_dtype(requested: str, device: torch.device) -> Choice:
     fast = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     reason = f"processor {'has' if fast else 'lacks'} AVX512-BF16 or AMX"
     return Choice(torch.bfloat16 if fast else torch.float32, reason)
-
-
-def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one object to a .jsonl file and flush it, so that a reader (or a kill) sees whole lines."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 def progress(total: int, unit: str, what: str, done: int = 0) -> Any:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_native import drafts_of
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bytemtp import recorded
@@ -51,17 +52,6 @@ def _traces():
         patch.setattr(recorded, "record", traced)
         patch.setattr(recorded, "SLOTS", 32)
         yield
-
-
-def drafts_of(engine, start, accepted, heads):
-    seen = {}
-
-    def choose(i, logits):
-        seen[i] = logits.copy()
-        return np.full(len(start), 65)
-
-    engine.draft(start, accepted, heads, choose)
-    return seen
 
 
 @settings(max_examples=6)

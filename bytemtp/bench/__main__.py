@@ -160,8 +160,6 @@ class Decode:
             report = bench_decode(self.rounds, self.new)
             print_decode(report)
             return report
-        if not self.temperatures:
-            raise UserError("temperatures has no value; give one or more")
         if not self.files:
             raise UserError("give --files PATH ... with --run: the texts that the runs continue")
         texts = beginnings(self.files, self.prompts, self.prompt_bytes, DataConfig(text_field=self.text_field))
@@ -215,6 +213,8 @@ COUNTS = (
     "megabytes",
 )
 """Options that are one or more."""
+NEEDED = ("counts", "topologies", "batches", "temperatures", "megabytes")
+"""Lists of options that cannot be empty."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -237,10 +237,11 @@ def read(verb: str, arguments: Sequence[str]) -> Any:
     benchmark = parse(
         kind, normal(arguments), kind(), options=[*option_names(kind())], program=f"python -m bytemtp.bench {verb}"
     )
+    for name in NEEDED:
+        if getattr(benchmark, name, None) == ():
+            raise UserError(f"{name} has no value; give one or more")
     for name in COUNTS:
         value = getattr(benchmark, name, 1)
-        if value == () and name != "heads":
-            raise UserError(f"{name} has no value; give one or more")
         if any(number < 1 for number in (value if isinstance(value, tuple) else [value])):
             raise UserError(f"{name} is {value}; it must be 1 or more")
     check_output(benchmark.json)

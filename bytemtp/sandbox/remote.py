@@ -40,7 +40,7 @@ class Remote:
 
 
 class Callback(Remote):
-    """A function of the tests, in the program."""
+    """A function of the tests, in the program: it can be called, no more."""
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         return self._peer.call("call", self, *arguments, **keywords)
@@ -95,11 +95,8 @@ class Object(Remote):
         self._peer.call("exit", self)
 
 
-class Function(Object):
+class Function(Object, Callback):
     """A function or class of the program, in the tests."""
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._peer.call("call", self, *arguments, **keywords)
 
 
 def items_of(peer: "Peer", iterator: Remote) -> Iterator[Any]:
