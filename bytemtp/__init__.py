@@ -1,11 +1,12 @@
 """Byte-level multi-token prediction: train on raw files, decode several bytes a pass, evaluate.  See README.md."""
 
-from bytemtp.checkpoint import load_model as load
-from bytemtp.config import PRESETS, ModelConfig, Settings
-from bytemtp.errors import UserError
+from bytemtp.common.errors import UserError
+from bytemtp.common.presets import PRESETS
+from bytemtp.common.settings import ModelConfig, Settings
+from bytemtp.data.stream import Batch, Cursor, stream
 from bytemtp.generate import Generation, generate, generate_batch, generate_stream
-from bytemtp.model import ByteMTP
-from bytemtp.stream import Batch, Cursor, stream
+from bytemtp.model.checkpoint import load_model as load
+from bytemtp.model.model import ByteMTP
 
 __version__ = "0.1.0"
 

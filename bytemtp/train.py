@@ -2,25 +2,27 @@
 
     python -m bytemtp.train corpora/tiny.txt --out runs/first --preset nano
 
-The loop itself is in `bytemtp.trainer`; here are the command line and the sample that is printed at each validation.
+The loop is in `bytemtp.training.trainer`; here are the command line and the sample that is printed at each validation.
 """
 
+import argparse
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from bytemtp.config import PRESETS, Settings, flatten, load_settings
-from bytemtp.decode import generate
-from bytemtp.errors import UserError
-from bytemtp.model import ByteMTP
-from bytemtp.runtime import command, log
-from bytemtp.settings_cli import normal, parse, preset, toml_arguments, value_of
-from bytemtp.trainer import Outcome, train
+from bytemtp.common.cli import parse, run_main
+from bytemtp.common.errors import UserError
+from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import Settings, load_settings
+from bytemtp.decoding.loop import generate
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.trainer import Outcome, train
 
-DEFAULT_PRESET = "tiny"
 SAMPLE_TEMPERATURE = 0.8
 
 
@@ -57,54 +59,54 @@ class Command:
     """auto, cpu, cuda or cuda:N"""
     settings: Annotated[tyro.conf.FlagConversionOff[Settings], tyro.conf.arg(name="")] = PRESETS[DEFAULT_PRESET]
 
-
-def main(arguments: list[str] | None = None) -> None:
-    options = read_command(sys.argv[1:] if arguments is None else arguments)
-    outcome = train(
-        options.settings,
-        options.paths,
-        options.out,
-        device=options.device,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        stop_after=options.stop_after,
-        preset=options.preset,
-        sample=lambda model: show(model, options.settings),
-    )
-    report(outcome, options.out)
-    if outcome.signal and not outcome.finished:
-        sys.exit(128 + outcome.signal)
+    def main(self) -> None:
+        outcome = train(
+            self.settings,
+            self.paths,
+            self.out,
+            device=self.device,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            stop_after=self.stop_after,
+            preset=self.preset,
+            sample=lambda model: show(model, self.settings),
+        )
+        report(outcome, self.out)
+        if outcome.signal and not outcome.finished:
+            sys.exit(128 + outcome.signal)
 
 
-def read_command(arguments: list[str]) -> Command:
+def main(arguments: Sequence[str] | None = None) -> None:
+    read_command(sys.argv[1:] if arguments is None else arguments).main()
+
+
+def read_command(arguments: Sequence[str]) -> Command:
     """Parse on top of what the preset, or the run to resume, and the TOML file say."""
-    arguments = normal(arguments)
-    base, name = starting_point(arguments)
-    config = value_of("config", arguments)
-    from_file = toml_arguments(Path(config)) if config else []
-    own = [field.name for field in fields(Command) if field.name not in ("paths", "settings")]
-    options = parse(
-        Command,
-        [*from_file, *arguments],
-        Command(paths=(), preset=name, settings=base),
-        options=[*own, *flatten(base)],
-        program="python -m bytemtp.train",
-    )
-    if value_of("out", arguments) is None:
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--config", "--preset", "--out"):
+        first.add_argument(option, nargs="?")
+    first.add_argument("--resume", action="store_true")
+    asked, _ = first.parse_known_args(arguments)
+    base, name = starting_point(asked)
+    if asked.config:
+        base, _ = load_settings(Path(asked.config), base)
+    options = parse(Command, "python -m bytemtp.train", arguments, Command(paths=(), preset=name, settings=base))
+    if asked.out is None:
         raise UserError("--out is missing; name the folder that the run is to be written to")
-    return options
+    return replace(options, preset=name)
 
 
-def starting_point(arguments: list[str]) -> tuple[Settings, str]:
+def starting_point(asked: argparse.Namespace) -> tuple[Settings, str]:
     """The settings before anything is changed, and the name of their preset."""
-    asked, out = value_of("preset", arguments), value_of("out", arguments)
-    if "--resume" not in arguments or out is None or not (Path(out) / "config.toml").exists():
-        name = asked or DEFAULT_PRESET
+    if not asked.resume or asked.out is None or not (Path(asked.out) / "config.toml").exists():
+        name = asked.preset or DEFAULT_PRESET
         return preset(name), name
-    saved, info = load_settings(Path(out) / "config.toml")
+    saved, info = load_settings(Path(asked.out) / "config.toml")
     name = info.get("preset", "")
-    if asked not in (None, name):
-        raise UserError(f"the run in {out} started from preset {name!r}, not {asked!r}; leave --preset out to resume")
+    if asked.preset not in (None, name):
+        raise UserError(
+            f"the run in {asked.out} started from preset {name!r}, not {asked.preset!r}; leave --preset out to resume"
+        )
     return saved, name
 
 
@@ -129,4 +131,4 @@ def report(outcome: Outcome, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import zstandard
 
-from bytemtp.errors import UserError
-from bytemtp.runtime import command
+from bytemtp.common.cli import run_main
+from bytemtp.common.errors import UserError
 
 HELD_OUT_SHARE = 0.05
 MAX_FILE_BYTES = 1 << 20
@@ -128,4 +128,4 @@ def _archive(members: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -37,8 +37,8 @@ from typing import Any
 
 import zstandard
 
-from bytemtp.errors import UserError
-from bytemtp.runtime import command
+from bytemtp.common.cli import run_main
+from bytemtp.common.errors import UserError
 from corpora.tinycode_families import FAMILIES, NAMES, PARTS, Family, Part
 
 HELD_OUT_SHARE = 0.2
@@ -401,4 +401,4 @@ def _separate(held_out: Sequence[str], train: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

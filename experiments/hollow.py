@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from bytemtp.problems import read_problems
+from bytemtp.evaluation.code.problems import read_problems
 
 
 class Hollow(ast.NodeTransformer):

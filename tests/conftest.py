@@ -66,8 +66,9 @@ def one_head_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _train(tmp_path_factory: pytest.TempPathFactory, n_future: int) -> Path:
-    from bytemtp.config import PRESETS, changed
-    from bytemtp.trainer import train
+    from bytemtp.common.presets import PRESETS
+    from bytemtp.common.settings import changed
+    from bytemtp.training.trainer import train
 
     folder = tmp_path_factory.mktemp("trained")
     corpus = folder / "corpus.txt"

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import bytemtp
 from bytemtp import export
-from bytemtp.config import ModelConfig, Topology
-from bytemtp.errors import UserError
-from bytemtp.model import ByteMTP
-from bytemtp.vocab import EOT, VOCAB_SIZE
+from bytemtp.common.errors import UserError
+from bytemtp.common.settings import ModelConfig, Topology
+from bytemtp.common.vocab import EOT, VOCAB_SIZE
+from bytemtp.model.model import ByteMTP
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import bytemtp
-from bytemtp.checkpoint import load_model
-from bytemtp.decode import Generation
-from bytemtp.errors import UserError
+from bytemtp.common.errors import UserError
+from bytemtp.decoding.loop import Generation
 from bytemtp.generate import __main__ as module
-from bytemtp.show import coloured
+from bytemtp.model.checkpoint import load_model
+from bytemtp.reports.terminal import coloured
 
 ROOT = Path(__file__).parent.parent
 

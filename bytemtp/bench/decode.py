@@ -4,8 +4,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from bytemtp.bench.shapes import Shape
-from bytemtp.bench.turns import Contestant, machine, measure, table, take_turns
-from bytemtp.runtime import log
+from bytemtp.bench.turns import Contestant, machine, markdown_table, measure, take_turns
+from bytemtp.common.runtime import log
 
 SHAPES = {"6.6M": Shape(), "38.8M": Shape(dim=512, layers=12, heads=8, ffn=1408)}
 
@@ -52,7 +52,11 @@ def print_decode(report: dict[str, Any]) -> None:
         print(
             f"\n{name} parameters; the contestants wrote {'the same bytes' if len(digests) == 1 else 'DIFFERENT bytes'}"
         )
-        print(table(rows, ["plain decoding", "bytes/s", "ms a byte", "vs best transformers", "of memory's read rate"]))
+        print(
+            markdown_table(
+                rows, ["plain decoding", "bytes/s", "ms a byte", "vs best transformers", "of memory's read rate"]
+            )
+        )
         rows = [
             [
                 label,
@@ -63,4 +67,4 @@ def print_decode(report: dict[str, Any]) -> None:
             for label, result in shape["passes"].items()
         ]
         print(f"\n{name} parameters, ms of a pass behind 256 ids")
-        print(table(rows, ["heads", "1 id", "2", "4", "8", "16", "8 vs 1", "drafts"]))
+        print(markdown_table(rows, ["heads", "1 id", "2", "4", "8", "16", "8 vs 1", "drafts"]))

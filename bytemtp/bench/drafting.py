@@ -9,12 +9,12 @@ from typing import Any
 import matplotlib
 
 from bytemtp.bench.generating import continued, llama_of
-from bytemtp.bench.turns import machine, table
-from bytemtp.checkpoint import load_model, settings_of
-from bytemtp.decode import Generation, generate_batch
-from bytemtp.errors import UserError
-from bytemtp.model import ByteMTP
-from bytemtp.runtime import log, pick_device
+from bytemtp.bench.turns import machine, markdown_table
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log, pick_device
+from bytemtp.decoding.loop import Generation, generate_batch
+from bytemtp.model.checkpoint import load_model, settings_of
+from bytemtp.model.model import ByteMTP
 
 PEER_TEXTS = 8
 """Texts that transformers continues: it takes its time."""
@@ -157,7 +157,7 @@ def _print_rows(measured: list[Report]) -> None:
     ]
     header = ["temperature", "batch", "heads", "bytes/s", "speed-up"]
     later = ["behind the prompt: bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass"]
-    print(table(rows, [*header, *later, "same as plain"]))
+    print(markdown_table(rows, [*header, *later, "same as plain"]))
 
 
 def draw_runs(report: Report, out: Path) -> None:

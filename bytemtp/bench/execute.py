@@ -16,12 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bytemtp.bench.turns import machine, table
-from bytemtp.errors import UserError
-from bytemtp.execute import Sample, jobs, judge
-from bytemtp.problems import Problem, read_problems
-from bytemtp.runtime import log
-from bytemtp.sandbox.launch import Limits, prepare
+from bytemtp.bench.turns import machine, markdown_table
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log
+from bytemtp.evaluation.code.execute import Sample, jobs, judge
+from bytemtp.evaluation.code.problems import Problem, read_problems
+from bytemtp.sandbox.launch import Limits
+from bytemtp.sandbox.prepare import prepare
 from bytemtp.sandbox.worker import Worker
 
 TURNS = 3
@@ -76,11 +77,11 @@ def print_execute(report: dict[str, Any]) -> None:
     ours = rates["bytemtp, isolated"]
     rows = [[name, f"{rate:.1f}", f"{ours / rate:.2f}x"] for name, rate in rates.items()]
     print(
-        table(rows, [f"{report['programs']} programs, {report['workers']} workers", "programs/s", "ours is"]),
+        markdown_table(rows, [f"{report['programs']} programs, {report['workers']} workers", "programs/s", "ours is"]),
         end="\n\n",
     )
     rows = [[name, f"{value:.2f}"] for name, value in report["parts_ms"].items()]
-    print(table(rows, ["part of ours, 1 worker", "ms a program"]))
+    print(markdown_table(rows, ["part of ours, 1 worker", "ms a program"]))
 
 
 def _human_evals_file() -> Path:

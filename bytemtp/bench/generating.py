@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from bytemtp.bench.shapes import Shape
-from bytemtp.config import ModelConfig
-from bytemtp.decode import generate, make_engine
-from bytemtp.export import export
-from bytemtp.model import ByteMTP
-from bytemtp.runtime import pick_device
-from bytemtp.vocab import EOT
+from bytemtp.common.runtime import pick_device
+from bytemtp.common.settings import ModelConfig
+from bytemtp.common.vocab import EOT
+from bytemtp.decoding.loop import generate, make_engine
+from bytemtp.model.huggingface import export
+from bytemtp.model.model import ByteMTP
 
 PROMPT = bytes(np.random.default_rng(0).integers(0, 256, 64).tolist())
 REPEATS = 3

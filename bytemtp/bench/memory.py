@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib
 
 from bytemtp.bench.shapes import Shape
-from bytemtp.bench.turns import machine, measure, table
-from bytemtp.runtime import log
+from bytemtp.bench.turns import machine, markdown_table, measure
+from bytemtp.common.runtime import log
 
 HEADS = (1, 2, 4, 8, 16, 32)
 LENGTHS = tuple(1024 * 2**i for i in range(7))
@@ -48,13 +48,13 @@ def print_memory(report: dict[str, Any]) -> None:
     points = {(p["topology"], p["mode"], p["n"]): p["step_memory_bytes"] / 2**20 for p in report["heads"]}
     kinds = sorted({key[:2] for key in points})
     rows = [[f"{t} {m}", *(f"{points[t, m, n]:,.0f}" for n in HEADS)] for t, m in kinds]
-    print(table(rows, ["step memory, MiB", *(f"n={n}" for n in HEADS)]), end="\n\n")
+    print(markdown_table(rows, ["step memory, MiB", *(f"n={n}" for n in HEADS)]), end="\n\n")
     rows = [
         [p["seq"], p["documents"], f"{p['step_memory_bytes'] / 2**20:,.0f}",
          f"{p['step_memory_bytes'] / p['seq'] / 1024:,.1f}", f"{p['step_s']:.2f}"]
         for p in report["lengths"]
     ]  # fmt: skip
-    print(table(rows, ["sequence, bytes", "documents", "step memory, MiB", "KiB a byte", "s/step"]))
+    print(markdown_table(rows, ["sequence, bytes", "documents", "step memory, MiB", "KiB a byte", "s/step"]))
 
 
 def draw_memory(report: dict[str, Any], out: Path) -> None:

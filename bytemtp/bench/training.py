@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from bytemtp.bench.shapes import Shape
-from bytemtp.bench.turns import Contestant, machine, measure, table, take_turns
-from bytemtp.runtime import log, pick_device, pick_dtype
+from bytemtp.bench.turns import Contestant, machine, markdown_table, measure, take_turns
+from bytemtp.common.runtime import log, pick_device, pick_dtype
 
 PEERS = {"transformers": "transformers", "x-transformers": "x_transformers"}
 
@@ -50,7 +50,7 @@ def print_train(report: dict[str, Any]) -> None:
         for label, result in results.items()
     ]
     header = ["contestant", "bytes/s", "s/step (min-max)", "vs transformers float32", "of peak", "peak MiB"]
-    print(table(rows, header))
+    print(markdown_table(rows, header))
 
 
 def bench_heads(shape: Shape, rounds: int, steps: int, counts: list[int], topologies: list[str]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def print_heads(report: dict[str, Any]) -> None:
         ]
         for label, result in results.items()
     ]
-    print(table(rows, ["heads", "s/step", "time vs n=1", "peak MiB", "memory vs n=1", "parameters, M"]))
+    print(markdown_table(rows, ["heads", "s/step", "time vs n=1", "peak MiB", "memory vs n=1", "parameters, M"]))
 
 
 def installed_peers() -> list[str]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from bytemtp.bench.shapes import Shape
-from bytemtp.errors import UserError
-from bytemtp.runtime import log
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log
 
 Contestant = tuple[str, Shape, dict[str, Any]]
 """worker's name, shape, and its keyword arguments"""
@@ -61,7 +61,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def table(rows: list[list[Any]], header: list[str]) -> str:
+def markdown_table(rows: list[list[Any]], header: list[str]) -> str:
     """A Markdown table, columns aligned."""
     cells = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from bytemtp.bench.generating import ours_generate, passes, read_rate, transformers_generate
 from bytemtp.bench.shapes import Shape
-from bytemtp.config import ModelConfig, TrainConfig
-from bytemtp.loss import backward
-from bytemtp.model import ByteMTP
-from bytemtp.optimizer import adamw
-from bytemtp.progress import peak_memory_bytes
-from bytemtp.runtime import pick_device
-from bytemtp.vocab import PADDED_VOCAB_SIZE
+from bytemtp.common.runtime import pick_device
+from bytemtp.common.settings import ModelConfig, TrainConfig
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.loss import backward
+from bytemtp.training.optimizer import adamw
+from bytemtp.training.progress import peak_memory_bytes
 
 Result = dict[str, Any]
 

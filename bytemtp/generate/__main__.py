@@ -6,25 +6,25 @@ Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 200 --mode 
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
-from bytemtp.checkpoint import load_model
-from bytemtp.decode import Generation, Mode, generate, generate_stream
-from bytemtp.divergence import Divergence, divergence
-from bytemtp.errors import UserError
-from bytemtp.model import ByteMTP
-from bytemtp.page import page
-from bytemtp.rundir import check_output, write_output
-from bytemtp.runtime import command, log, pick_device
-from bytemtp.settings_cli import normal, parse
-from bytemtp.show import coloured, whole_characters
-from bytemtp.tree import Shape
-from bytemtp.tree import check as check_tree
+from bytemtp.common.cli import run, run_main
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import check_output, write_output
+from bytemtp.common.runtime import log, pick_device
+from bytemtp.decoding.divergence import Divergence, divergence
+from bytemtp.decoding.loop import Generation, Mode, generate, generate_stream
+from bytemtp.decoding.tree import Shape
+from bytemtp.decoding.tree import check as check_tree
+from bytemtp.model.checkpoint import load_model
+from bytemtp.model.model import ByteMTP
+from bytemtp.reports.page import page
+from bytemtp.reports.terminal import coloured, whole_characters
 
 
 @dataclass(frozen=True)
@@ -85,35 +85,31 @@ class Arguments:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
+    def main(self) -> None:
+        check(self)
+        prompt, options = read_prompt(self), decoding(self)
+        model = load(self.run, self)
+        draft = load(self.draft, self) if self.draft else None
+        if self.mode != "ar" and model.config.n_future == 1 and draft is None:
+            log("the model has one head: nothing is drafted")
+        if self.compare:
+            generate(model, prompt, 1, draft, **options)  # what is made once, packed weights and so on, is for neither
+        out = decode(model, prompt, draft, options, self)
+        plain, difference, greedy = None, None, self.temperature == 0
+        if self.compare:
+            plain = generate(model, prompt, self.max_bytes, **{**options, "mode": "ar", "heads": 0, "tree": ()})
+            if greedy:
+                difference = divergence(model, prompt, plain, out, stop=options["stop"], utf8=self.utf8)
+            log(comparison(plain, out, difference, greedy=greedy))
+        if self.stats:
+            write_output(self.stats, json.dumps(out.stats | {"dtype": self.dtype}, indent=2) + "\n")
+        if self.html:
+            title = f"{self.run}, {self.mode}, temperature {self.temperature:g}, {self.dtype}"
+            write_output(self.html, page(prompt, out, title=title, plain=plain, difference=difference, greedy=greedy))
+
 
 def main(words: Sequence[str] | None = None) -> None:
-    arguments = parse(
-        Arguments,
-        normal(sys.argv[1:] if words is None else words),
-        tyro.MISSING_NONPROP,
-        options=[field.name for field in fields(Arguments) if field.name != "run"],
-        program="python -m bytemtp.generate",
-    )
-    check(arguments)
-    prompt, options = read_prompt(arguments), decoding(arguments)
-    model = load(arguments.run, arguments)
-    draft = load(arguments.draft, arguments) if arguments.draft else None
-    if arguments.mode != "ar" and model.config.n_future == 1 and draft is None:
-        log("the model has one head: nothing is drafted")
-    if arguments.compare:
-        generate(model, prompt, 1, draft, **options)  # what is made once, packed weights and so on, counts for neither
-    out = decode(model, prompt, draft, options, arguments)
-    plain, difference, greedy = None, None, arguments.temperature == 0
-    if arguments.compare:
-        plain = generate(model, prompt, arguments.max_bytes, **{**options, "mode": "ar", "heads": 0, "tree": ()})
-        if greedy:
-            difference = divergence(model, prompt, plain, out, stop=options["stop"], utf8=arguments.utf8)
-        log(comparison(plain, out, difference, greedy=greedy))
-    if arguments.stats:
-        write_output(arguments.stats, json.dumps(out.stats | {"dtype": arguments.dtype}, indent=2) + "\n")
-    if arguments.html:
-        title = f"{arguments.run}, {arguments.mode}, temperature {arguments.temperature:g}, {arguments.dtype}"
-        write_output(arguments.html, page(prompt, out, title=title, plain=plain, difference=difference, greedy=greedy))
+    run(Arguments, "python -m bytemtp.generate", words)
 
 
 def check(arguments: Arguments) -> None:
@@ -217,4 +213,4 @@ def as_bytes(text: str) -> bytes:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_main(main)

@@ -234,7 +234,7 @@ FORMS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
     PosixPath: ("path", lambda value: [str(value)]),
 }
-"""Exact type -> tag and flat content."""
+"""Float64Judge type -> tag and flat content."""
 
 MAKERS: dict[str, Callable[[list[Any]], Any]] = {
     "int": lambda items: int(items[0], 16),

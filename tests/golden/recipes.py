@@ -21,10 +21,10 @@ import torch
 import zstandard
 
 import bytemtp
-from bytemtp.config import ModelConfig, Topology, TrainConfig
-from bytemtp.loss import backward
-from bytemtp.model import ByteMTP
-from bytemtp.optimizer import adamw, learning_rate, set_learning_rate
+from bytemtp.common.settings import ModelConfig, Topology, TrainConfig
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.loss import backward
+from bytemtp.training.optimizer import adamw, learning_rate, set_learning_rate
 
 HERE = Path(__file__).parent
 TEXT = HERE.parent.parent / "corpora" / "tiny.txt"
@@ -70,7 +70,10 @@ def training(topology: Topology) -> dict[str, Any]:
     found = {}
     for dtype in dtypes():
         model, losses = trained(topology, dtype)
-        found[dtype] = {"losses": losses, "weights": digest(*(p.detach().numpy().tobytes() for p in model.parameters()))}
+        found[dtype] = {
+            "losses": losses,
+            "weights": digest(*(p.detach().numpy().tobytes() for p in model.parameters())),
+        }
     return found
 
 

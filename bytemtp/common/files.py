@@ -1,0 +1,76 @@
+"""Writing files so that a kill, a full disk or a wrong path leaves nothing half done."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bytemtp.common.errors import UserError
+
+PARTIAL = ".partial"
+"""Ending of the name of whatever is not completely written yet."""
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file so that a reader, or a kill, sees all of the old text or all of the new."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(text, encoding="utf-8")
+    sync(partial)
+    partial.replace(path)
+    sync(path.parent)
+
+
+@contextmanager
+def writing(path: Path, note: str = "") -> Iterator[None]:
+    """Inside, an OSError is the UserError that every command gives for a file it cannot write.  note: added behind."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}{note}") from error
+
+
+def write_output(path: Path, text: str, note: str = "") -> None:
+    """`write_file` for a file that the user named.  UserError if it cannot be written; note: added behind.
+
+    A link, a pipe or a device (/dev/stdout) is written through, not replaced.
+    """
+    with writing(path, note):
+        if _replaced(path):
+            write_file(path, text)
+        else:
+            path.write_text(text, encoding="utf-8")
+
+
+def check_output(path: Path | None) -> None:
+    """UserError if `write_output` could not write there: to be called before the work whose result it is to keep."""
+    if path is None:
+        return
+    with writing(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not _replaced(path) and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if _replaced(path):
+            partial = path.with_name(path.name + PARTIAL)
+            partial.touch()
+            partial.unlink()
+
+
+def _replaced(path: Path) -> bool:
+    return not path.exists() or (path.is_file() and not path.is_symlink())
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)

@@ -1,0 +1,43 @@
+"""Named settings to start from: shapes for two CPU cores, and those of the paper's models."""
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.settings import ModelConfig, Settings, TrainConfig
+
+DEFAULT_PRESET = "tiny"
+
+
+def _paper(dim: int, layers: int, heads: int, ffn_dim: int) -> Settings:
+    """A shape of Gloeckle et al. 2024, table S14, trained as its byte run (table S13), which had replicated heads."""
+    return Settings(
+        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim, topology="replicated"),
+        TrainConfig(steps=25_000, batch_size=1536, accumulate=192, seq_len=8192, lr=3e-4, warmup=2000),
+    )
+
+
+PRESETS: dict[str, Settings] = {
+    "nano": Settings(
+        ModelConfig(dim=64, layers=9, attention_heads=2, ffn_dim=176),
+        TrainConfig(steps=200, batch_size=8, seq_len=256, lr=4e-3, warmup=20, valid_every=100, checkpoint_every=100),
+    ),
+    "tiny": Settings(
+        ModelConfig(dim=128, layers=10, attention_heads=2, ffn_dim=352),
+        TrainConfig(steps=4000, batch_size=4, seq_len=512, lr=4e-3, warmup=100),
+    ),
+    "small": Settings(
+        ModelConfig(dim=512, layers=12, attention_heads=8, ffn_dim=1408),
+        TrainConfig(steps=20_000, batch_size=16, seq_len=1024, lr=1e-3, warmup=500),
+    ),
+    "300m": _paper(1024, 18, 16, 2816),
+    "600m": _paper(1280, 27, 20, 3584),
+    "1.3b": _paper(2048, 24, 16, 5632),
+    "3b": _paper(2560, 36, 20, 6912),
+    "7b": _paper(4096, 32, 32, 11008),
+    "13b": _paper(5120, 40, 40, 13824),
+}
+
+
+def preset(name: str) -> Settings:
+    """UserError for a name that is no preset."""
+    if name not in PRESETS:
+        raise UserError(f"unknown preset {name!r}; choose from {', '.join(PRESETS)}")
+    return PRESETS[name]

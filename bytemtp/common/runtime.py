@@ -1,0 +1,71 @@
+"""What every command needs: device and dtype, chosen with a visible reason, a log and a progress bar.
+
+Choices are never silent: each `pick_*` returns the value together with the reason, and commands print both.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from bytemtp.common.errors import UserError
+
+QUIET_SECONDS = 30
+"""Between two lines of progress where nobody watches a terminal."""
+
+
+class Choice(NamedTuple):
+    """A decision taken for the user, with the reason to show."""
+
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.reason})"
+
+
+def log(message: str) -> None:
+    """Print for people: to standard error, so that standard output holds only results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def pick_device(requested: str = "auto") -> Choice:
+    """CUDA if there is one, else the CPU.  UserError if the requested device is not there."""
+    if requested == "auto":
+        if torch.cuda.is_available():
+            return Choice(torch.device("cuda"), torch.cuda.get_device_name())
+        return Choice(torch.device("cpu"), f"no CUDA device; {torch.get_num_threads()} threads")
+    try:
+        device = torch.device(requested)
+    except RuntimeError:
+        raise UserError(f"unknown device {requested!r}; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {requested!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise UserError(f"device {requested!r} is not available; use cpu or auto")
+    return Choice(device, "as asked")
+
+
+def pick_dtype(requested: str, device: torch.device) -> Choice:
+    """Arithmetic of the matrix products; weights and optimiser stay in float32 either way.
+
+    bfloat16 pays only where the hardware multiplies it: measured 2.3x float32's matrix-product rate on a CPU with
+    AVX512-BF16, and slower than float32 where it is emulated (NOTES.md).
+    """
+    if requested != "auto":
+        return Choice(getattr(torch, requested), "as asked")
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Choice(torch.bfloat16 if fast else torch.float32, "CUDA device " + ("has" if fast else "lacks") + " it")
+    fast = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    reason = f"processor {'has' if fast else 'lacks'} AVX512-BF16 or AMX"
+    return Choice(torch.bfloat16 if fast else torch.float32, reason)
+
+
+def progress(total: int, unit: str, what: str, done: int = 0) -> Any:
+    """A bar with the time that is left, on standard error."""
+    seconds = 0.5 if sys.stderr.isatty() else QUIET_SECONDS
+    return tqdm(
+        total=total, initial=done, unit=f" {unit}", desc=what, mininterval=seconds, maxinterval=seconds, file=sys.stderr
+    )

@@ -1,0 +1,274 @@
+"""Settings: three frozen dataclasses, and TOML files of them; an unknown name or a value of the wrong type is refused.
+
+Order of strength: preset < `--config FILE.toml` < command line.  What the first two say is the default of the third.
+
+Try:  python -m bytemtp.train --help
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import tomli_w
+
+from bytemtp.common.errors import UserError
+
+Topology = Literal["parallel", "causal", "anticausal", "linear", "replicated", "deepseek"]
+LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepseek"})
+"""Topologies whose heads are transformer layers and therefore count against `model.layers`."""
+
+MAX_FUTURE = 32
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the model."""
+
+    dim: int = 256
+    """width d of the trunk"""
+    layers: int = 12
+    """transformer layers in all, head layers included"""
+    attention_heads: int = 4
+    """query heads; dim must be a multiple, with an even head width"""
+    kv_heads: int = 0
+    """key/value heads (grouped-query attention); 0 means as many as attention_heads"""
+    ffn_dim: int = 704
+    """inner width of the SwiGLU feed-forward layer"""
+    n_future: int = 8
+    """heads: bytes predicted at each position, 1 to 32; 1 is the next-byte baseline"""
+    topology: Topology = "parallel"
+    """how the heads hang on the trunk (README, "Head topologies")"""
+    parity: bool = True
+    """take the head layers out of the trunk, so that n does not change the parameter count"""
+    rope_theta: float = 10000.0
+    """base of the rotary position embedding"""
+    window: int = 0
+    """attend to the last `window` positions only; 0 means all"""
+
+    def __post_init__(self) -> None:
+        _require(self.dim >= 1, f"model.dim is {self.dim}; it must be at least 1")
+        _require(self.layers >= 1, f"model.layers is {self.layers}; it must be at least 1")
+        _require(self.ffn_dim >= 1, f"model.ffn_dim is {self.ffn_dim}; it must be at least 1")
+        _require(
+            self.attention_heads >= 1 and self.dim % (2 * self.attention_heads) == 0,
+            f"model.attention_heads is {self.attention_heads}; model.dim ({self.dim}) must be a multiple of twice that",
+        )
+        _require(
+            self.kv_heads >= 0 and self.attention_heads % self.key_value_heads == 0,
+            f"model.kv_heads is {self.kv_heads}; it must divide model.attention_heads ({self.attention_heads})",
+        )
+        _require(
+            1 <= self.n_future <= MAX_FUTURE, f"model.n_future is {self.n_future}; it must be from 1 to {MAX_FUTURE}"
+        )
+        _require(self.window >= 0, f"model.window is {self.window}; it must be 0 (no window) or more")
+        _require(self.rope_theta > 0, f"model.rope_theta is {self.rope_theta}; it must be above 0")
+        _require(
+            self.trunk_layers >= 0,
+            f"model.layers is {self.layers} but {self.n_future} {self.topology} heads need a layer each; "
+            f"raise model.layers to at least {self.n_future}, lower model.n_future, or set model.parity to false",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.attention_heads
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.kv_heads or self.attention_heads
+
+    @property
+    def trunk_layers(self) -> int:
+        """Transformer layers of the shared trunk (Gloeckle et al. 2024, section 2: n - 1 layers leave the trunk)."""
+        if self.topology not in LAYERED:
+            return self.layers
+        return self.layers - (self.n_future if self.parity else 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation and the run."""
+
+    steps: int = 1000
+    """optimiser steps; also the length of the cosine schedule"""
+    minutes: float = 0.0
+    """stop after this many minutes instead of `steps`; the schedule then follows the clock.  0 means by steps"""
+    batch_size: int = 16
+    """sequences an optimiser step, over all accumulation rounds"""
+    accumulate: int = 1
+    """split the batch into this many rounds of forward and backward, to save memory"""
+    seq_len: int = 512
+    """input bytes a sequence"""
+    lr: float = 1e-3
+    """peak learning rate"""
+    warmup: int = 50
+    """steps of linear warm-up"""
+    final_lr: float = 0.03
+    """the cosine ends at this fraction of lr (Gloeckle et al. 2024, table S13)"""
+    weight_decay: float = 0.1
+    """decoupled weight decay of the matrices; norms have none"""
+    grad_clip: float = 1.0
+    """largest gradient norm; 0 means no clipping"""
+    seed: int = 0
+    """seed of the weights and of the data order"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """arithmetic of the matrix products; auto takes bfloat16 where the processor has it"""
+    compile: Literal["auto", "true", "false"] = "auto"
+    """torch.compile of the transformer layers; auto compiles runs that are long enough to pay for it"""
+    backward: Literal["sequential", "joint"] = "sequential"
+    """sequential: one head at a time, memory does not grow with n_future; joint: all heads at once"""
+    activation_checkpointing: bool = False
+    """keep only each trunk layer's input and recompute the rest in the backward pass"""
+    log_every: int = 10
+    """steps between two train lines of metrics.jsonl"""
+    valid_every: int = 200
+    """steps between two validations; 0 means only at the end"""
+    valid_batches: int = 8
+    """batches held out for validation, at most"""
+    checkpoint_every: int = 500
+    """steps between two checkpoints; there is always one at the end"""
+    keep_checkpoints: int = 2
+    """newest checkpoints to keep"""
+    sample_bytes: int = 160
+    """bytes of sample printed at each validation; 0 means none"""
+    tensorboard: bool = False
+    """also write TensorBoard event files into RUN/tensorboard (extra: tensorboard)"""
+
+    def __post_init__(self) -> None:
+        every = ("log_every", "checkpoint_every")
+        for name in ("batch_size", "accumulate", "seq_len", "valid_batches", "keep_checkpoints", *every):
+            _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("steps", "minutes", "warmup", "weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed"):
+            _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
+        _require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
+        _require(0 <= self.final_lr <= 1, f"train.final_lr is {self.final_lr}; it must be from 0 to 1")
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"train.accumulate is {self.accumulate}; it must divide train.batch_size ({self.batch_size})",
+        )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read and how."""
+
+    decompress: bool = True
+    """open .zst .gz .xz .bz2 .tar and .jsonl; false trains on the bytes as they lie"""
+    text_field: str = "text"
+    """field of a .jsonl line that holds the document"""
+    valid_fraction: float = 0.02
+    """share of the documents held out for validation"""
+    shuffle: bool = True
+    """shuffle the files of each epoch, and the rows inside a bounded buffer, by train.seed"""
+    on_corrupt: Literal["error", "skip"] = "error"
+    """a damaged or unreadable input: stop, or leave it out and count it"""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.valid_fraction < 1, f"data.valid_fraction is {self.valid_fraction}; it must be from 0 to below 1"
+        )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run.  `RUN/config.toml` holds them resolved."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def flatten(settings: Settings) -> dict[str, Any]:
+    """`{"model.dim": 256, ...}`: every setting by its dotted name, in the order of the classes."""
+    tables = dataclasses.asdict(settings)
+    return {f"{section}.{name}": value for section, table in tables.items() for name, value in table.items()}
+
+
+def unflatten(values: dict[str, Any]) -> Settings:
+    """The inverse of `flatten`; settings that `values` leaves out have the default of their class.
+
+    UserError for a value of the wrong type.  Names must have been checked (`check_names`).
+    """
+    tables: dict[str, dict[str, Any]] = {section.name: {} for section in dataclasses.fields(Settings)}
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        tables[section][key] = _typed(name, value)
+    return Settings(ModelConfig(**tables["model"]), TrainConfig(**tables["train"]), DataConfig(**tables["data"]))
+
+
+def changed(settings: Settings, **values: Any) -> Settings:
+    """A copy with other values: `changed(settings, **{"train.steps": 10})`."""
+    check_names(values, flatten(settings), "changed()")
+    return unflatten(flatten(settings) | values)
+
+
+def to_toml(settings: Settings, run: dict[str, Any]) -> str:
+    """Text of `RUN/config.toml`: all settings, and what is known about the run in a `[run]` table."""
+    return tomli_w.dumps({**dataclasses.asdict(settings), "run": run})
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings by dotted name, as written, and the `[run]` table of a TOML file.
+
+    UserError if the file cannot be read or names a setting that does not exist.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    run = tables.pop("run", {})
+    values: dict[str, Any] = {}
+    for section, table in tables.items():
+        # A name outside any section stays as it is, and is then reported as unknown.
+        entries = table.items() if isinstance(table, dict) else [("", table)]
+        values |= {f"{section}.{key}".rstrip(".").replace("-", "_"): value for key, value in entries}
+    check_names(values, flatten(Settings()), str(path))
+    return values, run
+
+
+def load_settings(path: Path, base: Settings | None = None) -> tuple[Settings, dict[str, Any]]:
+    """Settings and `[run]` table of a TOML file; what it does not name is as in `base`, or the default.
+
+    UserError names the file.
+    """
+    values, run = read_toml(path)
+    try:
+        return unflatten(flatten(base or Settings()) | values), run
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """UserError for the first name that is not known, with the nearest one that is."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown setting {name!r} in {where}; {_suggestion(name, known)}")
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else "--help lists them all"
+
+
+def _typed(name: str, value: Any) -> Any:
+    """`value`, if it has the type of the setting; a whole number may stand for a real one."""
+    section, _, key = name.partition(".")
+    kind = get_type_hints(get_type_hints(Settings)[section])[key]
+    if choices := get_args(kind):
+        _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    _require(type(value) is kind, f"{name} is {value!r}; it must be of type {kind.__name__}")
+    return value

@@ -1,0 +1,1 @@
+"""Decoding steps compiled from C++, for CPU cores: `NativeEngine` does what `TensorEngine` does, faster."""

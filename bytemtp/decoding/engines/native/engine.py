@@ -1,0 +1,307 @@
+"""`NativeEngine`: what `TensorEngine` does, on CPU cores in float32, one compiled call for all layers of a pass.
+
+Only real ids are computed: rows of a batch may have different numbers of them, or none.
+
+Shapes:  b rows, c ids of the chunk, t ids of all rows one after another, q last ids of the rows, d width, v vocabulary.
+"""
+
+import weakref
+from ctypes import POINTER, Array, byref, cast, pointer, sizeof
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, UInt8
+
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
+from bytemtp.decoding.engines.native.library import Layer, Pass, Shape, Tokens, library, team
+from bytemtp.decoding.engines.native.weights import LANES, Packed, packed, up_to
+from bytemtp.decoding.engines.tensor import Branches, Choose
+from bytemtp.model.layers import Block, rope_table
+from bytemtp.model.model import ByteMTP, DeepSeekModule
+
+SLOTS = 256
+"""Caches have a multiple of so many slots, so that the next text can often use the last one's memory."""
+
+
+def supports(model: ByteMTP) -> bool:
+    """Whether it can run the model: float32 on the CPU, a width that is a multiple of 16, heads of up to 128."""
+    plain = model.dtype == model.embed.weight.dtype == torch.float32
+    return plain and model.device.type == "cpu" and model.config.dim % LANES == 0 and model.config.head_dim <= 8 * LANES
+
+
+@lru_cache(maxsize=8)
+def angles(length: int, head_dim: int, theta: float) -> tuple[Float32[np.ndarray, "s k"], Float32[np.ndarray, "s k"]]:
+    """Cosines and sines of the positions.
+
+    Kept, because torch's threads, which make them, go on turning for milliseconds and would be in the way of ours.
+    """
+    cos, sin = rope_table(length, head_dim, theta, torch.device("cpu"), torch.float32)
+    return cos[:, 0].numpy().copy(), sin[:, 0].numpy().copy()
+
+
+@dataclass(frozen=True)
+class Flat:
+    """The ids of all rows, one after another, as step.cpp takes them."""
+
+    row: Int[np.ndarray, " t"]
+    place: Int[np.ndarray, " t"]
+    """in its row's chunk"""
+    slot: Int[np.ndarray, " t"]
+    number: Int[np.ndarray, " t"]
+    last: Int[np.ndarray, " q"]
+    """of each row that has ids, the last"""
+    structure: Tokens
+    kept: tuple[object, ...]
+    """arrays that `structure` points to"""
+
+
+def without_padding(logits: Float32[np.ndarray, "*b v"]) -> Float32[np.ndarray, "*b v"]:
+    logits[..., VOCAB_SIZE:] = -np.inf
+    return logits
+
+
+class NativeEngine:
+    """One model with its caches, for b rows of up to `capacity` ids; see `TensorEngine`."""
+
+    def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int) -> None:
+        config = model.config
+        self.model, self.window = model, window
+        self.weights, self.library = packed(model), library()
+        self.ids = np.zeros((rows, capacity + config.n_future), dtype=np.int64)
+        self.slots, self.width = up_to(capacity + 1, SLOTS), up_to(config.head_dim, LANES)
+        ffn = up_to(config.ffn_dim, LANES)
+        sizes = config.dim, config.attention_heads, config.key_value_heads, self.width, ffn, config.head_dim, self.slots
+        self.shape = Shape(*sizes)
+        self.table = angles(self.slots, config.head_dim, config.rope_theta)
+        self.angles = [x.ctypes.data for x in self.table]
+        shape, blocks = (rows, config.key_value_heads, self.slots // LANES), list(self.weights.blocks)
+        self.memory = self.weights.memory([(*shape, self.width, LANES), (*shape, LANES, self.width)])
+        weakref.finalize(self, self.weights.give_back, self.memory)
+        self.k = dict(zip(blocks, self.memory.caches[: len(blocks)], strict=True))
+        self.v = dict(zip(blocks, self.memory.caches[len(blocks) :], strict=True))
+        links = [link.block if isinstance(link, DeepSeekModule) else link for link in model.links]
+        self.links = self._layers([link for link in links if isinstance(link, Block)])
+        # Layers of a verifying pass: those of the trunk, then the links on the way to head 1, if links are layers.
+        self.path = model.path_to_first_head if len(self.links) else []
+        layers = (*model.trunk, *(model.links[i] for i in self.path))
+        self.read_back = [layer for layer in layers if isinstance(layer, Block)]
+        self.verifying = self._layers(self.read_back)
+        self.threads = torch.get_num_threads()
+        self.team = team(self.threads)
+        keeps = capacity + 1 if config.topology == "deepseek" else 0
+        self.first_hidden = np.zeros((rows, keeps, config.dim), np.float32)
+        # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
+        self.passed: dict[int, Float32[np.ndarray, "b c d"]] = {}
+
+    def _layers(self, blocks: list[Block]) -> "Array[Layer]":
+        """Structures that lie one behind another in memory."""
+        array = (Layer * len(blocks))()
+        for i, block in enumerate(blocks):
+            parts = *self.weights.blocks[block], self.k[block], self.v[block]
+            array[i] = Layer(*(part.ctypes.data for part in parts))
+        return array
+
+    def verify(
+        self,
+        start: Int[np.ndarray, " b"],
+        ids: Int[np.ndarray, "b c"],
+        lengths: Int[np.ndarray, " b"],
+        branches: Branches | None = None,
+    ) -> Float32[np.ndarray, "b c v"]:
+        flat = self._flat(start, lengths, branches)
+        x = self.weights.embed[ids[flat.row, flat.place]]
+        hidden = self._stack(self.verifying, 0, len(self.verifying), flat, x, kept=len(self.path))
+        self.passed = {
+            i: self._chunked(y, flat, ids.shape) for i, y in zip((-1, *self.path), (x, *hidden), strict=True)
+        }
+        return self._chunked(self._logits(hidden[-1] if self.path else x), flat, ids.shape)
+
+    def keep(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
+        place = np.arange(path.shape[1])
+        row, column = np.nonzero(path != place)
+        if len(row):
+            source, to = start[row] + path[row, column], start[row] + place[column]
+            for block in self.read_back:
+                k, v = self.k[block], self.v[block]
+                k[row, :, to // LANES, :, to % LANES] = k[row, :, source // LANES, :, source % LANES]
+                v[row, :, to // LANES, to % LANES] = v[row, :, source // LANES, source % LANES]
+        self.passed = {i: x[np.arange(len(path))[:, None], path] for i, x in self.passed.items()}
+
+    def draft(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose) -> None:
+        rows = np.flatnonzero(accepted)
+        if heads < 2 or not len(rows):
+            return
+        if self.model.config.topology == "deepseek":
+            self._draft_deepseek(start, accepted, heads, choose)
+            return
+        for i, logits in enumerate(self._drafts(start, accepted, heads), 1):
+            choose(i, self._by_row(logits, rows, len(start)))
+
+    def _drafts(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int
+    ) -> Float32[np.ndarray, "h q v"]:
+        """Logits of heads 2 to `heads` at the last accepted id of each row that has one."""
+        rows, topology = np.flatnonzero(accepted), self.model.config.topology
+        last = accepted[rows] - 1
+        if topology == "replicated":
+            x = self.passed[-1][rows, last]
+            logits = self._product(self.weights.other_unembeds, x, (heads - 1) * PADDED_VOCAB_SIZE, normed=True)
+            return without_padding(logits.reshape(len(rows), heads - 1, -1)).transpose(1, 0, 2)
+        if topology == "linear":
+            assert self.weights.linear is not None
+            x = self._product(self.weights.linear, self.passed[-1][rows, last], (heads - 1) * self.shape.dim)
+            hidden = np.ascontiguousarray(x.reshape(len(rows), heads - 1, -1).transpose(1, 0, 2))
+        elif topology == "anticausal":
+            hidden = np.stack([self.passed[i][rows, last] for i in range(1, heads)])
+        else:
+            flat = self._flat(start, accepted)
+            x = self.passed[0 if topology == "causal" else -1][flat.row, flat.place]
+            hidden = self._chain(heads, flat, x) if topology == "causal" else self._side_by_side(heads, flat, x)
+        return self._logits(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:2], -1)
+
+    def _chain(self, heads: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "h q d"]:
+        hidden = []
+        for i in range(1, heads):
+            self._stack(self.links, i, 1, flat, x)
+            hidden.append(x[flat.last])
+        return np.stack(hidden)
+
+    def _draft_deepseek(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose
+    ) -> None:
+        """All modules again from the first id whose ids ahead were drafts the last time."""
+        new = self._flat(start, accepted)
+        self.first_hidden[new.row, new.slot] = self.passed[0][new.row, new.place]
+        redo = np.minimum(start, self.model.config.n_future - 1) * (accepted > 0)
+        flat = self._flat(start - redo, accepted + redo)
+        x = self.first_hidden[flat.row, flat.slot]
+        rows = np.flatnonzero(accepted)
+        for i in range(1, heads):
+            ahead = self.weights.embed[self.ids[flat.row, np.minimum(flat.slot + i, self.ids.shape[1] - 1)]]
+            hidden, embedded = self.weights.merges[i - 1]
+            x = self._product(hidden, x, self.shape.dim, normed=True)
+            self._product(embedded, ahead, self.shape.dim, normed=True, onto=x)
+            self._stack(self.links, i, 1, flat, x)
+            chosen = choose(i, self._by_row(self._logits(x[flat.last]), rows, len(start)))
+            self.ids[rows, start[rows] + accepted[rows] + i] = chosen[rows]
+
+    def _flat(
+        self, start: Int[np.ndarray, " b"], lengths: Int[np.ndarray, " b"], branches: Branches | None = None
+    ) -> Flat:
+        count, begin = int(lengths.sum()), lengths.cumsum() - lengths
+        row = np.arange(len(start)).repeat(lengths)
+        place = np.arange(count) - begin[row]
+        # Of all ids: row, slot, position, first id of the row, oldest position seen, number.
+        table = np.empty((6, count), np.int32)
+        table[0], table[3], table[5] = row, begin[row], np.arange(count)
+        np.add(start[row], place, out=table[1], casting="unsafe")
+        table[2] = table[1] if branches is None else start[row] + branches.depth[row, place]
+        np.maximum(table[2] - (self.window - 1), 0, out=table[4])
+        chunk = int(lengths.max(initial=0))
+        above = None if branches is None else self._above(branches, row, place, chunk)
+        first, size = table.ctypes.data, count * table.itemsize
+        structure = Tokens(
+            count, chunk, *(first + i * size for i in range(5)),
+            None if above is None else above.ctypes.data, *self.angles,
+        )  # fmt: skip
+        return Flat(row, place, table[1], table[5], (begin + lengths - 1)[lengths > 0], structure, (table, above))
+
+    def _above(
+        self, branches: Branches, row: Int[np.ndarray, " t"], place: Int[np.ndarray, " t"], chunk: int
+    ) -> UInt8[np.ndarray, "t c"]:
+        """Which ids of its row each id sees."""
+        distance = branches.depth[row, place][:, None] - branches.depth[row, :chunk]
+        return (branches.above[row, place, :chunk] & (distance < self.window)).astype(np.uint8)
+
+    def _stack(
+        self, layers: "Array[Layer]", first: int, count: int, flat: Flat, x: Float32[np.ndarray, "t d"], kept: int = 0
+    ) -> Float32[np.ndarray, "kept t d"]:
+        """`count` layers, each on the output of the one before.  x becomes the output of the last that is not kept; the
+        outputs of the last `kept` are returned."""
+        y = np.empty((kept, *x.shape), np.float32)
+        if count and len(x):
+            step = self._pass(layers, first, count, flat, flat.number, x, y, at_once=1)
+            self.library.run_stack(self.team, byref(step), len(self.ids), kept)
+        return y
+
+    def _side_by_side(self, heads: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "h q d"]:
+        """Links of heads 2 to `heads`, all on x: keys and values for all ids, the output for the last of each row."""
+        y = np.empty((heads - 1, len(flat.last), x.shape[1]), np.float32)
+        queries = flat.last.astype(np.int32)
+        step = self._pass(self.links, 1, heads - 1, flat, queries, x, y, at_once=heads - 1)
+        self.library.run_side_by_side(self.team, byref(step), len(self.ids))
+        return y
+
+    def _pass(
+        self,
+        layers: "Array[Layer]",
+        first: int,
+        count: int,
+        flat: Flat,
+        queries: Int[np.ndarray, " q"],
+        x: Float32[np.ndarray, "t d"],
+        y: Float32[np.ndarray, "*h d"],
+        *,
+        at_once: int,
+    ) -> Pass:
+        """The arrays are only pointed to: they have to live as long as the call."""
+        shape = self.shape
+        sizes = [
+            at_once * len(x) * (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
+            at_once * len(queries) * shape.heads * shape.head_dim,
+            at_once * len(queries) * shape.ffn,
+            self.threads * self.library.score_floats(shape.slots),
+        ]
+        scratch = self.memory.scratch(sum(sizes)).ctypes.data
+        places = [scratch + 4 * sum(sizes[:i]) for i in range(len(sizes))]
+        chosen = cast(byref(layers, first * sizeof(Layer)), POINTER(Layer))
+        parts = queries.ctypes.data, x.ctypes.data, y.ctypes.data, *places
+        return Pass(pointer(shape), chosen, count, pointer(flat.structure), len(queries), *parts)
+
+    def _product(
+        self,
+        weight: Packed,
+        x: Float32[np.ndarray, "t in"],
+        out: int,
+        *,
+        normed: bool = False,
+        onto: Float32[np.ndarray, "t out"] | None = None,
+    ) -> Float32[np.ndarray, "t out"]:
+        """x, or x / rms(x), times the first `out` outputs of a matrix; added to `onto`, if that is given."""
+        y = np.empty((len(x), out), np.float32) if onto is None else onto
+        self.library.run_product(
+            self.team,
+            weight.ctypes.data,
+            x.shape[1],
+            out,
+            len(x),
+            normed,
+            onto is not None,
+            x.ctypes.data,
+            y.ctypes.data,
+        )
+        return y
+
+    def _logits(self, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "t v"]:
+        return without_padding(self._product(self.weights.unembed, x, PADDED_VOCAB_SIZE, normed=True))
+
+    @staticmethod
+    def _chunked(x: Float32[np.ndarray, "t k"], flat: Flat, shape: tuple[int, ...]) -> Float32[np.ndarray, "b c k"]:
+        """Rows of the ids' numbers, zeros where a row has fewer ids than others."""
+        if len(x) == shape[0] * shape[1]:
+            return x.reshape(*shape, -1)
+        out = np.zeros((*shape, x.shape[1]), np.float32)
+        out[flat.row, flat.place] = x
+        return out
+
+    @staticmethod
+    def _by_row(
+        logits: Float32[np.ndarray, "q v"], rows: Int[np.ndarray, " q"], count: int
+    ) -> Float32[np.ndarray, "b v"]:
+        if len(rows) == count:
+            return logits
+        out = np.zeros((count, logits.shape[1]), np.float32)
+        out[rows] = logits
+        return out

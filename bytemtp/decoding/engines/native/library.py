@@ -1,0 +1,120 @@
+"""step.cpp, compiled for this machine when it is first needed (some three seconds), kept in the user's cache folder."""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from ctypes import POINTER, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from bytemtp.common.errors import UserError
+
+SOURCE = Path(__file__).with_name("step.cpp")
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+
+
+class Shape(ctypes.Structure):
+    """Sizes of all layers; `head_dim` and `ffn` as they lie in memory."""
+
+    _fields_ = [(name, c_int) for name in ("dim", "heads", "kv_heads", "head_dim", "ffn", "true_head_dim", "slots")]
+
+
+class Layer(ctypes.Structure):
+    """Where the packed matrices and the cache of a layer lie."""
+
+    _fields_ = [(name, c_void_p) for name in ("qkv", "attention_out", "gate_up", "ffn_out", "k", "v")]
+
+
+class Tokens(ctypes.Structure):
+    """The ids of a pass and what each of them sees."""
+
+    _fields_ = [(name, c_int) for name in ("count", "chunk")] + [
+        (name, c_void_p) for name in ("row", "slot", "position", "first", "oldest", "above", "cos", "sin")
+    ]
+
+
+class Pass(ctypes.Structure):
+    """One call of `run_stack` or `run_side_by_side`."""
+
+    _fields_ = [
+        ("shape", POINTER(Shape)),
+        ("layers", POINTER(Layer)),
+        ("layer_count", c_int),
+        ("tokens", POINTER(Tokens)),
+        ("query_count", c_int),
+        *((name, c_void_p) for name in ("queries", "x", "y", "qkv", "attended", "inner", "scores")),
+    ]
+
+
+def compiler() -> str | None:
+    """Path of a C++ compiler: the environment's CXX, or the first of the usual names that exists."""
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The compiled functions.  UserError if there is no compiler, or if it fails."""
+    program = compiler()
+    if program is None:
+        raise UserError("no C++ compiler (c++, g++ or clang++) was found; install one, or decode with --engine torch")
+    command = [program, *FLAGS, "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"]
+    kept = _folder() / f"step-{_fingerprint(command)}.so"
+    if not kept.exists():
+        _compile(command, kept)
+    lib = ctypes.CDLL(str(kept))
+    lib.team_new.restype = c_void_p
+    lib.team_new.argtypes = [c_int]
+    lib.score_floats.restype = c_int64
+    lib.run_stack.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
+    lib.run_side_by_side.argtypes = [c_void_p, POINTER(Pass), c_int]
+    lib.run_product.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int, c_int, c_int, c_void_p, c_void_p]
+    for function in (lib.run_stack, lib.run_side_by_side, lib.run_product):
+        function.restype = None
+    return lib
+
+
+@cache
+def team(threads: int) -> int:
+    """Threads that all engines of the process use in turn: new ones would need milliseconds to find a core each."""
+    return int(library().team_new(threads))
+
+
+os.register_at_fork(after_in_child=team.cache_clear)  # a forked process has none of them
+
+
+def _compile(command: list[str], kept: Path) -> None:
+    """Written beside and renamed: another process may be doing the same."""
+    with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".so", delete=False) as file:
+        part = Path(file.name)
+    done = subprocess.run([*command, "-o", str(part), str(SOURCE)], capture_output=True, text=True)
+    if done.returncode:
+        part.unlink()
+        first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
+        raise UserError(f"{command[0]} cannot compile {SOURCE.name}: {first}; decode with --engine torch")
+    part.replace(kept)
+
+
+def _folder() -> Path:
+    """Where compiled code is kept; a temporary folder if the user's cache cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytemtp"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="bytemtp-"))
+
+
+def _fingerprint(command: list[str]) -> str:
+    """Of all that the code depends on: source, flags, compiler, and the processor that "native" means."""
+    version = subprocess.run([command[0], "--version"], capture_output=True).stdout
+    info = Path("/proc/cpuinfo")
+    processor = platform.processor()
+    if info.exists():
+        lines = info.read_text(errors="replace").splitlines()
+        processor = next((line for line in lines if line.startswith(("flags", "Features"))), processor)
+    parts = [SOURCE.read_bytes(), " ".join(command).encode(), version, processor.encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

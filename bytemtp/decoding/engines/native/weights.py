@@ -1,0 +1,92 @@
+"""A model's matrices in the order in which step.cpp reads them.
+
+A matrix [out, in] becomes panels of 32 outputs, [out / 32, in, 32].  The scale of a norm in front of it goes into it.
+
+Shapes:  d width, h query heads, g key/value heads, k head width (p: padded to 16), f inner width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32
+from torch import Tensor, nn
+
+from bytemtp.decoding.engines.native.memory import EngineMemory, gathered
+from bytemtp.model.layers import Block
+from bytemtp.model.model import ByteMTP, DeepSeekModule, kept_with_weights
+
+Packed = Float32[np.ndarray, "panels in 32"]
+
+PANEL, LANES = 32, 16
+
+
+def up_to(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def pack(weight: Float[Tensor, "out in"], scale: Float[Tensor, " in"] | None = None) -> Packed:
+    """A matrix with the norm's scale in it, in panels, zeros behind the last output."""
+    weight = weight if scale is None else weight * scale
+    weight = F.pad(weight, (0, 0, 0, up_to(len(weight), PANEL) - len(weight)))
+    return weight.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous().numpy()
+
+
+def pack_block(block: Block) -> list[Packed]:
+    """The four matrices of a layer: qkv, attention_out, gate_up, ffn_out."""
+    extra = up_to(block.head_dim, LANES) - block.head_dim
+    qkv = block.qkv.weight.unflatten(0, (-1, block.head_dim))
+    out = block.attention_out.weight.unflatten(1, (-1, block.head_dim))
+    gate, up = block.gate_up.weight.chunk(2)
+    more = up_to(len(gate), LANES) - len(gate)
+    both = torch.stack([F.pad(w, (0, 0, 0, more)).unflatten(0, (-1, LANES)) for w in (gate, up)], dim=1)
+    matrices = [
+        pack(F.pad(qkv, (0, 0, 0, extra)).flatten(0, 1), block.attention_norm.weight),
+        pack(F.pad(out, (0, extra)).flatten(1)),
+        pack(both.flatten(0, 2), block.ffn_norm.weight),
+        pack(F.pad(block.ffn_out.weight, (0, more))),
+    ]
+    return gathered(matrices)
+
+
+class PackedModel:
+    """All matrices of a float32 model on the CPU."""
+
+    def __init__(self, model: ByteMTP) -> None:
+        self.embed: Float32[np.ndarray, "v d"] = model.embed.weight.numpy()
+        self.blocks = {module: pack_block(module) for module in model.modules() if isinstance(module, Block)}
+        norm = model.norm.weight
+        unembed = [module.weight for module in model.unembed if isinstance(module, nn.Linear)]
+        self.unembed = pack(unembed[0], norm)
+        self.other_unembeds = pack(torch.cat(unembed[1:]), norm) if len(unembed) > 1 else self.unembed
+        linear = [link.weight for link in model.links if isinstance(link, nn.Linear)]
+        self.linear = pack(torch.cat(linear)) if linear else None
+        self.merges = [self._merge(link) for link in model.links if isinstance(link, DeepSeekModule)]
+        """of each MTP module the half that reads the hidden state and the half that reads the embedding"""
+
+        self._spare: EngineMemory | None = None
+
+    def memory(self, cache_shapes: Sequence[tuple[int, ...]]) -> EngineMemory:
+        """Memory of an engine, one cache of each shape a layer: that of the last one, if it fits and is free.
+
+        New memory costs a page fault for every few keys; what an old one holds is never read before it is rewritten.
+        """
+        shapes = [shape for shape in cache_shapes for _ in self.blocks]
+        spare, self._spare = self._spare, None
+        return spare if spare is not None and spare.shapes == shapes else EngineMemory(shapes)
+
+    def give_back(self, memory: EngineMemory) -> None:
+        self._spare = memory
+
+    @staticmethod
+    def _merge(module: DeepSeekModule) -> tuple[Packed, Packed]:
+        hidden, embedded = module.merge.weight.chunk(2, dim=1)
+        return pack(hidden, module.hidden_norm.weight), pack(embedded, module.embed_norm.weight)
+
+
+@kept_with_weights
+@torch.no_grad()
+def packed(model: ByteMTP) -> PackedModel:
+    """The model's packed matrices."""
+    return PackedModel(model)

@@ -1,0 +1,122 @@
+"""Passes of fixed shapes, recorded once and then run as a whole: as CUDA graphs, or by torch.compile on CPU cores.
+
+A decoding step of tensor operations launches hundreds of small kernels, and on a GPU the launches take longer than the
+kernels.  A recorded pass is one launch.  It always has the same number of ids, rows with fewer are padded, and it sees
+a multiple of SLOTS slots of the cache, so that there are few different passes to record.  Trees and long pieces of a
+prompt run unrecorded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+
+from bytemtp.decoding.engines.tensor import Branches, Choose, TensorEngine, array
+from bytemtp.model.model import ByteMTP
+
+SLOTS = 256
+"""A recorded pass sees a multiple of so many slots: the next text finds it again, and a long one needs few."""
+
+
+class RecordedEngine(TensorEngine):
+    """`TensorEngine` whose passes over one id, and over up to `width` ids, are recorded.
+
+    CUDA graphs are kept as long as the engine, since they hold the addresses of its caches.
+    """
+
+    def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int, width: int) -> None:
+        # Rounded up, so that texts of other lengths need no other compiled passes.
+        super().__init__(model, rows, -(-capacity // SLOTS) * SLOTS, window)
+        self.width = width
+        self.passes: dict[tuple[int, int], Pass] = {}
+        self.last: Pass | None = None
+        """the pass that the next drafts continue, if it was a recorded one"""
+
+    @torch.inference_mode()
+    def verify(
+        self,
+        start: Int[np.ndarray, " b"],
+        ids: Int[np.ndarray, "b c"],
+        lengths: Int[np.ndarray, " b"],
+        branches: Branches | None = None,
+    ) -> Float32[np.ndarray, "b c v"]:
+        count = ids.shape[1]
+        if branches is not None or count > self.width:
+            self.last = None
+            return super().verify(start, ids, lengths, branches)
+        width = 1 if count == 1 else self.width
+        slots = min(-(-self.reach(start, width) // SLOTS) * SLOTS, self.trash + 1)
+        padded = np.zeros((len(ids), width), dtype=np.int64)
+        padded[:, :count] = ids
+        if (width, slots) not in self.passes:
+            self.passes[width, slots] = Pass(slots, {})
+        self.last = self.passes[width, slots]
+        logits, self.passed = self.last.run("verify", self._verify, start, padded, lengths, device=self.model.device)
+        return array(logits)[:, :count]
+
+    def _verify(
+        self, start: Int[Tensor, " b"], ids: Int[Tensor, "b c"], lengths: Int[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c v"], dict[int, Float[Tensor, "b c d"]]]:
+        assert self.last is not None
+        return self.to_first_head(ids, self.chunk(start, lengths, ids.shape[1], self.last.slots))
+
+    @torch.inference_mode()
+    def draft(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose) -> None:
+        if self.last is None or self.model.config.topology == "deepseek" or heads < 2:
+            super().draft(start, accepted, heads, choose)
+            return
+        last = self.last
+
+        def run(start: Int[Tensor, " b"], accepted: Int[Tensor, " b"]) -> Float[Tensor, "h b v"]:
+            return self.drafts(start, accepted, heads, last.slots)
+
+        logits = last.run(f"draft {heads}", run, start, accepted, device=self.model.device)
+        for i, ours in enumerate(array(logits), 1):
+            choose(i, ours)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What is recorded for one number of ids and of slots: the pass itself, and the drafts after it."""
+
+    slots: int
+    steps: dict[str, Callable[..., Any]]
+
+    def run(
+        self, name: str, function: Callable[..., Any], *inputs: Int[np.ndarray, "..."], device: torch.device
+    ) -> Any:
+        """`function` of the inputs, recorded the first time."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in inputs]
+        if name not in self.steps:
+            self.steps[name] = record_pass(function, tensors)
+        return self.steps[name](*tensors)
+
+
+def record_pass(function: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Any]:
+    """A function that does the same for other values of its inputs.
+
+    All other tensors that it works on have to stay where they are.  On CUDA the next call overwrites its results.
+    """
+    if inputs[0].device.type != "cuda":
+        return torch.compile(function, dynamic=False)
+    held = [x.clone() for x in inputs]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries set themselves up in a first call, which cannot be recorded
+        function(*held)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function(*held)
+
+    def replay(*values: Tensor) -> Any:
+        for place, value in zip(held, values, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return results
+
+    return replay

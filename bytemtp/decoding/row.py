@@ -1,0 +1,103 @@
+"""One text in the making: its bytes, its random numbers, when it stops, and what is counted about it."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.vocab import EOT
+from bytemtp.decoding.sampling import Rule
+from bytemtp.decoding.utf8 import advance, legal, state_after
+
+
+class Row:
+    """A prompt and what follows it.  `number` is its row in the batch; (seed, number) gives its random numbers."""
+
+    def __init__(
+        self, prompt: bytes, number: int, max_bytes: int, rule: Rule, seed: int, stop: tuple[bytes, ...], utf8: bool
+    ) -> None:
+        if max_bytes < 0:
+            raise UserError(f"max_bytes is {max_bytes}; it must be 0 or more")
+        if b"" in stop:
+            raise UserError("a stop string is empty; leave it out")
+        self.prompt, self.number, self.max_bytes, self.rule, self.stop = prompt, number, max_bytes, rule, stop
+        self.random = random.Random(f"{seed} {number}")
+        self.data = bytearray()
+        self.origins: list[int] = []
+        """for each byte the depth of the draft that it was; 0 if head 1 itself gave it"""
+        self.stopped_by = "" if max_bytes else "max_bytes"
+        self.exact = 0
+        """near ties that were decided by `Float64Judge`"""
+        self.utf8_state = state_after(prompt) if utf8 else None
+        """where in a character the text ends, if only well-formed UTF-8 is wanted"""
+        self._accepted: Counter[int] = Counter()
+        self._drafted: Counter[int] = Counter()
+        self._kept: Counter[int] = Counter()
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still come."""
+        return self.max_bytes - len(self.data)
+
+    @property
+    def settled(self) -> int:
+        """Bytes at the front of `data` that no stop string can take back any more."""
+        if self.stopped_by:
+            return len(self.data)
+        for size in range(min(len(self.data), max(map(len, self.stop), default=1) - 1), 0, -1):
+            if any(stop.startswith(self.data[-size:]) for stop in self.stop):
+                return len(self.data) - size
+        return len(self.data)
+
+    def legal(self, drafts: Sequence[int] = ()) -> Bool[np.ndarray, " v"] | None:
+        """Ids that may follow the text and these drafts; None if all may."""
+        if self.utf8_state is None:
+            return None
+        state = self.utf8_state
+        for draft in drafts:
+            state = advance(state, draft)
+        return legal(state)
+
+    def take(self, id_: int, draft: int) -> None:
+        """Append a decided id, unless it ends the text.  `draft` is its origin."""
+        if id_ == EOT:
+            self.stopped_by = "endoftext"
+            return
+        self.data.append(id_)
+        self.origins.append(draft)
+        if self.utf8_state is not None:
+            self.utf8_state = advance(self.utf8_state, id_)
+        for stop in self.stop:
+            if self.data.endswith(stop):
+                del self.data[-len(stop) :], self.origins[-len(stop) :]
+                self.stopped_by = "stop"
+                return
+        if not self.left:
+            self.stopped_by = "max_bytes"
+
+    def begin_pass(self, depths: Iterable[int]) -> None:
+        """A pass verifies drafts of these depths."""
+        self._drafted.update(set(depths))
+
+    def end_pass(self, accepted: int) -> None:
+        self._accepted[accepted] += 1
+        self._kept.update(range(1, accepted + 1))
+
+    def stats(self, seconds: float) -> dict[str, Any]:
+        """What the contract of `--stats` names; `exact` counts near ties, `accepted` passes by accepted drafts."""
+        forwards = self._accepted.total()
+        return {
+            "bytes": len(self.data),
+            "forwards": forwards,
+            "bytes_per_forward": len(self.data) / max(forwards, 1),
+            "seconds": seconds,
+            "bytes_per_s": len(self.data) / seconds if seconds else 0.0,
+            "accepted": dict(sorted(self._accepted.items())),
+            "accept_rate_by_position": [self._kept[depth] / times for depth, times in sorted(self._drafted.items())],
+            "stopped_by": self.stopped_by,
+            "exact": self.exact,
+        }

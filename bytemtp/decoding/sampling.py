@@ -1,0 +1,114 @@
+"""From logits to a distribution, once; everything after it takes probabilities.  And the rule that keeps the law.
+
+`Rule.distribution` is applied to the verifying head's logits, giving p, and to each draft's, giving q, so the q in the
+acceptance ratio is the q that was drawn from.  A draft x ~ q is kept with probability min(1, p(x) / q(x)), otherwise
+replaced by a draw from max(p - q, 0), normalised: the result has law p for any q (Leviathan et al. 2023, Chen et al.
+2023).  Greedy decoding is the same rule with one-hot p and q.
+
+Shapes:  v vocabulary (padded to 264), l places whose laws are made at once.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64
+
+from bytemtp.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the next id is drawn."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest id"""
+    top_k: int = 0
+    """only the k likeliest ids; 0 means all"""
+    top_p: float = 1.0
+    """only the likeliest ids that together have this probability"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}; it must be 0 (all ids) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def distribution(
+        self, logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None = None
+    ) -> Float64[np.ndarray, "*l v"]:
+        """Probabilities in float64: legal ids only, then temperature, then top-k, then top-p."""
+        logits = masked(logits.astype(np.float64), legal)
+        if self.temperature == 0:
+            return (np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None]).astype(np.float64)
+        odds = np.exp((logits - logits.max(-1, keepdims=True)) / self.temperature)
+        probabilities = odds / odds.sum(-1, keepdims=True)
+        return self._cut(probabilities) if self.top_k or self.top_p < 1 else probabilities
+
+    def _cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
+        """Ids in falling order; equal ones in the order of their numbers."""
+        ids = np.argsort(-probabilities, axis=-1, kind="stable")
+        ordered = np.take_along_axis(probabilities, ids, -1)
+        kept = ordered.cumsum(-1) - ordered < self.top_p
+        if self.top_k:
+            kept &= np.arange(ordered.shape[-1]) < self.top_k
+        cut = np.zeros_like(probabilities)
+        np.put_along_axis(cut, ids, ordered * kept, -1)
+        return cut / cut.sum(-1, keepdims=True)
+
+
+def masked(logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None) -> Float[np.ndarray, "*l v"]:
+    return logits if legal is None else np.where(legal, logits, -np.inf).astype(logits.dtype)
+
+
+def top_two(logits: Float[np.ndarray, "l v"]) -> tuple[list[int], list[float]]:
+    """At each place the likeliest id, and its lead over the second."""
+    best = np.partition(logits, -2, axis=-1)[:, -2:]
+    return logits.argmax(-1).tolist(), (best[:, 1] - best[:, 0]).tolist()
+
+
+def sample_id(probabilities: Float64[np.ndarray, " v"], uniform: float) -> int:
+    """The id at `uniform` in [0, 1) of the cumulative distribution; never one of probability 0."""
+    cumulative = probabilities.cumsum()
+    index = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
+    return index if index < len(probabilities) else int(probabilities.nonzero()[0][-1])
+
+
+def acceptance(p: Float64[np.ndarray, " v"], q: Float64[np.ndarray, " v"], draft: int) -> float:
+    """Probability of keeping a draft that was drawn from q."""
+    return min(1.0, float(p[draft] / q[draft]))
+
+
+def candidates(
+    rule: Rule, logits: Float[np.ndarray, " v"], legal: Bool[np.ndarray, " v"] | None, count: int, random: Random
+) -> Iterator[tuple[int, Float64[np.ndarray, " v"]]]:
+    """Up to `count` different ids to draft, each with the law that it was drawn from: draws without replacement."""
+    law = rule.distribution(logits, legal)
+    for _ in range(min(count, int((law > 0).sum()))):
+        id_ = sample_id(law, random.random())
+        yield id_, law
+        if count > 1:
+            law = law.copy()
+            law[id_] = 0.0
+            law = law / law.sum() if law.any() else law
+
+
+def top_candidates(logits: Float[np.ndarray, " v"], legal: Bool[np.ndarray, " v"] | None, count: int) -> list[int]:
+    """Up to `count` different ids to draft when decoding is greedy, best first."""
+    logits = masked(logits, legal)
+    if count == 1:
+        return [int(logits.argmax())]
+    ids = np.argsort(-logits, kind="stable")[:count]
+    return [int(id_) for id_ in ids if logits[id_] > -np.inf]
+
+
+def residual(p: Float64[np.ndarray, " v"], q: Float64[np.ndarray, " v"]) -> Float64[np.ndarray, " v"]:
+    """What is drawn from after a draft was refused: the part of p that q falls short of."""
+    rest = np.maximum(p - q, 0)
+    total = rest.sum()
+    # p = q but for rounding: refusing was itself a rounding error, and any draw from p is right.
+    return rest / total if total > 0 else p

@@ -1,0 +1,283 @@
+"""Bits per byte of a model on files it has not seen, beside what zstd -19 and xz -9 need for the same bytes.
+
+Bits per byte is the length of the shortest lossless code that the model allows, so it can be compared with a compressor
+and between models of any vocabulary.  What exactly is counted:
+
+- Every byte of every document, once: head 1 predicts the first byte of a document from the end-of-text id before it.
+  Head i reaches back i - 1 bytes less far, so it leaves out the first i - 1 bytes of each document.
+- Ends of documents are predicted, too, but counted apart (`bits_per_document_end`): the compressors get the documents
+  joined, and are not told where they end.
+- The model reads windows of the run's train.seq_len and scores the last `stride` positions of each, half of it by
+  default.  So a byte has at least seq_len - stride bytes of context, as far as its document goes back; that is also why
+  the result is a little better than the validation in training, where a window's first byte has none.
+
+Try:  python -m bytemtp.evaluate bpb RUN PATH
+"""
+
+import json
+import lzma
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+import tyro
+import zstandard
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import check_output, write_output
+from bytemtp.common.runtime import log, pick_device, pick_dtype
+from bytemtp.common.settings import DataConfig
+from bytemtp.common.vocab import EOT
+from bytemtp.data.stream import stream
+from bytemtp.model.checkpoint import load_model, settings_of
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.loss import IGNORED, HeadLosses, targets_of
+from bytemtp.training.progress import finite
+
+T = TypeVar("T")
+
+PADDING = -1
+"""Id in a window before the corpus begins and after it ends."""
+CHUNK_IDS = 1 << 16
+"""Ids taken from the data stream at a time."""
+IDS_A_PASS = 1 << 13
+"""Positions in one forward pass of the model, at most (but always one window)."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Bits per byte of a run on files, for each head, beside zstd -19 and xz -9 on the same bytes.
+
+    An example:
+
+        python -m bytemtp.evaluate bpb runs/demo heldout.tar.zst --json bpb.json
+
+    Files are opened as the run's data settings say (RUN/config.toml): .zst .gz .xz .bz2 .tar and .jsonl are
+    decompressed unless it was trained with data.decompress false.  Every byte counts once; ends of documents are
+    counted apart.  The compressors read all documents joined; xz -9 takes up to 700 MB of memory for that.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """folder of the run, or one of its checkpoints/step-* folders"""
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    """what to score: files, folders, globs, - for standard input, fsspec URLs"""
+    json: tyro.conf.DisallowNone[Path | None] = None
+    """also write the numbers to this file"""
+    stride: tyro.conf.DisallowNone[int | None] = None
+    """bytes scored a window, the rest is context: fewer is slower and a little better.  Half of train.seq_len unless
+    given"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def main(self) -> None:
+        if not self.paths:
+            raise UserError("no PATH given; name the files to score, or - for standard input")
+        check_output(self.json)
+        settings = settings_of(self.run)
+        device = pick_device(self.device)
+        model = load_model(self.run, device.value)
+        dtype = pick_dtype("auto", device.value)
+        attention = model.use(dtype=dtype.value)
+        log(f"device: {device}  dtype: {dtype}  attention: {attention}")
+        seq_len = settings.train.seq_len
+        stride = max(1, seq_len // 2) if self.stride is None else self.stride
+        score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=settings.data)
+        print(score)
+        if self.json is not None:
+            write_output(self.json, json.dumps(score.as_dict(), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model and the compressors need for a corpus."""
+
+    bytes_lost: HeadLosses
+    """nats of the bytes, by head; the counts of head 1 are all bytes of the corpus"""
+    ends_lost: HeadLosses
+    """nats of the ends of documents"""
+    compressed: dict[str, int]
+    """size of the documents, joined and compressed, by compressor"""
+
+    @property
+    def byte_count(self) -> int:
+        return int(self.bytes_lost.counts[0])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name; each compressor's is in bits per byte.  A head without any byte to predict has None."""
+        _, per_head = finite(self.bytes_lost)
+        return {
+            "bytes": self.byte_count,
+            "documents": int(self.ends_lost.counts[0]),
+            "bpb": per_head[0],
+            "bpb_per_head": per_head,
+            "bits_per_document_end": self.ends_lost.bits_per_byte[0],
+            **{name: 8 * size / self.byte_count for name, size in self.compressed.items()},
+            "compressed_bytes": self.compressed,
+        }
+
+    def __str__(self) -> str:
+        record = self.as_dict()
+        heads = " ".join("-" if bits is None else f"{bits:.3f}" for bits in record["bpb_per_head"])
+        rows = [
+            ("bytes", f"{self.byte_count:,}"),
+            ("documents", f"{record['documents']:,}"),
+            ("bpb", f"{record['bpb']:.4f}"),
+            *((name, f"{record[name]:.4f}  ({size:,} bytes)") for name, size in self.compressed.items()),
+            ("bpb_per_head", heads),
+            ("document ends", f"{record['bits_per_document_end']:.2f} bits each, not part of bpb"),
+        ]
+        return "\n".join(f"{name:14} {value}" for name, value in rows)
+
+
+def bits_per_byte(
+    model: ByteMTP, paths: Sequence[str], *, seq_len: int, stride: int, data: DataConfig | None = None
+) -> Score:
+    """Score every byte of `paths` in windows of `seq_len`, of which the last `stride` positions count.
+
+    The order of the documents does not matter but for the compressors: nothing is remembered from one to the next.
+    UserError as from `bytemtp.stream` for paths that cannot be read, and for a stride outside 1 to seq_len.
+    """
+    if not 1 <= stride <= seq_len:
+        raise UserError(f"stride is {stride}; it must be from 1 to the window's length, {seq_len}")
+    n = model.config.n_future
+    compressors = Compressors()
+    bytes_lost = ends_lost = HeadLosses(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64))
+    ids = compressors.watch(read_ids(paths, data or DataConfig()))
+    with tqdm(unit="B", unit_scale=True, desc="scored", disable=None, file=sys.stderr) as bar:
+        for rows in batched(windows(ids, seq_len, stride, n), max(1, IDS_A_PASS // seq_len)):
+            new_bytes, new_ends = score_windows(model, torch.stack(rows), stride)
+            bytes_lost, ends_lost = bytes_lost + new_bytes, ends_lost + new_ends
+            bar.update(int(new_bytes.counts[0]))
+    return Score(bytes_lost, ends_lost, compressors.sizes())
+
+
+def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k"]]:
+    """The id stream of a corpus, in chunks: bytes, and after each document an end-of-text id."""
+    overlap = 1
+    with stream(
+        paths,
+        seq_len=CHUNK_IDS,
+        batch_size=1,
+        n_future=overlap,
+        shuffle=False,
+        decompress=data.decompress,
+        text_field=data.text_field,
+        on_corrupt=data.on_corrupt,
+    ) as rows:
+        seen = 0
+        for batch in rows:
+            yield batch.ids[0, seen : batch.lengths[0]]
+            seen = overlap  # each later row begins with the ids that the one before it ended with
+        for name, reason in rows.skipped:
+            log(f"left out: {name}: {reason}")
+
+
+def beginnings(paths: Sequence[str], count: int, size: int, data: DataConfig) -> list[bytes]:
+    """The first `size` bytes of the first `count` documents.  UserError if there is no document."""
+    found: list[bytes] = []
+    document = bytearray()
+    for chunk in read_ids(paths, data):
+        for id_ in chunk.tolist():
+            if id_ == EOT:
+                found.append(bytes(document))
+                document.clear()
+            elif len(document) < size:
+                document.append(id_)
+            if len(found) + (len(document) == size) == count:
+                return [*found, bytes(document)][:count]
+    if not found:
+        raise UserError(f"{', '.join(paths)}: no document to continue")
+    return found
+
+
+def windows(chunks: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int, n: int) -> Iterator[Int[Tensor, " s_n"]]:
+    """Cut an id stream, led by an end-of-text id, into windows of seq_len + n ids that advance by `stride`.
+
+    The last `stride` of a window's seq_len inputs are new.  The first window is filled up in front, the last ones
+    behind, with PADDING, so that all windows are alike.
+    """
+    context = seq_len - stride
+    ids = torch.cat([torch.full((context,), PADDING), torch.tensor([EOT])])
+    for chunk in chunks:
+        ids = torch.cat([ids, chunk])
+        while len(ids) >= seq_len + n:
+            yield ids[: seq_len + n]
+            ids = ids[stride:]
+    while len(ids) > context + 1:  # the first new input has a target
+        ids_here = ids[: seq_len + n]
+        yield F.pad(ids_here, (0, seq_len + n - len(ids_here)), value=PADDING)
+        ids = ids[stride:]
+
+
+@torch.no_grad()
+def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> tuple[HeadLosses, HeadLosses]:
+    """Losses of the last `stride` inputs of each window: those of bytes, and those of ends of documents."""
+    n = model.config.n_future
+    rows = rows.to(model.device)
+    ids = rows.masked_fill(rows == PADDING, EOT)
+    document_ids = (ids == EOT).cumsum(1).masked_fill(rows == PADDING, PADDING)
+    with model.autocast():
+        context = model.context(ids, ids.shape[1] - n, document_ids)
+        hidden = model.heads(model.run_trunk(context), context)
+    parts = []
+    for i, x in enumerate(hidden):
+        with model.autocast():
+            logits = model.logits(i, x[:, -stride:])
+        parts.append(_losses(logits, targets_of(ids, document_ids, i, n)[:, -stride:]))
+    nats, counts = (torch.stack(values).cpu() for values in zip(*parts, strict=True))
+    return HeadLosses(nats[:, 0], counts[:, 0]), HeadLosses(nats[:, 1], counts[:, 1])
+
+
+def _losses(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> tuple[Tensor, Tensor]:
+    """Summed nats [2] in float64 and counts [2], of targets that are bytes and of those that are ends of documents."""
+    flat = targets.flatten()
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="none").double()
+    kinds = [(flat != IGNORED) & (flat != EOT), flat == EOT]
+    return torch.stack([nats[kind].sum() for kind in kinds]), torch.stack([kind.sum() for kind in kinds])
+
+
+class Compressor(Protocol):
+    """What zstandard and lzma have in common."""
+
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+COMPRESSORS: dict[str, Callable[[], Compressor]] = {
+    "zstd-19": lambda: zstandard.ZstdCompressor(level=19).compressobj(),
+    "xz-9": lambda: lzma.LZMACompressor(preset=9),
+}
+
+
+class Compressors:
+    """Sizes of what passes by, compressed; nothing is kept but the sizes."""
+
+    def __init__(self) -> None:
+        self._compressors = {name: make() for name, make in COMPRESSORS.items()}
+        self._sizes = dict.fromkeys(COMPRESSORS, 0)
+
+    def watch(self, chunks: Iterator[Int[Tensor, " k"]]) -> Iterator[Int[Tensor, " k"]]:
+        """The same chunks, their bytes counted in."""
+        for chunk in chunks:
+            octets = chunk[chunk != EOT].to(torch.uint8).numpy().tobytes()
+            for name, compressor in self._compressors.items():
+                self._sizes[name] += len(compressor.compress(octets))
+            yield chunk
+
+    def sizes(self) -> dict[str, int]:
+        """To be called once, at the end."""
+        return {name: self._sizes[name] + len(compressor.flush()) for name, compressor in self._compressors.items()}
+
+
+def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last one may be shorter."""
+    while batch := list(islice(items, size)):
+        yield batch

@@ -1,0 +1,206 @@
+"""Multiple choice by log-likelihood: which of some continuations does the model find likeliest?
+
+Each choice is scored as the bytes that follow the context, by the law that decoding draws from at temperature 1: a byte
+sees as far back as in decoding.  Two accuracies, since the sum over its bytes favours a short choice:
+
+    accuracy            the answer has the greatest total log-likelihood          (lm-eval: acc)
+    accuracy_per_byte   the answer has the greatest log-likelihood per byte       (lm-eval: acc_norm)
+
+A tie goes to the choice that stands first.
+
+Try:  python -m bytemtp.evaluate choice RUN --tasks tasks.jsonl
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import check_output, write_output
+from bytemtp.common.runtime import log, pick_device
+from bytemtp.common.vocab import EOT
+from bytemtp.decoding.loop import window_of
+from bytemtp.evaluation.code.problems import records
+from bytemtp.model.checkpoint import load_model
+from bytemtp.model.model import ByteMTP
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "context": ("context", "query", "ctx", "question", "prompt"),
+    "choices": ("choices", "endings", "options"),
+    "answer": ("answer", "gold", "label"),
+}
+"""Names under which files have each field; the first that is there counts."""
+IDS_A_PASS = 1 << 13
+"""Positions in one forward pass of the model, at most (but always one text)."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Accuracy of a run in multiple choice, by total and by per-byte log-likelihood.
+
+    An example:
+
+        python -m bytemtp.evaluate choice runs/demo --tasks tasks.jsonl --json choice.json
+
+    Each line of the file: {"context": "2 + 2 =", "choices": [" 4", " 5"], "answer": 0}.  Known names: context, query,
+    ctx, question or prompt; choices, endings or options; answer, gold or label, the number of the right choice from 0.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """folder of the run, or one of its checkpoints/step-* folders"""
+    tasks: Path
+    """JSON lines, plain, .gz or .zst"""
+    between: str = ""
+    """put between context and choice; most files need " " where choices do not begin with a space"""
+    json: tyro.conf.DisallowNone[Path | None] = None
+    """also write the numbers to this file, with the log-likelihoods (in nats) of each choice"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def main(self) -> None:
+        check_output(self.json)
+        tasks = read_tasks(self.tasks, self.between)
+        device = pick_device(self.device)
+        model = load_model(self.run, device.value)
+        log(f"device: {device}  dtype: float32 (decoding's)")
+        score = answer(model, tasks)
+        print(score)
+        if self.json is not None:
+            write_output(self.json, json.dumps(score.as_dict(), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question with its choices."""
+
+    context: bytes
+    choices: tuple[bytes, ...]
+    """bytes that may follow the context"""
+    answer: int
+    """number of the right one, from 0"""
+
+
+def read_tasks(path: Path, between: str = "") -> list[Task]:
+    """Tasks of a JSON lines file.  UserError names the line and what is wrong with it."""
+    tasks = []
+    for number, record in records(path):
+        try:
+            tasks.append(task_of(record, between))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+    if not tasks:
+        raise UserError(f"{path} has no tasks")
+    return tasks
+
+
+def task_of(record: dict[str, Any], between: str = "") -> Task:
+    """ValueError if a field is missing or of the wrong kind."""
+    context, choices, right = (_field(record, name) for name in NAMES)
+    if not isinstance(context, str):
+        raise ValueError(f"the context is {context!r}; it must be a text")
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
+        raise ValueError(f"the choices are {choices!r}; they must be a list of two or more texts, none of them empty")
+    if isinstance(right, str) and right.isdecimal():
+        right = int(right)  # some files quote it
+    if type(right) is not int or not 0 <= right < len(choices):
+        raise ValueError(f"the answer is {right!r}; it must be the number of a choice, from 0 to {len(choices) - 1}")
+    return Task(context.encode(), tuple((between + choice).encode() for choice in choices), right)
+
+
+def _field(record: dict[str, Any], name: str) -> Any:
+    for known in NAMES[name]:
+        if known in record:
+            return record[known]
+    raise ValueError(f"no field {' or '.join(map(repr, NAMES[name]))}; it has {', '.join(map(repr, record))}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the model answered."""
+
+    tasks: Sequence[Task]
+    nats: Sequence[Sequence[float]]
+    """log-likelihood of each choice of each task"""
+
+    def right(self, *, per_byte: bool) -> int:
+        """Tasks whose answer is the likeliest choice."""
+        return sum(
+            best_choice(nats, task.choices, per_byte) == task.answer
+            for task, nats in zip(self.tasks, self.nats, strict=True)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers by name."""
+        count = len(self.tasks)
+        return {
+            "tasks": count,
+            "correct": self.right(per_byte=False),
+            "accuracy": self.right(per_byte=False) / count,
+            "correct_per_byte": self.right(per_byte=True),
+            "accuracy_per_byte": self.right(per_byte=True) / count,
+            "chance": sum(1 / len(task.choices) for task in self.tasks) / count,
+            "answers": [task.answer for task in self.tasks],
+            "log_likelihoods": [list(nats) for nats in self.nats],
+            "choice_bytes": [list(map(len, task.choices)) for task in self.tasks],
+        }
+
+    def __str__(self) -> str:
+        record = self.as_dict()
+        return "\n".join(
+            [
+                f"tasks              {record['tasks']:,}",
+                f"accuracy           {record['accuracy']:.4f}  ({record['correct']:,} right)",
+                f"accuracy_per_byte  {record['accuracy_per_byte']:.4f}  ({record['correct_per_byte']:,} right)",
+                f"chance             {record['chance']:.4f}",
+            ]
+        )
+
+
+def best_choice(nats: Sequence[float], choices: Sequence[bytes], per_byte: bool) -> int:
+    """Number of the likeliest choice; of equals the first."""
+    values = [value / len(choice) if per_byte else value for value, choice in zip(nats, choices, strict=True)]
+    return values.index(max(values))
+
+
+def answer(model: ByteMTP, tasks: Sequence[Task]) -> Score:
+    """Score every choice of every task."""
+    texts = [(task.context, choice) for task in tasks for choice in task.choices]
+    nats: list[float] = [0.0] * len(texts)
+    with tqdm(total=len(texts), unit="choice", desc="scored", disable=None, file=sys.stderr) as bar:
+        for numbers in batches([len(context) + len(choice) for context, choice in texts]):
+            for number, value in zip(numbers, log_likelihoods(model, [texts[i] for i in numbers]), strict=True):
+                nats[number] = value
+            bar.update(len(numbers))
+    given = iter(nats)
+    return Score(tasks, [[next(given) for _ in task.choices] for task in tasks])
+
+
+def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Numbers of texts of similar length, as many together as fit into a pass."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[number] > IDS_A_PASS:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def log_likelihoods(model: ByteMTP, texts: Sequence[tuple[bytes, bytes]]) -> list[float]:
+    """Nats of each second part as what follows the first.  Texts are filled up behind, where no earlier byte looks."""
+    whole = [[EOT, *context, *choice] for context, choice in texts]
+    longest = max(map(len, whole))
+    ids = torch.tensor([row + [EOT] * (longest - len(row)) for row in whole], device=model.device)
+    logits = model.logits(0, model.first_hidden(ids[:, :-1], window_of(model)))
+    nats = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].double().cpu()
+    ends = [len(context) + len(choice) for context, choice in texts]
+    return [float(row[end - len(choice) : end].sum()) for row, end, (_, choice) in zip(nats, ends, texts, strict=True)]

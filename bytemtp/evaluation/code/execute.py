@@ -1,0 +1,307 @@
+"""Judge programs that a model wrote, each in a sandbox, and estimate pass@k.
+
+What a sandbox keeps out, and what it does not: `bytemtp/sandbox/__init__.py`.  Results are written as they come, in the
+order of the samples, so that a run that was killed goes on where it stopped.
+
+Try:  python -m bytemtp.evaluate execute --problems HumanEval.jsonl.gz --samples samples.jsonl --out judged
+"""
+
+import json
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import write_output
+from bytemtp.common.jsonl import Lines
+from bytemtp.common.runtime import log, progress
+from bytemtp.evaluation.code.problems import Cases, Problem, read_problems, records
+from bytemtp.sandbox.launch import Launch, Limits
+from bytemtp.sandbox.prepare import prepare
+from bytemtp.sandbox.worker import Outcome, Worker
+
+DEFAULT_K = (1, 10, 100)
+VERDICT_FIELDS = ("passed", "result", "together")
+AHEAD = 4
+"""Samples taken in advance, for each worker."""
+WARNING = (
+    "WARNING: --unsafe: the programs run WITHOUT ISOLATION. They can read and delete your files, use the network and"
+    " outlive this command. Judge only programs that you would run yourself."
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion of a problem's prompt."""
+
+    task_id: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a sample is right."""
+
+    passed: bool
+    result: str
+    """"passed", "failed: ...", "timed out", "memory" or "crashed: ..." """
+    together: bool = False
+    """the tests of this problem had to run in one process with the program, which can therefore forge the result"""
+
+    def fields_of_line(self) -> dict[str, Any]:
+        """What a line of results.jsonl says besides the sample."""
+        return {"passed": self.passed, "result": self.result} | ({"together": True} if self.together else {})
+
+
+def judge(
+    problems: Sequence[Problem],
+    samples: Iterable[Sample],
+    *,
+    workers: int = 2,
+    timeout: float = 3.0,
+    memory_mib: int = 1024,
+    unsafe: bool = False,
+) -> Iterator[Verdict]:
+    """Verdicts in the order of the samples, of which a few are taken in advance.
+
+    timeout: seconds of wall-clock time for a program (for a script, for each of its inputs); memory_mib: of its
+    processes and files together.  UserError where programs cannot be isolated (unless `unsafe`), for a sample of an
+    unknown problem, and for values out of range.
+    """
+    check_limits(workers, timeout, memory_mib)
+    if unsafe:
+        log(WARNING)
+    launch = prepare(Limits(timeout, memory_mib), unsafe=unsafe)
+    return _verdicts(launch, {problem.task_id: problem for problem in problems}, samples, workers)
+
+
+def check_limits(workers: int, timeout: float, memory_mib: int) -> None:
+    """UserError if nothing could be judged within them."""
+    if workers < 1 or not timeout > 0 or memory_mib < 64:
+        given = f"workers {workers}, timeout {timeout}, memory {memory_mib}"
+        raise UserError(f"{given}: there must be a worker, some time, and 64 MiB of memory or more")
+
+
+def _verdicts(
+    launch: Launch, problems: Mapping[str, Problem], samples: Iterable[Sample], workers: int
+) -> Iterator[Verdict]:
+    pending: deque[Future[Verdict]] = deque()
+    pool = Pool(launch, workers)
+    try:
+        for sample in samples:
+            if sample.task_id not in problems:
+                raise UserError(f"a sample is of {sample.task_id!r}, which is not among the problems")
+            pending.append(pool.submit(problems[sample.task_id], sample))
+            if len(pending) > AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.close()
+
+
+class Pool:
+    """Threads, each with a pair of servers of its own."""
+
+    def __init__(self, launch: Launch, workers: int) -> None:
+        self._launch = launch
+        self._stopping = threading.Event()
+        self._local = threading.local()
+        self._workers: list[Worker] = []
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="judge")
+
+    def submit(self, problem: Problem, sample: Sample) -> Future[Verdict]:
+        return self._threads.submit(self._judge, problem, sample)
+
+    def close(self) -> None:
+        """Drop what has not begun, stop what has, and end the servers."""
+        self._stopping.set()
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.close()
+
+    def _judge(self, problem: Problem, sample: Sample) -> Verdict:
+        if not hasattr(self._local, "worker"):
+            self._local.worker = Worker(self._launch, self._stopping)
+            self._workers.append(self._local.worker)
+        together = not isinstance(problem.tests, Cases) and problem.tests.together
+        for job in jobs(problem, sample.completion):
+            outcome: Outcome = self._local.worker.run(job)
+            if not outcome.passed:
+                return Verdict(False, outcome.result, together)
+        return Verdict(True, "passed", together)
+
+
+def jobs(problem: Problem, completion: str) -> Iterator[dict[str, Any]]:
+    """What the sandbox has to do for a sample: one job, or for a script one for each input."""
+    source, tests = problem.source(completion), problem.tests
+    program = {"source": source, "imports": problem.imports}
+    if not isinstance(tests, Cases):
+        if tests.together:
+            yield {"kind": "together", "source": f"{source}\n{tests.program}"}
+        else:
+            code = {"prelude": tests.prelude, "remote": list(tests.remote), "program": tests.program}
+            yield {"kind": "tests", **program, **code}
+    elif tests.function is not None:
+        cases = {"inputs": list(tests.inputs), "outputs": list(tests.outputs)}
+        yield {"kind": "calls", **program, "function": tests.function, **cases}
+    else:
+        for stdin, stdout in zip(tests.inputs, tests.outputs, strict=True):
+            yield {"kind": "script", **program, "stdin": stdin, "stdout": stdout}
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The unbiased estimate of the chance that one of k samples is right, from n of which c are (Chen et al. 2021)."""
+    if n - c < k:
+        return 1.0
+    return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+@dataclass(frozen=True)
+class Command:
+    """Judge samples in a sandbox, and estimate pass@k.
+
+    An example:
+
+        python -m bytemtp.evaluate execute --problems HumanEval.jsonl.gz --samples samples.jsonl --out judged
+
+    A line of the samples is {"task_id": ..., "completion": ...} (or "solution").  OUT/results.jsonl has the same lines
+    with "passed" and "result", OUT/summary.json the totals.  A run that was stopped goes on when started again.
+    """
+
+    problems: Path
+    """HumanEval, MBPP or APPS as .jsonl, .jsonl.gz or .jsonl.zst"""
+    out: Path
+    """folder for the results"""
+    samples: tyro.conf.DisallowNone[Path | None] = None
+    """the completions to judge, as .jsonl, .jsonl.gz or .jsonl.zst"""
+    canonical: tyro.conf.FlagCreatePairsOff[bool] = False
+    """judge the solutions in the problem file instead of samples, to check the problems and the sandbox"""
+    timeout: float = 3.0
+    """seconds for a program; for one that reads standard input, for each input"""
+    workers: int = 0
+    """programs at a time; 0 means as many as there are processors"""
+    k: tyro.conf.DisallowNone[tuple[int, ...] | None] = None
+    """estimate pass@k for these; unless given, for those of 1, 10 and 100 that there are enough samples for"""
+    memory: int = 1024
+    """MiB for a program, with its processes and files"""
+    unsafe: tyro.conf.FlagCreatePairsOff[bool] = False
+    """run the programs without isolation"""
+
+    def main(self) -> None:
+        if self.canonical == (self.samples is not None):
+            raise UserError("give either --samples FILE or --canonical")
+        workers = self.workers or len(os.sched_getaffinity(0))
+        check_limits(workers, self.timeout, self.memory)
+        problems = read_problems(self.problems)
+        lines = canonical_lines(problems) if self.samples is None else read_lines_of(self.samples, problems)
+        samples = list(map(sample_of, lines))
+        ks = chosen_k(problems, samples, self.k)
+        results = continued(self.out / "results.jsonl", lines)
+        done, begun = len(results.records), time.monotonic()
+        limits: dict[str, Any] = {"workers": workers, "timeout": self.timeout, "memory_mib": self.memory}
+        verdicts = judge(problems, samples[done:], **limits, unsafe=self.unsafe)
+        summary = summarised(problems, samples, write_verdicts(verdicts, lines, results), ks)
+        seconds = time.monotonic() - begun
+        summary |= {"seconds": round(seconds, 3), "programs_per_s": round((len(samples) - done) / seconds, 3)}
+        write_output(self.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        print(json.dumps(summary, indent=1))
+
+
+def sample_of(line: dict[str, Any]) -> Sample:
+    return Sample(str(line["task_id"]), str(line.get("completion", line.get("solution"))))
+
+
+def read_lines_of(path: Path, problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """The samples of a file, without verdicts that it may have of earlier.
+
+    UserError names the line that is no sample of one of the problems.
+    """
+    known = {problem.task_id for problem in problems}
+    lines = []
+    for number, line in records(path):
+        completion = line.get("completion", line.get("solution"))
+        if "task_id" not in line or not isinstance(completion, str):
+            raise UserError(f'{path}, line {number} must have a "task_id" and a text "completion" (or "solution")')
+        if str(line["task_id"]) not in known:
+            raise UserError(f"{path}, line {number} is of {line['task_id']!r}, which is not among the problems")
+        lines.append({name: value for name, value in line.items() if name not in VERDICT_FIELDS})
+    if not lines:
+        raise UserError(f"{path} has no samples")
+    return lines
+
+
+def canonical_lines(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    lines = [{"task_id": p.task_id, "completion": p.canonical} for p in problems if p.canonical is not None]
+    if not lines:
+        raise UserError("no problem has a solution to judge; --canonical needs canonical_solution, code or solutions")
+    return lines
+
+
+def chosen_k(problems: Sequence[Problem], samples: Sequence[Sample], asked: tuple[int, ...] | None) -> list[int]:
+    """Those k that every problem has enough samples for.  UserError if one that was asked for is not among them."""
+    counts = Counter(sample.task_id for sample in samples)
+    fewest = min(problems, key=lambda problem: counts[problem.task_id])
+    enough = counts[fewest.task_id]
+    for k in asked or ():
+        if not 1 <= k <= enough:
+            raise UserError(f"pass@{k} needs 1 <= k <= samples of every problem; {fewest.task_id} has {enough}")
+    if not enough:
+        log(f"no pass@k: {fewest.task_id} has no sample")
+    return [k for k in asked or DEFAULT_K if k <= enough]
+
+
+def continued(path: Path, samples: Sequence[dict[str, Any]]) -> Lines:
+    """The results that earlier runs have of these samples.  UserError if they are of others."""
+    results = Lines(path)
+    same = all(
+        isinstance(line, dict) and sample.items() <= line.items() and isinstance(line.get("passed"), bool)
+        for sample, line in zip(samples, results.records, strict=False)
+    )
+    if not same or len(results.records) > len(samples):
+        raise UserError(f"{path} has results of other samples; remove it or give another --out")
+    return results
+
+
+def write_verdicts(verdicts: Iterator[Verdict], samples: Sequence[dict[str, Any]], results: Lines) -> list[bool]:
+    """Append a verdict for each sample that has none yet as it comes, and return whether each sample is right.
+
+    UserError if the disk does not take it.
+    """
+    passed = [line["passed"] for line in results.records]
+    with progress(len(samples), "programs", "judged", len(passed)) as bar:
+        for sample, verdict in zip(islice(samples, len(passed), None), verdicts, strict=True):
+            results.append([sample | verdict.fields_of_line()])
+            passed.append(verdict.passed)
+            bar.update()
+            bar.set_postfix_str(f"passed {sum(passed)}", refresh=False)
+    return passed
+
+
+def summarised(
+    problems: Sequence[Problem], samples: Sequence[Sample], passed: Sequence[bool], ks: Sequence[int]
+) -> dict[str, Any]:
+    """pass@k, the mean over all problems, and the counts."""
+    counts = Counter(sample.task_id for sample in samples)
+    right = Counter(sample.task_id for sample, good in zip(samples, passed, strict=True) if good)
+    together = {p.task_id for p in problems if not isinstance(p.tests, Cases) and p.tests.together}
+    means = {
+        f"pass@{k}": float(np.mean([pass_at_k(counts[p.task_id], right[p.task_id], k) for p in problems])) for k in ks
+    }
+    return {
+        **means,
+        "problems": len(problems),
+        "samples": len(samples),
+        "passed": sum(passed),
+        "judged_together": sum(counts[task_id] for task_id in together),
+    }

@@ -1,0 +1,195 @@
+"""pass@k on code problems: draw samples, run them in the sandbox, estimate, report.
+
+The steps, each of which goes on where a killed run stopped:
+
+    draw      DIR/samples.jsonl     passk_samples.py
+    judge     DIR/results.jsonl     execute.py; a line a sample, in the order of the samples
+    score     DIR/summary.json      passk_score.py
+    report    DIR/report.html, DIR/passk.png      passk_report.py
+
+Try:  python -m bytemtp.evaluate passk RUN --problems data/tinycode/heldout.jsonl --out DIR --samples 10
+"""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import write_output
+from bytemtp.common.jsonl import read_lines
+from bytemtp.common.runtime import log, pick_device
+from bytemtp.evaluation.code.execute import Sample, continued, judge, write_verdicts
+from bytemtp.evaluation.code.problems import Problem, read_problems
+from bytemtp.evaluation.code.report import passk_table, write_report
+from bytemtp.evaluation.code.samples import Cell, Plan, claim, digest, draw_missing, fingerprint, gather
+from bytemtp.evaluation.code.score import summarise
+from bytemtp.model.checkpoint import load_model
+from bytemtp.model.model import ByteMTP
+
+KS = (1, 10, 100)
+RESULTS, SUMMARY = "results.jsonl", "summary.json"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Draw samples of a run for code problems, execute them in the sandbox, and estimate pass@k without bias.
+
+    Some examples:
+
+        python -m bytemtp.evaluate passk runs/code --problems heldout.jsonl --out passk --samples 20 --k 1 10
+        python -m bytemtp.evaluate passk runs/code --problems heldout.jsonl --out sweep --temperature 0.2 0.4 0.8
+
+    Killed, it goes on when the same command is given again.  With several processes, give each `--shard 1/4`, `--shard
+    2/4`, ... to draw, and then the command without --shard to execute and report.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """folder of the run, or one of its checkpoints/step-* folders"""
+    problems: Path
+    """problems as in HumanEval, MBPP or APPS: a .jsonl file, also .gz or .zst"""
+    out: Path
+    """folder to write to"""
+    samples: int = 200
+    """completions of each problem"""
+    k: tyro.conf.DisallowNone[tuple[int, ...] | None] = None
+    """numbers of tries to report; 1 10 100, as far as there are samples, unless given"""
+    temperature: tuple[float, ...] = (0.8,)
+    """one or several; customary are 0.2 for pass@1 and 0.8 for pass@10 and pass@100"""
+    top_p: tuple[float, ...] = (0.95,)
+    """one or several"""
+    mode: Literal["ar", "speculative", "tree"] = "speculative"
+    """of decoding: how fast, not what"""
+    max_bytes: int = 512
+    """length of a completion at most"""
+    batch: int = 32
+    """completions drawn together"""
+    workers: int = 2
+    """programs executed at the same time"""
+    timeout: float = 3.0
+    """seconds that a program may take"""
+    shard: tyro.conf.DisallowNone[str | None] = None
+    """I/N: only draw samples, for every N-th problem from the I-th on"""
+    limit: tyro.conf.DisallowNone[int | None] = None
+    """only the first so many problems"""
+    seed: int = 0
+    """of the draws"""
+    unsafe: tyro.conf.FlagCreatePairsOff[bool] = False
+    """execute also where no sandbox can be had"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def main(self) -> None:
+        ks, shard = tries(self), parse_shard(self.shard)
+        problems = chosen_problems(self)
+        plan = plan_of(self, problems)
+        model = load_model(self.run, pick_device(self.device).value)
+        claim(self.out, settings_of(self, plan, model))
+        start = time.perf_counter()
+        drawn = draw_missing(model, plan, self.out, batch=self.batch, shard=shard)
+        seconds = time.perf_counter() - start
+        if drawn:
+            log(f"drew {drawn:,} bytes in {seconds:.1f} s, {drawn / seconds:,.0f} bytes/s")
+        if shard[1] > 1:
+            log("when all shards are drawn, give the command without --shard to execute and report")
+        else:
+            finish(plan, self, ks)
+
+
+def finish(plan: Plan, options: Command, ks: Sequence[int]) -> None:
+    """Execute, score and report what is drawn."""
+    records = gather(plan, options.out)
+    speed = execute(plan.problems, records, options)
+    results = read_lines(options.out / RESULTS)
+    summary = summarise(plan.problems, results, ks) | speed
+    write_output(options.out / SUMMARY, json.dumps(summary, indent=1) + "\n", "; samples and results are kept")
+    write_report(options.out, summary, results, plan.problems)
+    print(passk_table(summary))
+    print(f"\nreport: {options.out / 'report.html'}")
+
+
+def tries(options: Command) -> list[int]:
+    """The k to report.  UserError for those that need more samples."""
+    for name in ("samples", "batch", "workers", "max_bytes"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
+    if options.timeout <= 0:
+        raise UserError(f"--timeout is {options.timeout}; it must be above 0 seconds")
+    ks = sorted(set(options.k or ())) or [k for k in KS if k <= options.samples]
+    if not 1 <= ks[0] <= ks[-1] <= options.samples:
+        wrong = ks[0] if ks[0] < 1 else ks[-1]
+        raise UserError(f"--k {wrong} cannot be told from {options.samples} samples; it must be from 1 to --samples")
+    return ks
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """`2/4` -> (2, 4); (1, 1) if there is none."""
+    if text is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--shard is {text!r}; write I/N with I from 1 to N, such as 1/4")
+    return int(found[1]), int(found[2])
+
+
+def chosen_problems(options: Command) -> list[Problem]:
+    """UserError if there are none."""
+    problems = read_problems(options.problems)
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit is {options.limit}; it must be 1 or more")
+    if not problems:
+        raise UserError(f"{options.problems} holds no problem")
+    return problems[: options.limit]
+
+
+def plan_of(options: Command, problems: Sequence[Problem]) -> Plan:
+    """UserError for temperatures or top-p that make no sense."""
+    for top_p in options.top_p:
+        if not 0 < top_p <= 1:
+            raise UserError(f"--top-p is {top_p}; it must be above 0 and at most 1")
+    for temperature in options.temperature:
+        if temperature < 0:
+            raise UserError(f"--temperature is {temperature}; it must be 0 or more")
+        if temperature == 0 and options.samples > 1:
+            raise UserError(f"temperature 0 gives the same sample {options.samples} times; ask for --samples 1")
+    cells = [Cell(*cell) for cell in dict.fromkeys(product(options.temperature, options.top_p))]
+    return Plan(problems, cells, options.samples, options.max_bytes, options.mode, options.seed)
+
+
+def settings_of(options: Command, plan: Plan, model: ByteMTP) -> dict[str, Any]:
+    """What the samples depend on."""
+    return {
+        "model": fingerprint(model),
+        "problems": len(plan.problems),
+        "prompts": digest("".join(problem.task_id + problem.prompt for problem in plan.problems).encode()),
+        "samples": plan.samples,
+        "temperature": sorted({cell.temperature for cell in plan.cells}),
+        "top_p": sorted({cell.top_p for cell in plan.cells}),
+        "mode": plan.mode,
+        "max_bytes": plan.max_bytes,
+        "seed": plan.seed,
+    }
+
+
+def execute(problems: Sequence[Problem], lines: Sequence[dict[str, Any]], options: Command) -> dict[str, float]:
+    """Judge the samples that have no verdict yet.  Returns how fast, or how fast it was before if there was none."""
+    results = continued(options.out / RESULTS, lines)
+    left = [Sample(line["task_id"], line["completion"]) for line in lines[len(results.records) :]]
+    if not left:
+        return _old_speed(options.out / SUMMARY)
+    verdicts = judge(problems, left, workers=options.workers, timeout=options.timeout, unsafe=options.unsafe)
+    start = time.perf_counter()
+    write_verdicts(verdicts, lines, results)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "programs_per_s": len(left) / seconds}
+
+
+def _old_speed(path: Path) -> dict[str, float]:
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: old[name] for name in ("seconds", "programs_per_s") if name in old}

@@ -1,0 +1,224 @@
+"""Checkpoints that a kill at any moment cannot break.
+
+    RUN/checkpoints/
+        step-00000100/      model.safetensors  optimizer.safetensors  rng.safetensors  state.json
+        latest              name of the newest complete checkpoint
+
+A checkpoint is written into `step-00000100.partial`, every file is synced to the disk, and then the folder is renamed;
+`latest` is replaced by a rename as well.  Renames are atomic, so what `latest` names is always complete.
+
+Try:  python -c "from bytemtp.model.checkpoint import load_model; print(load_model('RUN'))"
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import PARTIAL, remove_folder, sync, write_file
+from bytemtp.common.settings import Settings, load_settings
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.model.model import ByteMTP
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What training needs beside tensors to go on exactly where it was (`state.json`)."""
+
+    step: int = 0
+    """optimiser steps done"""
+    bytes_seen: int = 0
+    """input bytes of those steps"""
+    elapsed_s: float = 0.0
+    """seconds of training, validation and saving included"""
+    cursor: dict[str, Any] | None = None
+    """fields of the data cursor after the last batch; None before the first"""
+    grad_norm: float | None = None
+    """gradient norm of the last step"""
+    unlogged: dict[str, list[Any]] = field(default_factory=dict)
+    """losses summed since the last line of metrics.jsonl: `nats` and `counts` of each head"""
+
+
+def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
+    """The model of a RUN (its newest checkpoint) or of one `RUN/checkpoints/step-*` folder, in eval mode.
+
+    UserError if there is no checkpoint, or if it or the run's config.toml is damaged; it names the file.
+    """
+    path = Path(path)
+    folder = path if (path / WEIGHTS).exists() else latest(path)
+    if folder is None:
+        lack = f"holds no checkpoint ({WEIGHTS} or checkpoints/latest)" if path.exists() else "does not exist"
+        raise UserError(f"{path} {lack}; {GIVE_A_RUN}")
+    settings = settings_of(path)
+    model = ByteMTP(settings.model)
+    model.trained_length = settings.train.seq_len
+    _load_weights(model, folder / WEIGHTS)
+    return model.to(device).eval()
+
+
+def settings_of(path: Path | str) -> Settings:
+    """Settings of a RUN, or of the run that a step folder belongs to.  UserError names the file that is amiss."""
+    path = Path(path)
+    is_step = (path / WEIGHTS).exists() and not (path / "config.toml").exists()
+    config = (path.resolve().parent.parent if is_step else path) / "config.toml"
+    if not config.exists():
+        raise UserError(f"{path} is not a run: there is no {config}; {GIVE_A_RUN}")
+    return load_settings(config)[0]
+
+
+def latest(run: Path) -> Path | None:
+    """Folder of the newest complete checkpoint; None if there is none yet.  UserError if the pointer is damaged."""
+    pointer = run / "checkpoints" / "latest"
+    if not pointer.exists():
+        return None
+    try:
+        name = pointer.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {pointer}: {error}; write the name of a step folder beside it into it") from error
+    return pointer.parent / name
+
+
+def save(run: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Optimizer, keep: int) -> Path:
+    """Write the checkpoint of `state.step`, name it in `latest`, then delete all but the newest `keep`.
+
+    UserError if the disk does not take it; the checkpoints before it are then still there.
+    """
+    folder = run / "checkpoints" / f"step-{state.step:08d}"
+    if latest(run) == folder:
+        return folder  # training is deterministic: the same step is the same checkpoint
+    partial = folder.with_name(folder.name + PARTIAL)
+    try:
+        remove_folder(partial)
+        partial.mkdir(parents=True)
+        _write_files(partial, state, model, optimizer)
+        remove_folder(folder)  # complete but never named by `latest`: a kill came between the two renames
+        partial.rename(folder)
+        sync(folder.parent)
+        write_file(folder.parent / "latest", folder.name + "\n")
+    except (OSError, SafetensorError) as error:
+        remove_folder(partial)
+        raise UserError(f"cannot write {folder}: {error}; {last_good(run)}") from error
+    _prune(run, folder, keep)
+    return folder
+
+
+def load_training(folder: Path, model: ByteMTP, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Put weights, optimiser and random generators back as they were at a checkpoint.  UserError if it is damaged."""
+    _load_weights(model, folder / WEIGHTS)
+    _load_optimizer(optimizer, folder / "optimizer.safetensors")
+    _restore_generators(_load_tensors(folder / "rng.safetensors"))
+    path = folder / "state.json"
+    try:
+        record = json.loads(path.read_text())
+        record.setdefault("unlogged", record.pop("window", {}))  # its name until version 0.1
+        return TrainState(**record)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; {ANOTHER}") from error
+
+
+def last_good(run: Path) -> str:
+    """Half a sentence for error messages."""
+    folder = latest(run)
+    return f"the last good checkpoint is {folder}" if folder else "there is no checkpoint yet"
+
+
+WEIGHTS = "model.safetensors"
+GIVE_A_RUN = "give a folder that `python -m bytemtp.train --out` wrote"
+ANOTHER = "use another checkpoint: write its folder's name into checkpoints/latest"
+
+
+def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Optimizer) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
+    save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
+    save_file(_generator_states(), folder / "rng.safetensors")
+    (folder / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+    for path in [*folder.iterdir(), folder]:
+        sync(path)
+
+
+def _prune(run: Path, newest: Path, keep: int) -> None:
+    """Keep `newest` and the `keep - 1` checkpoints before it."""
+    folders = sorted(path for path in newest.parent.glob("step-*") if path.name < newest.name)
+    for folder in folders[: max(0, len(folders) - (keep - 1))]:
+        # Renamed first: a kill while deleting must not leave half a checkpoint under a whole one's name.
+        remove_folder(folder.rename(folder.with_name(folder.name + PARTIAL)))
+
+
+def _load_weights(model: ByteMTP, path: Path) -> None:
+    weights, expected = _load_tensors(path), model.state_dict()
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise UserError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more); {OTHER_MODEL}")
+    if unknown := sorted(weights.keys() - expected.keys()):
+        raise UserError(f"{path} holds {unknown[0]} (and {len(unknown) - 1} more), unknown to the model; {OTHER_MODEL}")
+    rows = weights["embed.weight"].shape[0] if weights["embed.weight"].dim() else 0
+    if rows != PADDED_VOCAB_SIZE:
+        raise UserError(f"{path}: embed.weight has {rows} rows, {VOCABULARY}")
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: {name} has shape {list(weights[name].shape)}, the model {list(tensor.shape)}; {OTHER_MODEL}"
+            )
+    model.load_state_dict(weights)
+
+
+VOCABULARY = f"not the {PADDED_VOCAB_SIZE} of our vocabulary (bytes, end of text, padding): no model of bytemtp"
+OTHER_MODEL = "the config.toml of the run does not describe this checkpoint"
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State as `<parameter>/<name>`: independent of the order in which parameters were registered."""
+    return {
+        f"{name}/{key}": tensor
+        for name, parameter in _named_parameters(optimizer)
+        for key, tensor in optimizer.state[parameter].items()
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    tensors = _load_tensors(path)
+    if not tensors:
+        return  # saved before the first step
+    for name, parameter in _named_parameters(optimizer):
+        for key in ADAMW_STATE:
+            tensor = tensors.get(f"{name}/{key}")
+            shape = torch.Size() if key == "step" else parameter.shape
+            if tensor is None or tensor.shape != shape:
+                raise UserError(f"{path} holds no {key} of {name} with shape {list(shape)}; {OTHER_MODEL}")
+            optimizer.state[parameter][key] = tensor.to(parameter.device)
+
+
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def _named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["param_names"], group["params"], strict=True)
+
+
+def _generator_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if torch.cuda.is_available() and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; {ANOTHER}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}); {ANOTHER}") from error

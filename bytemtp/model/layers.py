@@ -1,0 +1,100 @@
+"""The transformer layer of Llama: pre-norm attention and SwiGLU, rotary positions, no biases.
+
+Written so that trunk + head 1 is transformers' `LlamaForCausalLM` with the same weights (equal logits in float64, equal
+within rounding below).  Two things differ in form only: the q, k, v matrices are one matrix, and so are gate and up,
+because one wide matrix product is faster than several narrow ones.
+
+A layer is two halves around attention, `project` and `finish`.  The halves are what torch.compile compiles: each is
+compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside.
+
+Shapes:  b batch, s position, d width, h query heads, g key/value heads, k head width, f inner width.
+Sources: RMSNorm (Zhang & Sennrich 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer 2020), Llama (Touvron et al. 2023).
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bytemtp.common.settings import ModelConfig
+from bytemtp.model.attention import Layout, attend
+
+NORM_EPSILON = 1e-5
+
+Rope = tuple[Float[Tensor, "*s 1 k"], Float[Tensor, "*s 1 k"]]
+"""cosines and sines of the rotary embedding, one row a position; [s 1 k], or [b s 1 k] where rows stand elsewhere"""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, then scaled in the input's dtype (the order that Llama uses)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return rms_norm(x, self.weight)
+
+
+def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"]) -> Float[Tensor, "*b d"]:
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPSILON)
+    return weight * normed.to(x.dtype)
+
+
+class Block(nn.Module):
+    """One transformer layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.attention_heads, config.key_value_heads, config.head_dim
+        self.attention_norm = RMSNorm(config.dim)
+        self.qkv = nn.Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.attention_out = nn.Linear(config.dim, config.dim, bias=False)
+        self.ffn_norm = RMSNorm(config.dim)
+        self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
+        self.ffn_out = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.attention_backend = "sdpa"
+        self.compiled = False
+
+    def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
+        project = compile_once(Block.project) if self.compiled else Block.project
+        finish = compile_once(Block.finish) if self.compiled else Block.finish
+        q, k, v = project(self, x, *rope)
+        return finish(self, x, attend(q, k, v, layout, self.attention_backend))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [b s d] -> rotated q [b s h k], rotated k [b s g k], v [b s g k]."""
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual sums of the attention's output [b s h k] and of the feed-forward layer."""
+        x = x + self.attention_out(attended.flatten(2))
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
+        return x + self.ffn_out(F.silu(gate) * up)
+
+
+@cache
+def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile for one fixed shape, shared by all layers (compiling for any shape would be slower)."""
+    return torch.compile(function, dynamic=False)
+
+
+def rope_table(length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Rope:
+    """Angles in float32 and only then cast: angles made in bfloat16 would be wrong by whole turns at long range."""
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency)
+    angle = torch.cat([angle, angle], dim=-1)[:, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Float[Tensor, "b s h k"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b s h k"]:
+    """Rotary position embedding in Llama's "rotate half" order: width i pairs with width i + k/2."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -1,0 +1,269 @@
+"""ByteMTP: a shared trunk and n heads; head i predicts the byte i + 1 positions ahead.
+
+    ids -> embed -> trunk (blocks) -> z -> link 0..n-1 -> norm -> unembed -> logits [n b s v]
+
+Topologies (Gloeckle et al. 2024, sections 2 and 3.6; DeepSeek-V3, section 2.2) differ only in what a head's link is and
+in which output it reads, so each is a few lines of `links_for` and `chains_for`:
+
+    parallel    link = transformer layer on z                        U(link_i(z))
+    causal      link = transformer layer on the head before          U(link_i(... link_0(z)))
+    anticausal  link = transformer layer on the head behind          U(link_i(... link_n-1(z)))
+    linear      link = d x d matrix on z; head 0 reads z itself      U(W_i z)
+    replicated  no link; every head has its own unembedding          U_i(z)
+    deepseek    link = MTP module on the head before and on the      U(link_i(link_i-1, Emb(t_s+i)))
+                embedding of the byte i ahead; head 0's is a layer
+
+In every topology the trunk with head 0's path is exactly a Llama with `model.layers` minus the other heads' layers.
+
+Try:  python -c "import bytemtp; print(bytemtp.ByteMTP(bytemtp.PRESETS['nano'].model))"
+Shapes:  b batch, s position, d width, n future offset (0 = next byte), v vocabulary (padded to 264).
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import wraps
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bytemtp.common.runtime import Choice
+from bytemtp.common.settings import ModelConfig
+from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE, VOCAB_SIZE
+from bytemtp.model.attention import Layout, pick_attention
+from bytemtp.model.layers import Block, RMSNorm, Rope, rms_norm, rope_table
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one forward pass share."""
+
+    ids: Int[Tensor, "b sn"]
+    """input ids and the `ahead` ids after them"""
+    length: int
+    """s: positions that are computed"""
+    rope: Rope
+    layout: Layout
+
+    def ahead(self, offset: int) -> Int[Tensor, "b s"]:
+        """The ids `offset` positions ahead of each input; EOT stands in for those beyond the end."""
+        known = self.ids[:, offset : offset + self.length]
+        return F.pad(known, (0, self.length - known.shape[1]), value=EOT)
+
+
+class ByteMTP(nn.Module):
+    """Byte-level transformer with `config.n_future` heads.  Weights are drawn from `seed` alone."""
+
+    padding: Tensor
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(PADDED_VOCAB_SIZE, config.dim)
+        self.trunk = nn.ModuleList(Block(config) for _ in range(config.trunk_layers))
+        self.links = nn.ModuleList(links_for(config))
+        self.norm = RMSNorm(config.dim)
+        unembeddings = config.n_future if config.topology == "replicated" else 1
+        self.unembed = nn.ModuleList(nn.Linear(config.dim, PADDED_VOCAB_SIZE, bias=False) for _ in range(unembeddings))
+        padding = torch.zeros(PADDED_VOCAB_SIZE)
+        padding[VOCAB_SIZE:] = -torch.inf
+        self.register_buffer("padding", padding, persistent=False)
+        self.chains = chains_for(config)
+        self.dtype, self.compiled, self.checkpointing = torch.float32, False, False
+        self.trained_length = 0
+        """positions of the rows that it was trained on, beyond which decoding does not look back; 0 if not known"""
+        init_weights(self, seed)
+
+    def use(
+        self,
+        *,
+        attention: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
+        checkpointing: bool = False,
+    ) -> Choice:
+        """Set how the model is run, not what it is: nothing of this is saved.  Returns the attention backend chosen."""
+        backend = pick_attention(attention, self.device)
+        self.dtype, self.compiled, self.checkpointing = dtype, compiled, checkpointing
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.attention_backend, module.compiled = backend.value, compiled
+        return backend
+
+    @property
+    def path_to_first_head(self) -> list[int]:
+        """Heads on the way to head 1's logits, in order of computation."""
+        chain = next(chain for chain in self.chains if 0 in chain)
+        return chain[: chain.index(0) + 1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Matrix products in `use(dtype=...)`; weights, norms and residual sums stay in the parameters' dtype."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def state_of_weights(self) -> list[tuple[int, int]]:
+        """Changes whenever a parameter is replaced or written to: whatever was made from the weights is then stale."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+
+    def forward(
+        self, ids: Int[Tensor, "b s"], document_ids: Int[Tensor, "b s"] | None = None
+    ) -> Float[Tensor, "n b s v"]:
+        """Logits of all heads; index 0 predicts the next byte.  Ids 257-263 have logit -inf.
+
+        `document_ids` (any ids that change where a document starts) keep attention inside documents.  A `deepseek`
+        head i also reads the i ids after each position; EOT stands in for those beyond the end.
+        """
+        with self.autocast():
+            context = self.context(ids, ids.shape[1], document_ids)
+            hidden = self.heads(self.run_trunk(context), context)
+            return torch.stack([self.logits(i, x) for i, x in enumerate(hidden)])
+
+    def context(
+        self, ids: Tensor, length: int, document_ids: Tensor | None = None, window: int | None = None
+    ) -> Context:
+        """For the first `length` of `ids`; the rest is only read ahead by `deepseek` heads.
+
+        window: in place of `config.window`.
+        """
+        config = self.config
+        here = None if document_ids is None else document_ids[:, :length]
+        layout = Layout.of(len(ids), length, here, config.window if window is None else window)
+        weight = self.embed.weight
+        # Inside an autocast region the rotation belongs to the float32 side, like norms: one rounding less.
+        rope = rope_table(length, config.head_dim, config.rope_theta, weight.device, weight.dtype)
+        return Context(ids, length, rope, layout)
+
+    def run_trunk(self, context: Context) -> Float[Tensor, "b s d"]:
+        x = self.embed(context.ids[:, : context.length])
+        for block in self.trunk:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, context.rope, context.layout, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, context.rope, context.layout)
+        return x
+
+    def first_hidden(self, ids: Int[Tensor, "b s"], window: int) -> Float[Tensor, "b s d"]:
+        """What head 1 hands to the norm and unembedding, each id seeing `window` ids back; no other head is run."""
+        context = self.context(ids, ids.shape[1], window=window)
+        x = self.run_trunk(context)
+        for i in self.path_to_first_head:
+            x = self.link(i, x, context)
+        return x
+
+    def heads(self, z: Float[Tensor, "b s d"], context: Context) -> list[Float[Tensor, "b s d"]]:
+        """What each head hands to the norm and unembedding, by future offset."""
+        hidden: dict[int, Tensor] = {}
+        for chain in self.chains:
+            x = z
+            for i in chain:
+                x = hidden[i] = self.link(i, x, context)
+        return [hidden[i] for i in range(self.config.n_future)]
+
+    def link(self, i: int, x: Float[Tensor, "b s d"], context: Context) -> Float[Tensor, "b s d"]:
+        """Head i's own computation on `x`, the output of whatever comes before it in its chain."""
+        link = self.links[i]
+        if isinstance(link, DeepSeekModule):
+            return link(x, self.embed(context.ahead(i)), context)
+        if isinstance(link, Block):
+            return link(x, context.rope, context.layout)
+        return link(x)
+
+    def logits(self, i: int, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
+        return unembed(x, *self.unembedding(i))
+
+    def unembedding(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Head i's final norm [d], unembedding [v d] and the bias [v] that shuts the padding out: see `unembed`."""
+        unembed = self.unembed[i if len(self.unembed) > 1 else 0]
+        assert isinstance(unembed, nn.Linear)
+        return self.norm.weight, unembed.weight, self.padding.to(unembed.weight.dtype)
+
+
+def kept_with_weights(make: Callable[[ByteMTP], T]) -> Callable[[ByteMTP], T]:
+    """Keeps what is made from a model as long as the model, and makes it anew when the weights have changed."""
+    kept: WeakKeyDictionary[ByteMTP, tuple[list[tuple[int, int]], T]] = WeakKeyDictionary()
+
+    @wraps(make)
+    def of(model: ByteMTP) -> T:
+        state = model.state_of_weights()
+        if model not in kept or kept[model][0] != state:
+            kept[model] = state, make(model)
+        return kept[model][1]
+
+    return of
+
+
+def unembed(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor) -> Float[Tensor, "*b v"]:
+    """The padding's -inf goes in as a bias: the matrix product adds it for nothing, and 0 changes no real logit."""
+    return F.linear(rms_norm(x, norm), unembedding, padding)
+
+
+class DeepSeekModule(nn.Module):
+    """Sequential MTP module: h' = M [RMSNorm(h); RMSNorm(Emb(t))], then one layer (DeepSeek-V3, equations 21-22)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.hidden_norm, self.embed_norm = RMSNorm(config.dim), RMSNorm(config.dim)
+        self.merge = nn.Linear(2 * config.dim, config.dim, bias=False)
+        self.block = Block(config)
+
+    def forward(self, x: Tensor, embedded: Tensor, context: Context) -> Tensor:
+        return self.block(self.merged(x, embedded), context.rope, context.layout)
+
+    def merged(self, x: Tensor, embedded: Tensor) -> Tensor:
+        return self.merge(torch.cat([self.hidden_norm(x), self.embed_norm(embedded)], dim=-1))
+
+
+def links_for(config: ModelConfig) -> list[nn.Module]:
+    """One module a head: what it computes before the norm and the unembedding."""
+    n = config.n_future
+    match config.topology:
+        case "parallel" | "causal" | "anticausal":
+            return [Block(config) for _ in range(n)]
+        case "deepseek":
+            return [Block(config), *(DeepSeekModule(config) for _ in range(n - 1))]
+        case "linear":
+            return [nn.Identity(), *(nn.Linear(config.dim, config.dim, bias=False) for _ in range(n - 1))]
+        case "replicated":
+            return [nn.Identity() for _ in range(n)]
+
+
+def chains_for(config: ModelConfig) -> list[list[int]]:
+    """Heads in order of computation: each chain starts at the trunk, each head in it reads the one before."""
+    heads = list(range(config.n_future))
+    match config.topology:
+        case "causal" | "deepseek":
+            return [heads]
+        case "anticausal":
+            return [heads[::-1]]
+        case _:
+            return [[i] for i in heads]
+
+
+def init_weights(model: ByteMTP, seed: int) -> None:
+    """Truncated normal with std 1/sqrt(fan-in); matrices that write to the residual stream are scaled by 1/sqrt(2 L).
+
+    The fan-in scale is LeCun 1998's, cut at three deviations as in Meta's Lingua; the depth scale is GPT-2's (Radford
+    et al. 2019, section 2.3): the residual stream is a sum of 2 L terms and keeps unit variance.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    depth = (2 * model.config.layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2:
+            continue  # the norms' scales start at one
+        std = parameter.shape[1] ** -0.5
+        if name.endswith(("attention_out.weight", "ffn_out.weight")):
+            std *= depth
+        nn.init.trunc_normal_(parameter, std=std, a=-3 * std, b=3 * std, generator=generator)

@@ -1,0 +1,60 @@
+"""Decoded bytes for eyes, on a terminal: in whole characters as they come, or coloured by the draft that each was."""
+
+from collections.abc import Iterable, Iterator
+
+from bytemtp.decoding.loop import Generation
+from bytemtp.decoding.utf8 import START, state_after
+
+PALETTE = (231, 120, 84, 81, 75, 141, 177, 212)
+"""Terminal colours (of 256) for a byte from head 1 itself, and for the first, second, ... draft; then they repeat."""
+
+
+def whole_characters(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, cut anew so that no piece but the last ends inside a character.
+
+    At most three bytes are held back, and only while they may still become a character: broken ones come out, too.
+    """
+    held = b""
+    for chunk in chunks:
+        held += chunk
+        end = len(held) - open_end(held)
+        if end:
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
+
+
+def open_end(data: bytes) -> int:
+    """Bytes at the end of `data` that begin a character and do not finish it."""
+    return next((size for size in (1, 2, 3) if size <= len(data) and state_after(data[-size:]) != START), 0)
+
+
+def coloured(out: Generation) -> bytes:
+    """The bytes with a colour code wherever the origin changes.
+
+    A character of several bytes has the colour of its last one, since a code inside it would break it.
+    """
+    text = out.data.decode("utf-8", "replace")
+    pieces: list[str] = []
+    position, colour = 0, -1
+    for character in text:
+        size = _size(out.data, position, character)
+        position += size
+        origin = out.origins[position - 1]
+        if origin != colour:
+            pieces.append(f"\x1b[38;5;{PALETTE[origin % len(PALETTE)]}m")
+            colour = origin
+        pieces.append(character)
+    return ("".join(pieces) + "\x1b[0m\n").encode()
+
+
+def _size(data: bytes, position: int, character: str) -> int:
+    """Bytes behind one decoded character; a replacement character may stand for a broken sequence of any length."""
+    encoded = character.encode()
+    if data.startswith(encoded, position):
+        return len(encoded)
+    size = 1
+    while position + size < len(data) and data[position : position + size + 1].decode("utf-8", "replace") == "\ufffd":
+        size += 1
+    return size

@@ -1,0 +1,160 @@
+"""What a run tells about itself: metrics.jsonl, a progress bar or plain lines, and TensorBoard if asked for.
+
+A line of metrics.jsonl has `split` "train" (averages over the steps since the last such line) or "valid", and the keys
+of `Line` plus `bpb`, which is the first of `bpb_per_head`: bits per byte of the next byte.  Averages are over predicted
+bytes.  A head that had nothing to predict has null.
+
+Try:  tail -n 1 RUN/metrics.jsonl
+"""
+
+import json
+import math
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import write_file
+from bytemtp.common.jsonl import append_json_line
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import TrainConfig
+from bytemtp.training.loss import HeadLosses
+
+
+@dataclass(frozen=True)
+class Line:
+    """One object of metrics.jsonl."""
+
+    step: int
+    """optimiser steps done"""
+    split: Literal["train", "valid"]
+    loss: float | None
+    """mean over heads of the cross-entropy, in nats a predicted byte"""
+    bpb_per_head: list[float | None]
+    """bits a predicted byte, by future offset"""
+    lr: float
+    """learning rate of the last step"""
+    grad_norm: float | None
+    """gradient norm of the last step, before clipping; null before the first"""
+    bytes_seen: int
+    """input bytes trained on"""
+    bytes_per_s: float
+    """input bytes a second: of training steps since the last line, or of this validation"""
+    elapsed_s: float
+    """seconds of training so far, validation and saving included"""
+    peak_memory_bytes: int
+    """most memory held so far: of the device on CUDA, else of the process"""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"bpb": self.bpb_per_head[0]}
+
+    def __str__(self) -> str:
+        bpb = " ".join("-" if x is None else f"{x:.3f}" for x in self.bpb_per_head)
+        loss = "-" if self.loss is None else f"{self.loss:.4f}"
+        return f"{self.split:5} {self.step:>6}  loss {loss}  bpb {bpb}  {self.bytes_per_s / 1000:.1f} kB/s"
+
+
+def finite(losses: HeadLosses) -> tuple[float | None, list[float | None]]:
+    """Loss and bits per byte of each head, with None for what is no number (JSON has no nan)."""
+    loss, *bits = (x if math.isfinite(x) else None for x in (losses.mean, *losses.bits_per_byte))
+    return loss, bits
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Progress:
+    """Writes the lines of one run, from `step` on.  A context manager.
+
+    Lines beyond `step` (a resumed run goes back to its checkpoint) are dropped, so no step is there twice.
+    """
+
+    def __init__(self, run: Path, train: TrainConfig, step: int, elapsed_s: float) -> None:
+        self._metrics = run / "metrics.jsonl"
+        self._by_minutes = train.minutes > 0
+        self._total = 60 * train.minutes if self._by_minutes else train.steps
+        drop_lines_after(self._metrics, step)
+        self._board = open_board(run / "tensorboard", step) if train.tensorboard else None
+        self._bar = self._open_bar(elapsed_s if self._by_minutes else float(step)) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+    def advance(self, step: int, elapsed_s: float) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            done = min(self._total, elapsed_s if self._by_minutes else step)
+            self._bar.update(done - self._bar.n)
+
+    def write(self, line: Line) -> None:
+        """Add a line to metrics.jsonl and TensorBoard, and show it."""
+        append_json_line(self._metrics, line.as_dict())
+        if self._board is not None:
+            self._write_board(self._board, line)
+        if self._bar is None:
+            self.say(f"{line}{self._remaining(line)}")
+        elif line.split == "valid":
+            self.say(str(line))
+        else:
+            bits = f"{line.bpb_per_head[0]:.3f}" if line.bpb_per_head[0] is not None else "-"
+            self._bar.set_postfix_str(f"loss {line.loss:.4f}  bpb {bits}  {line.bytes_per_s / 1000:.1f} kB/s")
+
+    def say(self, message: str) -> None:
+        """Print a line without tearing the bar."""
+        if self._bar is None:
+            log(message)
+        else:
+            self._bar.write(message, file=sys.stderr)
+
+    def _open_bar(self, done: float) -> "tqdm[Any]":
+        unit = "s" if self._by_minutes else "step"
+        layout = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} " + unit + " [{elapsed}<{remaining}]{postfix}"
+        return tqdm(total=self._total, initial=done, bar_format=layout, dynamic_ncols=True, file=sys.stderr)
+
+    def _remaining(self, line: Line) -> str:
+        done = line.elapsed_s if self._by_minutes else line.step
+        if line.split == "valid" or not done:
+            return ""
+        seconds = int(line.elapsed_s * max(0.0, self._total / done - 1))
+        return f"  {line.step}/{self._total} steps" * (not self._by_minutes) + f"  eta {tqdm.format_interval(seconds)}"
+
+    def _write_board(self, board: Any, line: Line) -> None:
+        for name, value in line.as_dict().items():
+            if isinstance(value, int | float) and name != "step":
+                board.add_scalar(f"{line.split}/{name}", value, line.step)
+        for i, bits in enumerate(line.bpb_per_head):
+            if bits is not None:
+                board.add_scalar(f"{line.split}/bpb_head_{i + 1}", bits, line.step)
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Keep the lines of metrics.jsonl up to `step`.  A last line that a kill has cut goes, too."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    write_file(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+
+def open_board(folder: Path, step: int) -> Any:
+    """A TensorBoard writer.  UserError if the package is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("train.tensorboard needs the package tensorboard; pip install 'bytemtp[tensorboard]'") from None
+    return SummaryWriter(str(folder), purge_step=step + 1)

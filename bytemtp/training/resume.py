@@ -1,0 +1,83 @@
+"""What a resumed run may change, and warnings where the result will not be that of one run without a stop."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bytemtp
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import Settings, TrainConfig, flatten, load_settings, unflatten
+from bytemtp.model.checkpoint import latest
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.optimizer import learning_rate
+
+MAY_CHANGE = frozenset(
+    f"train.{name}"
+    for name in (
+        "steps",
+        "minutes",
+        "log_every",
+        "valid_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "sample_bytes",
+        "tensorboard",
+        "compile",
+    )
+)
+"""Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes."""
+
+
+def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
+    """The settings to go on with, and the run's `[run]` table.
+
+    UserError if a setting differs from the run's that must not; what is "auto" stays what it was resolved to.
+    """
+    saved, saved_info = load_settings(run / "config.toml")
+    old, new = flatten(saved), flatten(settings)
+    new |= {name: old[name] for name, value in new.items() if value == "auto"}
+    for name, value in new.items():
+        if value != old[name] and name not in MAY_CHANGE:
+            raise UserError(
+                f"{name} is {value!r} but the run was made with {old[name]!r}; leave it out to resume, "
+                "or start a new run"
+            )
+    warn_of_schedule(run, saved.train, unflatten(new).train)
+    given = {name: value for name, value in info.items() if value}
+    return unflatten(new), saved_info | given
+
+
+def warn_of_schedule(run: Path, old: TrainConfig, new: TrainConfig) -> None:
+    """Say so if the steps done had another learning rate than a run with the new settings would have given them.
+
+    During the warm-up the length of the run does not matter, and after it only to the cosine.
+    """
+    folder = latest(run)
+    done = int(folder.name.removeprefix("step-")) if folder else 0
+    if any(learning_rate(old, step, 0.0) != learning_rate(new, step, 0.0) for step in range(done)):
+        log(
+            f"warning: the {done} steps done followed the cosine of the old train.steps or train.minutes; "
+            "the result will not be that of one long run.  To pause a run and keep its schedule, use --stop-after"
+        )
+
+
+def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Say so if something has changed that bit-for-bit equality hangs on."""
+    for name in ("device", "threads", "torch"):
+        if before.get(name, now[name]) != now[name]:
+            log(f"warning: the run had {name} {before[name]} and goes on with {now[name]}: not bit for bit")
+
+
+def facts(model: ByteMTP) -> dict[str, Any]:
+    """What the weights depend on beside the settings, for `config.toml`."""
+    return {
+        "parameters": model.num_parameters(),
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "bytemtp": bytemtp.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,97 @@
+"""The run folder: who may write into it, and standard input kept in it.
+
+RUN/
+    config.toml         resolved settings, and a [run] table: paths, device, versions, parameter count
+    metrics.jsonl       one object a line (`bytemtp.training.progress`)
+    stdin.bytes*        what came through standard input, if a PATH was `-`; its suffix tells the format
+    checkpoints/        see `bytemtp.model.checkpoint`
+    tensorboard/        with train.tensorboard
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import PARTIAL, sync
+from bytemtp.data.compression import Peeked, decompress, sniff_compression
+from bytemtp.data.documents import begins_as_tar
+from bytemtp.data.sources import STANDARD_INPUT, Damaged, Source, spool_standard_input
+
+OURS = ("config.toml", "metrics.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
+
+
+def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
+    """UserError unless `run` is new or empty, or holds a run that the user wants continued or replaced."""
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite exclude each other; continue the run or start anew")
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; --out must name a folder")
+    is_run = (run / "config.toml").exists()
+    if resume and not is_run:
+        raise UserError(f"nothing to resume: {run} has no config.toml; leave --resume out to start a run there")
+    if is_run and _has_results(run) and not resume and not overwrite:
+        raise UserError(f"{run} already holds a run; continue it with --resume or replace it with --overwrite")
+    if not is_run and run.exists() and _strangers(run):
+        raise UserError(f"{run} holds files that are not a run ({_strangers(run)[0]}); choose a new folder")
+
+
+def clear(run: Path) -> None:
+    """Delete a run, and nothing that is not part of one."""
+    # The name that makes the folder a run goes last: after a kill in between, it is still one that may be replaced.
+    for path in sorted(_ours(run), key=lambda path: path.name == "config.toml"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def on_disk(paths: Sequence[str], run: Path, *, decompress: bool) -> list[str]:
+    """`paths` with `-` replaced by a file in the run folder that holds all of standard input.
+
+    A corpus is read many times over, and again on resume; standard input can be read only once.
+    """
+    return [str(_spooled(run, decompress)) if path == STANDARD_INPUT else path for path in paths]
+
+
+def remove_partial(run: Path) -> None:
+    """Delete what a kill in the middle of writing left behind."""
+    for path in [*run.glob("*" + PARTIAL), *(run / "checkpoints").glob("*" + PARTIAL)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _spooled(run: Path, decompress: bool) -> Path:
+    earlier = [path for path in run.glob("stdin.bytes*") if not path.name.endswith(PARTIAL)]
+    if earlier:
+        return earlier[0]
+    if sys.stdin.isatty():
+        raise UserError("PATH is - but standard input is a terminal; pipe a corpus into it or name a file")
+    partial = run / ("stdin.bytes" + PARTIAL)
+    spool_standard_input(partial)
+    sync(partial)
+    return partial.rename(run / ("stdin.bytes" + (_suffix(partial) if decompress else "")))
+
+
+def _suffix(path: Path) -> str:
+    """The suffix by which the data layer will know the format, from the first bytes."""
+    raw = Peeked(Source(str(path), 0).open())
+    compression = sniff_compression(raw.peek(6))
+    file = Peeked(decompress(raw, compression))
+    try:
+        is_tar = begins_as_tar(file)
+    except Damaged:
+        is_tar = False  # the stream will meet the same damage, and follow data.on_corrupt
+    finally:
+        file.close()
+    return ".tar" * is_tar + (f".{compression}" if compression else "")
+
+
+def _has_results(run: Path) -> bool:
+    """A run that failed before its first line and checkpoint (a typing error in PATH, say) may be replaced unasked."""
+    return (run / "metrics.jsonl").exists() or (run / "checkpoints" / "latest").exists()
+
+
+def _ours(run: Path) -> set[Path]:
+    return {path for pattern in OURS for path in run.glob(pattern)}
+
+
+def _strangers(run: Path) -> list[str]:
+    return sorted(path.name for path in set(run.iterdir()) - _ours(run))

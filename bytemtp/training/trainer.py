@@ -1,0 +1,315 @@
+"""The training loop: batches in; checkpoints, metrics and a model out.
+
+    step:  batch -> backward in `accumulate` rounds -> clip -> AdamW
+    after: a train line every log_every steps, a validation every valid_every, a checkpoint every checkpoint_every
+
+A run is a function of its settings, its corpus and the machine: after any kill or stop, `train(..., resume=True)` goes
+on to the same weights, bit for bit, as a run that nobody stopped.  Only `train.minutes` breaks this, because the clock
+then decides about the learning rate and the end.
+
+Try:  python -m bytemtp.train --help
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from itertools import islice
+from operator import add
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import write_file
+from bytemtp.common.runtime import log, pick_device
+from bytemtp.common.settings import Settings, to_toml
+from bytemtp.data.sources import Damages, find
+from bytemtp.data.stream import Batch, Cursor, EmptySplit, Split, Stream, stream
+from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.auto import apply, choose
+from bytemtp.training.interrupts import Interrupts
+from bytemtp.training.loss import HeadLosses, backward, evaluate, valid_target_counts
+from bytemtp.training.optimizer import adamw, learning_rate, set_learning_rate
+from bytemtp.training.progress import Line, Progress, finite, peak_memory_bytes
+from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
+from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
+
+VALID_SEED = 0
+"""Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
+
+Sampler = Callable[[ByteMTP], bytes]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended."""
+
+    state: TrainState
+    checkpoint: Path
+    valid: HeadLosses | None
+    """the last validation of this call"""
+    finished: bool
+    """False if stopped early, by `stop_after` or a signal"""
+    signal: int
+    """number of the signal that stopped it, or 0"""
+
+
+def train(
+    settings: Settings,
+    paths: Sequence[str],
+    run: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    stop_after: int = 0,
+    preset: str = "",
+    sample: Sampler | None = None,
+) -> Outcome:
+    """Train a model into the folder `run`, or go on with the run there.
+
+    stop_after: pause when that many steps are done in all; 0 means train to the end.
+    preset: the name of where `settings` started from, only to be written down.
+    sample: makes the bytes that are shown after each validation.
+
+    UserError for bad input, a folder that is taken, a damaged checkpoint, or a loss that is not finite.
+    """
+    if stop_after < 0:
+        raise UserError(f"stop_after is {stop_after}; it must be a step, or 0 to train to the end")
+    claim(run, resume=resume, overwrite=overwrite)
+    info: dict[str, Any] = {"preset": preset, "paths": list(paths)}
+    if resume:
+        settings, info = check_resumable(run, settings, info)
+        remove_partial(run)
+    else:
+        check_paths(paths, settings)
+    place = pick_device(device)
+    # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
+    torch.manual_seed(settings.train.seed)
+    model = ByteMTP(settings.model, settings.train.seed).to(place.value)
+    settings = choose(settings, model, place)
+    if not resume:
+        clear(run)
+        run.mkdir(parents=True, exist_ok=True)
+    warn_if_elsewhere(info, facts(model))
+    info |= facts(model)
+    write_file(run / "config.toml", to_toml(settings, info))
+    paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
+    with Trainer(settings, paths, run, model, sample) as trainer:
+        return trainer.run(stop_after)
+
+
+def check_paths(paths: Sequence[str], settings: Settings) -> None:
+    """UserError if there is nothing to read: before an old run is deleted for the sake of a misspelt path."""
+    if not paths:
+        raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
+    sources = find(paths, Damages(settings.data.on_corrupt))
+    log(f"data: {len(sources):,} files in {', '.join(paths)}")
+
+
+class Trainer:
+    """One stretch of a run, from its newest checkpoint on.  A context manager."""
+
+    def __init__(
+        self, settings: Settings, paths: Sequence[str], run: Path, model: ByteMTP, sample: Sampler | None
+    ) -> None:
+        self.settings, self.paths, self.folder, self.model, self.sample = settings, paths, run, model, sample
+        self.train = settings.train
+        self.optimizer = adamw(model, self.train)
+        self.state = self._restore()
+        self.unlogged = _unpack(self.state.unlogged, model.device)
+        self.lr = 0.0
+        self.valid = self._collect_valid()
+        self.valid_losses: HeadLosses | None = None
+        self._timed_bytes, self._timed_seconds = 0, 0.0
+        self._told: set[str] = set()
+        self._started = time.monotonic() - self.state.elapsed_s
+
+    def __enter__(self) -> "Trainer":
+        with ExitStack() as stack:
+            cursor = None if self.state.cursor is None else Cursor(**self.state.cursor)
+            self.batches = stack.enter_context(self._stream("train", cursor))
+            progress = Progress(self.folder, self.train, self.state.step, self.state.elapsed_s)
+            self.progress = stack.enter_context(progress)
+            self.interrupts = stack.enter_context(Interrupts())
+            self._exits = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._exits.__exit__(*error)
+
+    def run(self, stop_after: int) -> Outcome:
+        """Train until the end, step `stop_after`, or a signal; save; and say how it ended."""
+        finished = self._is_finished()
+        if finished and self.state.step == 0:
+            self._validate()
+        while not (finished or self.interrupts.signal or 0 < stop_after <= self.state.step):
+            self._step()
+            finished = self._is_finished()
+            if finished or self._is_due(self.train.log_every):
+                self._log_unlogged()
+            if finished or self._is_due(self.train.valid_every):
+                self._validate()
+            if self._is_due(self.train.checkpoint_every):
+                self._save()
+        checkpoint = self._save()
+        return Outcome(self.state, checkpoint, self.valid_losses, finished, self.interrupts.signal)
+
+    def _step(self) -> None:
+        began = time.monotonic()
+        batch = next(self.batches)
+        losses = self._backward(batch.to(self.model.device))
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip or math.inf).item()
+        self._check_finite(losses.mean, norm)
+        self.lr = learning_rate(self.train, self.state.step, self.state.elapsed_s)
+        set_learning_rate(self.optimizer, self.lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.unlogged = losses if self.unlogged is None else self.unlogged + losses
+        self._advance(batch, norm, time.monotonic() - began)
+
+    def _backward(self, batch: Batch) -> HeadLosses:
+        """Gradients of the whole batch, in `accumulate` rounds."""
+        ids, document_ids = batch.ids, batch.document_ids
+        counts = valid_target_counts(ids, document_ids, self.model.config.n_future)
+        parts = zip(ids.split(self._round_rows), document_ids.split(self._round_rows), strict=True)
+        return reduce(add, [backward(self.model, *part, counts, self.train.backward) for part in parts])
+
+    def _advance(self, batch: Batch, norm: float, seconds: float) -> None:
+        new_bytes = self.train.batch_size * self.train.seq_len
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            bytes_seen=self.state.bytes_seen + new_bytes,
+            elapsed_s=time.monotonic() - self._started,
+            cursor=asdict(batch.cursor),
+            grad_norm=norm,
+        )
+        self._timed_bytes += new_bytes
+        self._timed_seconds += seconds
+        self.progress.advance(self.state.step, self.state.elapsed_s)
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise UserError(
+            f"step {self.state.step + 1} has loss {loss} and gradient norm {norm}, and was not taken; "
+            f"{last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
+        )
+
+    def _validate(self) -> None:
+        """Bits per byte of the held-out rows, and a sample.
+
+        Uncompiled: compiled code is for one shape and for gradients, and compiling again would cost more than it saves.
+        """
+        apply(self.settings, self.model, compiled=False)
+        if self.valid:
+            began = time.monotonic()
+            self.valid_losses = reduce(add, [self._evaluate(batch.to(self.model.device)) for batch in self.valid])
+            size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
+            self._write("valid", self.valid_losses, size / (time.monotonic() - began))
+        if self.sample is not None and self.train.sample_bytes:
+            self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")
+        apply(self.settings, self.model)
+
+    def _evaluate(self, batch: Batch) -> HeadLosses:
+        parts = zip(batch.ids.split(self._round_rows), batch.document_ids.split(self._round_rows), strict=True)
+        return reduce(add, [evaluate(self.model, *part) for part in parts])
+
+    def _log_unlogged(self) -> None:
+        if self.unlogged is not None:
+            self._write("train", self.unlogged, self._timed_bytes / self._timed_seconds)
+        self.unlogged, self._timed_bytes, self._timed_seconds = None, 0, 0.0
+        for name, reason in self.batches.skipped:
+            if name not in self._told:
+                self._told.add(name)
+                self.progress.say(f"left out: {name}: {reason}")
+
+    def _write(self, split: Literal["train", "valid"], losses: HeadLosses, bytes_per_s: float) -> None:
+        loss, bits = finite(losses)
+        state = self.state
+        self.progress.write(
+            Line(
+                step=state.step,
+                split=split,
+                loss=loss,
+                bpb_per_head=bits,
+                lr=self.lr,
+                grad_norm=state.grad_norm,
+                bytes_seen=state.bytes_seen,
+                bytes_per_s=bytes_per_s,
+                elapsed_s=time.monotonic() - self._started,
+                peak_memory_bytes=peak_memory_bytes(self.model.device),
+            )
+        )
+
+    def _save(self) -> Path:
+        state = replace(self.state, unlogged=_pack(self.unlogged), elapsed_s=time.monotonic() - self._started)
+        return save(self.folder, state, self.model, self.optimizer, self.train.keep_checkpoints)
+
+    def _restore(self) -> TrainState:
+        folder = latest(self.folder)
+        return TrainState() if folder is None else load_training(folder, self.model, self.optimizer)
+
+    def _is_finished(self) -> bool:
+        if self.train.minutes:
+            return self.state.elapsed_s >= 60 * self.train.minutes
+        return self.state.step >= self.train.steps
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    @property
+    def _round_rows(self) -> int:
+        return self.train.batch_size // self.train.accumulate
+
+    def _stream(self, split: Split, cursor: Cursor | None = None) -> Stream:
+        """The training rows without end, or the validation rows once."""
+        train, data = self.train, self.settings.data
+        valid = split == "valid"
+        return stream(
+            self.paths,
+            train.seq_len,
+            train.batch_size,
+            VALID_SEED if valid else train.seed,
+            n_future=self.settings.model.n_future,
+            epochs=1 if valid else None,
+            shuffle=valid or data.shuffle,
+            split=split if data.valid_fraction else "all",
+            valid_fraction=data.valid_fraction,
+            decompress=data.decompress,
+            text_field=data.text_field,
+            on_corrupt=data.on_corrupt,
+            cursor=cursor,
+            pin_memory=self.model.device.type == "cuda",
+        )
+
+    def _collect_valid(self) -> list[Batch]:
+        """The first `valid_batches` held-out batches, kept in memory."""
+        if not self.settings.data.valid_fraction:
+            log("validation: none, because data.valid_fraction is 0")
+            return []
+        try:
+            with self._stream("valid") as rows:
+                batches = list(islice(rows, self.train.valid_batches))
+        except EmptySplit:
+            log("warning: no document fell into the validation split; there will be no validation")
+            return []
+        log(f"validation: {sum(len(batch.octets) for batch in batches)} rows of {self.train.seq_len} bytes")
+        return batches
+
+
+def _pack(losses: HeadLosses | None) -> dict[str, list[Any]]:
+    return {} if losses is None else {"nats": losses.nats.tolist(), "counts": losses.counts.tolist()}
+
+
+def _unpack(unlogged: dict[str, list[Any]], device: torch.device) -> HeadLosses | None:
+    if not unlogged:
+        return None
+    nats = torch.tensor(unlogged["nats"], dtype=torch.float64, device=device)
+    return HeadLosses(nats, torch.tensor(unlogged["counts"], device=device))

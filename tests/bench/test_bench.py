@@ -1,0 +1,143 @@
+"""The command in front of the benchmarks: verbs, options, one line for every mistake.  Nothing is measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bytemtp.bench import __main__ as bench
+from bytemtp.bench import drafting
+from bytemtp.bench.shapes import Shape
+from bytemtp.common.cli import option_names
+from bytemtp.common.errors import UserError
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the benchmarks were asked to measure; each answers with a small report."""
+    calls = []
+
+    def fake(name):
+        def measure(*arguments):
+            calls.append((name, arguments))
+            return {"bench": name}
+
+        return measure
+
+    for name in ("train", "heads", "memory", "data", "decode", "runs", "execute"):
+        monkeypatch.setattr(bench, f"bench_{name}", fake(name))
+        monkeypatch.setattr(bench, f"print_{name}", lambda report: None)
+    return calls
+
+
+@pytest.mark.parametrize("spelling", ["--shape.kv-heads", "--shape.kv_heads"])
+@pytest.mark.parametrize("form", ["{}=1", "{} 1"])
+def test_nested_options_and_both_spellings(asked, spelling, form):
+    bench.main(["train", *form.format(spelling).split(), "--shape.dim", "128", "--rounds", "2"])
+    assert asked == [("train", (Shape(dim=128, kv_heads=1), 2, 8))]
+
+
+def test_every_verb_measures_what_it_is_asked(asked, tmp_path):
+    bench.main(["heads", "--counts", "4", "8", "--topologies", "causal"])
+    bench.main(["memory", "--shape.dim", "64", "--longest", "2048"])
+    bench.main(["data", "--megabytes", "1", "2", "--directory", str(tmp_path)])
+    bench.main(["decode"])
+    (tmp_path / "a").write_bytes(b"a text")
+    bench.main(
+        ["decode", "--run", "folder", "--files", str(tmp_path / "a"), "--prompt-bytes", "4", "--temperatures", "0.5"]
+    )
+    bench.main(["execute", "--workers", "1"])
+    assert asked == [
+        ("heads", (Shape(), 3, 8, [4, 8], ["causal"])),
+        ("memory", (Shape(64, 32, batch=2), Shape(64, 8, batch=2), ["parallel", "replicated"], 2048)),
+        ("data", ([1, 2], tmp_path, 5)),
+        ("decode", (3, 256)),
+        ("runs", ((bench.Path("folder"),), [b"a te"], 256, (1, 4, 16), (0.5,), ())),
+        ("execute", (None, 1, 3, 2)),
+    ]
+
+
+@pytest.mark.parametrize("new", [1, 24])
+def test_a_run_is_measured_by_the_heads_that_are_asked_for(trained_run, new, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(drafting, "find_spec", lambda name: None)  # transformers takes long to import
+    report = drafting.bench_runs([trained_run], [b"The ", b"A "], new, (1, 2), (0.0, 0.8), (1, 2))
+    (run,) = report["runs"]
+    rows = [(row["temperature"], row["batch"], row["k"]) for row in run["rows"]]
+    assert rows == [(t, b, k) for t in (0.0, 0.8) for b, k in ((1, 1), (1, 2), (2, 1), (2, 3))]
+    for row in run["rows"]:
+        assert row["bytes_per_s"] > 0
+        assert row["temperature"] or row["identical"] == 1
+        assert (row["behind_prompt"]["bytes_per_forward"] > 0) == (new > 1)
+        assert row["k"] > 1 or row["behind_prompt"]["bytes_per_forward"] <= 1
+    drafting.print_runs(report)
+    assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
+    drafting.draw_runs(report, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_all_runs_are_looked_at_before_anything_is_measured(trained_run, tmp_path):
+    with pytest.raises(UserError, match="missing"):
+        drafting.bench_runs([trained_run, tmp_path / "missing"], [b"a"], 8, (1,), (0.0,), ())
+    with pytest.raises(UserError, match="heads is 4; the runs have up to 3"):
+        drafting.bench_runs([trained_run], [b"a"], 8, (1,), (0.0,), (2, 4))
+
+
+def test_the_report_is_kept(asked, tmp_path):
+    bench.main(["train", "--json", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text()) == {"bench": "train"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown verb 'trian' of bytemtp.bench; did you mean 'train'?"),
+        (["zzz"], "choose from train, heads, memory, data, decode, execute"),
+        (["train", "--shape.dmi", "8"], "did you mean '--shape.dim'?"),
+        (["train", "--shape.dim", "x"], "--shape.dim"),
+        (["train", "--counts", "8"], "unknown setting '--counts'"),
+        (["train", "more"], "more"),
+        (["train", "--rounds", "0"], "rounds is 0; it must be 1 or more"),
+        (["heads", "--counts", "8", "0"], "counts is (8, 0); it must be 1 or more"),
+        (["heads", "--topologies", "spiral"], "'spiral'"),
+        (["decode", "--run", "folder"], "give --files PATH ..."),
+        (["decode", "--figure", "a.png"], "--files and --figure go with --run"),
+        (["decode", "--files", "a"], "--files and --figure go with --run"),
+        (["decode", "--run", "folder", "--files", "a", "--prompt-bytes", "0"], "prompt_bytes is 0"),
+        (["decode", "--run", "folder", "--files", "a", "--batches"], "batches has no value"),
+        (["decode", "--run", "folder", "--files", "a", "--temperatures"], "temperatures has no value"),
+        (["heads", "--counts"], "counts has no value"),
+        (["data", "--json", "/no/such/place"], "cannot write /no/such/place: No such file or directory"),
+        (["memory", "--figure", "/no/such/place.png"], "cannot write /no/such/place.png: No such file"),
+        (["memory", "--figure", "place.gif"], "its ending must be one of .png, .svg, .pdf"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_measured(asked, arguments, message):
+    with pytest.raises(UserError) as error:
+        bench.main(arguments)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not asked
+
+
+def test_help_shows_every_verb_and_an_example(capsys):
+    for arguments in (["--help"], ["-h"], []):
+        bench.main(arguments)
+        printed = capsys.readouterr().out
+        assert all(f"\n  {verb} " in printed for verb in bench.VERBS)
+        assert "python -m bytemtp.bench train --rounds 3 --shape.dim 128 --json train.json" in printed
+
+
+@pytest.mark.parametrize("verb", bench.VERBS)
+def test_every_verb_explains_all_its_options(verb, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        bench.main([verb, "--help"])
+    printed = capsys.readouterr().out
+    assert f"python -m bytemtp.bench {verb} " in printed
+    assert all(f"{name} " in printed for name in option_names(bench.VERBS[verb]))
+
+
+def test_exit_code_from_outside():
+    program = [sys.executable, "-m", "bytemtp.bench", "train", "--runds", "3"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown setting '--runds' in the command line; did you mean '--rounds'?\n"

@@ -1,0 +1,287 @@
+"""Decoding: the cache against the full pass, and every mode against plain decoding."""
+
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.settings import ModelConfig, Topology
+from bytemtp.common.vocab import EOT
+from bytemtp.decoding import loop as decode
+from bytemtp.decoding.engines.native.engine import NativeEngine
+from bytemtp.decoding.engines.tensor import TensorEngine
+from bytemtp.decoding.exact import in_float64
+from bytemtp.decoding.loop import generate, generate_stream
+from bytemtp.model.model import ByteMTP
+
+TOPOLOGIES = get_args(Topology)
+TINY = ModelConfig(dim=32, layers=5, attention_heads=4, kv_heads=2, ffn_dim=48, n_future=4)
+MODELS: dict[tuple, ByteMTP] = {}
+
+
+def model_for(topology, seed=0, **changes) -> ByteMTP:
+    """Made once: untrained, but with logits as steep as a trained model's, so that drafts are sometimes right."""
+    key = (topology, seed, *sorted(changes.items()))
+    if key not in MODELS:
+        model = ByteMTP(replace(TINY, topology=topology, **changes), seed).eval()
+        with torch.no_grad():
+            # All heads nearly agree on a few favourite bytes: a stand-in for what training does.
+            for unembed in model.unembed:
+                unembed.weight.copy_(model.unembed[0].weight)
+                unembed.weight[100:] *= 0.3
+            for link in model.links:
+                if isinstance(link, torch.nn.Linear):
+                    torch.nn.init.eye_(link.weight)
+        MODELS[key] = model
+    return MODELS[key]
+
+
+ENGINES = {"torch": TensorEngine, "native": NativeEngine}
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from(sorted(ENGINES)),
+    topology=st.sampled_from(TOPOLOGIES),
+    cuts=st.lists(st.integers(1, 23), unique=True).map(sorted),
+    rejected=st.lists(st.integers(0, 3), min_size=24, max_size=24),
+    window=st.sampled_from([24, 5]),
+)
+def test_any_split_through_the_cache_equals_the_full_pass(kind, topology, cuts, rejected, window):
+    """Every chunk size, and after each chunk some wrong ids that are taken back."""
+    model = model_for(topology)
+    ids = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(len(cuts)))
+    engine = ENGINES[kind](model, 2, 32, window)
+    bounds = [0, *cuts, 24]
+    full = full_pass(model, ids, window)
+    for begin, end, wrong in zip(bounds, bounds[1:], rejected, strict=False):
+        start, accepted = np.full(2, begin), np.full(2, end - begin)
+        chunk = np.concatenate([ids[:, begin:end].numpy(), np.full((2, wrong), 7)], axis=1)
+        logits = engine.verify(start, chunk, np.full(2, chunk.shape[1]))
+        np.testing.assert_allclose(logits[:, : end - begin], full[0][:, begin:end], atol=1e-4, rtol=1e-4)
+        engine.ids[:, :24] = ids
+        seen = {}
+
+        def choose(i, drafted, seen=seen, end=end):
+            seen[i] = drafted
+            return engine.ids[:, end + i]
+
+        engine.draft(start, accepted, 4, choose)
+        for i in (1, 2, 3):
+            if topology != "deepseek" or end - 1 + i < 24:
+                np.testing.assert_allclose(seen[i], full[i][:, end - 1], atol=1e-4, rtol=1e-4)
+
+
+def full_pass(model, ids, window):
+    """Logits of each head."""
+    with torch.no_grad():
+        context = model.context(ids, ids.shape[1], window=window)
+        hidden = model.heads(model.run_trunk(context), context)
+        return [model.logits(i, x).numpy() for i, x in enumerate(hidden)]
+
+
+@settings(max_examples=40)
+@given(
+    topology=st.sampled_from(TOPOLOGIES),
+    prompt=st.binary(max_size=12),
+    max_bytes=st.integers(0, 24),
+    heads=st.integers(0, 4),
+    window=st.sampled_from([0, 6]),
+    seed=st.integers(0, 2),
+)
+def test_speculation_writes_the_bytes_of_plain_greedy_decoding(topology, prompt, max_bytes, heads, window, seed):
+    model = model_for(topology, seed, window=window)
+    plain = generate(model, prompt, max_bytes)
+    fast = generate(model, prompt, max_bytes, mode="speculative", heads=heads)
+    assert fast.data == plain.data
+    assert fast.stats["stopped_by"] == plain.stats["stopped_by"]
+    assert fast.stats["forwards"] <= plain.stats["forwards"]
+
+
+@given(prompt=st.binary(max_size=12), topology=st.sampled_from(TOPOLOGIES), k=st.integers(2, 5))
+@settings(max_examples=30)
+def test_a_separate_draft_model_changes_nothing_either(prompt, topology, k):
+    model, draft = model_for(topology), model_for("parallel", 3, layers=4)
+    assert generate(model, prompt, 20, mode="draft", draft=draft, heads=k).data == generate(model, prompt, 20).data
+
+
+def naive(model, prompt, count):
+    """Greedy decoding by full passes."""
+    ids = [EOT, *prompt]
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]))[0, 0, -1].argmax()))
+        if ids[-1] == EOT:
+            break
+    return bytes(i for i in ids[1 + len(prompt) :] if i != EOT)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_plain_decoding_equals_full_passes(topology):
+    model = model_for(topology)
+    assert generate(model, b"abc", 40).data == naive(model, b"abc", 40)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_planted_ties_are_decided_alike(topology):
+    """Bytes in pairs with equal unembeddings: every greedy choice is a tie, which rounding used to decide."""
+    model = model_for(topology, seed=7)
+    with torch.no_grad():
+        for unembed in model.unembed:
+            noise = 1e-7 * torch.randn(128, TINY.dim, generator=torch.Generator().manual_seed(0))
+            unembed.weight[1:256:2] = unembed.weight[0:256:2] + noise
+    plain = generate(model, b"tie", 60)
+    assert plain.stats["exact"] > 30
+    for heads in (2, 3, 4):
+        assert generate(model, b"tie", 60, mode="speculative", heads=heads).data == plain.data
+
+
+@settings(max_examples=40)
+@given(
+    topology=st.sampled_from(TOPOLOGIES),
+    prompt=st.binary(max_size=12),
+    max_bytes=st.integers(0, 24),
+    tree=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple), max_size=5),
+    window=st.sampled_from([0, 6]),
+)
+def test_trees_write_the_bytes_of_plain_greedy_decoding(topology, prompt, max_bytes, tree, window):
+    shape = grown(tree)
+    model = model_for(topology, window=window)
+    plain = generate(model, prompt, max_bytes)
+    fast = generate(model, prompt, max_bytes, mode="tree", tree=shape)
+    assert fast.data == plain.data
+    assert fast.stats["forwards"] <= plain.stats["forwards"]
+
+
+def grown(nodes):
+    """The smallest tree with these nodes."""
+    out = set()
+    for node in nodes:
+        for depth in range(1, len(node) + 1):
+            out |= {(*node[: depth - 1], rank) for rank in range(node[depth - 1] + 1)}
+    return tuple(out)
+
+
+def test_drafts_are_kept_often_enough_for_these_tests_to_mean_something():
+    """A bug in what happens after an accepted draft would go unseen if none ever was."""
+    for topology in TOPOLOGIES:
+        stats = [generate(model_for(topology, seed), b"", 60, mode="speculative").stats for seed in range(3)]
+        assert sum(s["forwards"] for s in stats) <= sum(s["bytes"] for s in stats) - 3, topology
+
+
+def test_a_tree_finds_more_than_its_chain():
+    model = model_for("replicated")
+    chain = generate(model, b"", 80, mode="speculative", heads=3)
+    tree = generate(model, b"", 80, mode="tree", tree=grown([(2, 2)]))
+    assert tree.stats["bytes_per_forward"] >= chain.stats["bytes_per_forward"]
+
+
+@settings(max_examples=30)
+@given(
+    topology=st.sampled_from(TOPOLOGIES),
+    prompts=st.lists(st.binary(max_size=20), min_size=1, max_size=4),
+    mode=st.sampled_from(["ar", "speculative", "tree"]),
+    temperature=st.sampled_from([0.0, 0.8]),
+)
+def test_rows_do_not_see_their_batch_mates(topology, prompts, mode, temperature):
+    """In float64, so that rounding (which depends on the batch's shape) cannot move a draw."""
+    model = double(topology)
+    together = decode.generate_batch(model, prompts, 16, mode=mode, temperature=temperature)
+    for number, (prompt, row) in enumerate(zip(prompts, together, strict=True)):
+        alone = decode.generate_batch(model, [b""] * number + [prompt], 16, mode=mode, temperature=temperature)[-1]
+        assert alone.data == row.data and alone.origins == row.origins
+
+
+def double(topology):
+    key = ("double", topology)
+    if key not in MODELS:
+        MODELS[key] = ByteMTP(replace(TINY, topology=topology), 0).double().eval()
+    return MODELS[key]
+
+
+@settings(max_examples=40)
+@given(prompt=st.binary(max_size=6), mode=st.sampled_from(["ar", "speculative", "tree"]), data=st.data())
+def test_text_ends_before_the_first_stop_string(prompt, mode, data):
+    model = model_for("replicated")
+    full = generate(model, prompt, 40).data
+    begin = data.draw(st.integers(0, max(len(full) - 1, 0)))
+    stops = [full[begin : begin + data.draw(st.integers(1, 4))] or b"x", b"never there"]
+    cut = generate(model, prompt, 40, mode=mode, stop=stops)
+    first = full.find(stops[0])
+    assert cut.data == (full[:first] if first >= 0 else full)
+    assert cut.stats["stopped_by"] == ("stop" if first >= 0 else generate(model, prompt, 40).stats["stopped_by"])
+    assert b"".join(generate_stream(model, prompt, 40, mode=mode, stop=stops)) == cut.data
+
+
+@settings(max_examples=40)
+@given(
+    prompt=st.text(max_size=4), cut=st.integers(0, 3), temperature=st.sampled_from([0.0, 3.0]), seed=st.integers(0, 9)
+)
+def test_utf8_mode_writes_well_formed_text(prompt, cut, temperature, seed):
+    """Also when the prompt ends inside a character; the text's own end may be cut by max_bytes."""
+    raw = prompt.encode("utf-8", "surrogatepass").decode("utf-8", "ignore").encode()
+    raw = raw[: len(raw) - min(cut, len(raw))]
+    options = dict(utf8=True, temperature=temperature, seed=seed, max_bytes=30)
+    out = generate(model_for("replicated"), raw, mode="speculative", **options)
+    text = (raw + out.data).decode("utf-8", "surrogateescape")
+    if out.stats["stopped_by"] == "max_bytes":
+        text = text.rstrip("".join(map(chr, range(0xDC80, 0xDD00))))  # a character that max_bytes cut
+    assert not any("\udc80" <= character <= "\udcff" for character in text)
+
+
+def test_near_ties_are_far_wider_than_rounding():
+    """MARGIN against the largest error of float32 logits that any pass shape makes."""
+    for topology in TOPOLOGIES:
+        model = model_for(topology)
+        ids = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            error = (model(ids)[0].double() - in_float64(model)(ids)[0])[..., :257].abs().max()
+        assert error < decode.MARGIN / 10
+
+
+def test_seeds_reproduce_and_differ():
+    model = model_for("parallel")
+    options = dict(mode="speculative", temperature=1.0)
+    first = generate(model, b"a", 30, seed=1, **options).data
+    assert first == generate(model, b"a", 30, seed=1, **options).data
+    assert first != generate(model, b"a", 30, seed=2, **options).data
+
+
+def test_one_head_drafts_nothing():
+    model = model_for("parallel", n_future=1)
+    out = generate(model, b"a", 10, mode="speculative")
+    assert out.data == generate(model, b"a", 10).data and out.stats["accept_rate_by_position"] == []
+
+
+def test_long_prompts_go_through_in_pieces():
+    model = model_for("deepseek")
+    prompt = bytes(range(256)) * 5
+    plain = generate(model, prompt, 12)
+    assert generate(model, prompt, 12, mode="speculative").data == plain.data == naive(model, prompt, 12)
+    mixed = decode.generate_batch(model, [prompt, b"short"], 12, mode="speculative")
+    assert [row.data for row in mixed] == [plain.data, generate(model, b"short", 12).data]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(max_bytes=-1), "max_bytes is -1"),
+        (dict(temperature=-0.5), "temperature is -0.5"),
+        (dict(temperature=float("nan")), "temperature is nan"),
+        (dict(top_p=0.0), "top_p is 0.0"),
+        (dict(top_k=-2), "top_k is -2"),
+        (dict(heads=9, mode="speculative"), "heads is 9; it must be from 1 to 4"),
+        (dict(mode="draft"), "needs a draft model"),
+        (dict(stop=[b""]), "stop string is empty"),
+        (dict(mode="tree", tree=((1,),)), "without its parent or the rank before it"),
+        (dict(mode="tree", tree=grown([(0, 0, 0, 0)])), "the tree is 4 deep but 4 heads draft 3"),
+    ],
+)
+def test_impossible_requests_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        generate(model_for("parallel"), b"a", **{"max_bytes": 5, **options})

@@ -1,0 +1,188 @@
+"""The compiled step: near to tensor operations, and the same to the last bit however ids are put together."""
+
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.settings import ModelConfig, Topology
+from bytemtp.decoding import loop as decode
+from bytemtp.decoding.engines.native import library as native_library
+from bytemtp.decoding.engines.native.engine import NativeEngine, supports
+from bytemtp.decoding.engines.native.weights import packed
+from bytemtp.decoding.engines.tensor import Branches, TensorEngine
+from bytemtp.model.model import ByteMTP
+
+TOPOLOGIES = get_args(Topology)
+SHAPES = {
+    "plain": ModelConfig(dim=32, layers=5, attention_heads=2, ffn_dim=48, n_future=4),
+    "grouped, odd widths": ModelConfig(dim=48, layers=5, attention_heads=4, kv_heads=2, ffn_dim=50, n_future=4),
+    "wide heads": ModelConfig(dim=96, layers=5, attention_heads=1, ffn_dim=64, n_future=4),
+}
+
+
+def model_of(shape, topology, seed=0):
+    """Random norm scales, too: they are part of the packed matrices."""
+    model = ByteMTP(replace(SHAPES[shape], topology=topology), seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
+    return model
+
+
+def ids_of(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, shape)
+
+
+def drafts_of(engine, start, accepted, heads):
+    seen = {}
+
+    def choose(i, logits):
+        seen[i] = logits.copy()
+        return np.full(len(start), 65)
+
+    engine.draft(start, accepted, heads, choose)
+    return seen
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    topology=st.sampled_from(TOPOLOGIES),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    window=st.sampled_from([40, 7]),
+)
+def test_it_agrees_with_tensor_operations(shape, topology, lengths, window):
+    """Two passes and drafts after each, rows of different lengths."""
+    model = model_of(shape, topology)
+    engines = [kind(model, len(lengths), 48, window) for kind in (TensorEngine, NativeEngine)]
+    start, count = np.zeros(len(lengths), dtype=np.int64), np.array(lengths)
+    for seed in (0, 1):
+        ids = ids_of(seed, len(lengths), max(lengths))
+        first, second = (engine.verify(start, ids, count) for engine in engines)
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(second[row, :length], first[row, :length], atol=2e-5, rtol=1e-4)
+        first, second = (drafts_of(engine, start, count, 4) for engine in engines)
+        for i in (1, 2, 3):
+            np.testing.assert_allclose(second[i], first[i], atol=2e-5, rtol=1e-4)
+        start = start + count
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    topology=st.sampled_from(TOPOLOGIES),
+    cuts=st.lists(st.integers(1, 39), unique=True).map(sorted),
+    mate=st.integers(0, 12),
+    threads=st.integers(1, 3),
+    window=st.sampled_from([64, 9]),
+)
+def test_no_bit_depends_on_what_else_is_computed(shape, topology, cuts, mate, threads, window):
+    """In pieces of any sizes, beside another row, on any number of threads: equal, not close."""
+    model, ids = model_of(shape, topology), ids_of(5, 1, 40)
+    alone = NativeEngine(model, 1, 64, window)
+    alone.ids[0, :40] = ids
+    whole = alone.verify(np.zeros(1, dtype=np.int64), ids, np.array([40]))
+    expected = drafts_of(alone, np.zeros(1, dtype=np.int64), np.array([40]), 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        engine = NativeEngine(model, 2, 64, window)
+        pieces = []
+        for begin, end in zip([0, *cuts], [*cuts, 40], strict=True):
+            both = np.concatenate([ids_of(begin, 1, 40)[:, : end - begin], ids[:, begin:end]])
+            start, lengths = np.array([0, begin]), np.array([min(mate, end - begin), end - begin])
+            pieces.append(engine.verify(start, both, lengths)[1])
+            engine.ids[1, : end + 1] = alone.ids[0, : end + 1]
+            drafted = drafts_of(engine, start, lengths, 4)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(np.concatenate(pieces), whole[0])
+    for i in (1, 2, 3):
+        np.testing.assert_array_equal(drafted[i][1], expected[i][0])
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_an_id_in_a_tree_gets_the_bits_of_its_own_path(topology):
+    """Three branches behind a pending id; every path alone as a chain, and the kept path goes on like one."""
+    model, prompt = model_of("plain", topology), ids_of(1, 1, 19)
+    parent, depth = [-1, 0, 0, 1, 1, 2, 3], [0, 1, 1, 2, 2, 2, 3]
+    ids, zero = ids_of(2, 1, 7), np.zeros(1, dtype=np.int64)
+    above = np.eye(7, dtype=np.bool_)
+    for i in range(1, 7):
+        above[i] |= above[parent[i]]
+    tree = NativeEngine(model, 1, 64, 64)
+    tree.verify(zero, prompt, np.array([19]))
+    logits = tree.verify(np.array([19]), ids, np.array([7]), Branches(np.array([depth]), above[None]))
+    for leaf in range(7):
+        path = np.flatnonzero(above[leaf])
+        chain = NativeEngine(model, 1, 64, 64)
+        chain.verify(zero, prompt, np.array([19]))
+        np.testing.assert_array_equal(
+            chain.verify(np.array([19]), ids[:, path], np.array([len(path)])), logits[:, path]
+        )
+    tree.keep(np.array([19]), path[None])
+    more, at, length = ids_of(3, 1, 5), np.array([19 + len(path)]), np.array([5])
+    np.testing.assert_array_equal(tree.verify(at, more, length), chain.verify(at, more, length))
+
+
+def test_changed_weights_are_packed_again():
+    model = model_of("plain", "parallel")
+    first = packed(model)
+    assert packed(model) is first
+    with torch.no_grad():
+        model.norm.weight.mul_(2)
+    assert packed(model) is not first
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_both_engines_write_the_same(topology):
+    model = model_of("grouped, odd widths", topology)
+    outs = [
+        decode.generate(model, b"same", 40, mode=mode, engine=engine).data
+        for mode in ("ar", "speculative", "tree")
+        for engine in ("native", "torch")
+    ]
+    assert len(set(outs)) == 1
+
+
+def test_models_that_it_cannot_run_are_refused_or_left_to_tensor_operations():
+    double = model_of("plain", "parallel").double()
+    narrow = ByteMTP(ModelConfig(dim=24, layers=4, attention_heads=2, ffn_dim=48, n_future=2)).eval()
+    for model in (double, narrow):
+        assert not supports(model)
+        assert decode.generate(model, b"a", 4).stats["engine"] == "torch"
+        with pytest.raises(UserError, match="the native engine runs float32 models"):
+            decode.generate(model, b"a", 4, engine="native")
+
+
+def test_without_a_compiler_it_says_so_and_decodes_all_the_same(monkeypatch, capsys):
+    model = model_of("plain", "parallel")
+    expected = decode.generate(model, b"a", 8).data
+    monkeypatch.setattr(decode, "compiler", lambda: None)
+    assert decode.generate(model, b"a", 8).data == expected
+    assert "no C++ compiler" in capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'cannot find the standard library' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"cannot compile step\.cpp: cannot find the standard library"):
+        native_library.library.__wrapped__()
+
+
+def test_many_steps_from_many_engines_at_once():
+    """Threads of several engines, made and given up again."""
+    model = model_of("plain", "replicated")
+    expected = decode.generate(model, b"x", 50).data
+    assert all(decode.generate(model, b"x", 50, mode="speculative").data == expected for _ in range(30))

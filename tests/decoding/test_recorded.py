@@ -1,0 +1,130 @@
+"""RecordedEngine passes: the same numbers as unrecorded ones, whatever was written into the recording.
+
+CUDA graphs need a GPU.  Their trap does not: what a pass reads from Python (a number of slots, which tensor the heads
+read) is fixed when it is recorded.  So here passes are recorded as traces, which fix the same things.
+"""
+
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_native import drafts_of
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bytemtp.common.settings import ModelConfig, Topology
+from bytemtp.decoding.engines import recorded
+from bytemtp.decoding.engines.recorded import RecordedEngine
+from bytemtp.decoding.engines.tensor import TensorEngine
+from bytemtp.decoding.loop import generate, generate_batch
+from bytemtp.model.model import ByteMTP
+
+TOPOLOGIES = get_args(Topology)
+TINY = ModelConfig(dim=32, layers=5, attention_heads=2, ffn_dim=48, n_future=4)
+ORIGINAL = recorded.record_pass
+TRACED = []
+
+
+def traced(function, inputs):
+    """Like a CUDA graph: fixed addresses of inputs and results, nothing read from Python again."""
+    held = [x.clone() for x in inputs]
+    graph = make_fx(lambda *inputs: function(*inputs))(*held)
+    results = graph(*held)
+    TRACED.append(graph)
+
+    def replay(*values):
+        for place, value in zip(held, values, strict=True):
+            place.copy_(value)
+        flat, new = torch.utils._pytree.tree_leaves(results), torch.utils._pytree.tree_leaves(graph(*held))
+        for place, value in zip(flat, new, strict=True):
+            place.copy_(value)
+        return results
+
+    return replay
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _traces():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorded, "record_pass", traced)
+        patch.setattr(recorded, "SLOTS", 32)
+        yield
+
+
+@settings(max_examples=6)
+@given(
+    topology=st.sampled_from(TOPOLOGIES),
+    chunks=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3), st.booleans()), min_size=2, max_size=8),
+    window=st.sampled_from([64, 5]),
+)
+def test_passes_and_drafts_are_those_of_tensor_operations(topology, chunks, window):
+    """Chunks of 1 to 6 ids, some longer than what is recorded; rows of different lengths; some ids are taken back."""
+    model = ByteMTP(replace(TINY, topology=topology)).eval()
+    plain, fast = TensorEngine(model, 2, 48, window), RecordedEngine(model, 2, 48, window, 4)
+    start = np.array([0, 0])
+    for number, (length, fewer, accept_all) in enumerate(chunks):
+        ids = np.random.default_rng(number).integers(0, 256, (2, length))
+        lengths = np.array([length, max(1, length - fewer)])
+        first, second = (engine.verify(start, ids, lengths) for engine in (plain, fast))
+        for row in range(2):
+            np.testing.assert_allclose(second[row, : lengths[row]], first[row, : lengths[row]], atol=1e-5, rtol=1e-4)
+        accepted = lengths if accept_all else np.ones(2, dtype=np.int64)
+        first, second = (drafts_of(engine, start, accepted, 4) for engine in (plain, fast))
+        for i in (1, 2, 3):
+            np.testing.assert_allclose(second[i], first[i], atol=1e-5, rtol=1e-4)
+        start = start + accepted
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_greedy_decoding_writes_the_same_and_records_few_passes(topology):
+    model = ByteMTP(replace(TINY, topology=topology)).eval()
+    TRACED.clear()
+    for mode in ("ar", "speculative"):
+        out = generate(model, b"a prompt", 40, mode=mode, engine="recorded")
+        assert out.data == generate(model, b"a prompt", 40, engine="torch").data
+        assert out.stats["engine"] == "recorded"
+    reached = -(-(1 + 8 + 40) // 32)
+    assert (
+        0 < len(TRACED) <= 4 * reached
+    )  # a pass over one id, over four, and drafts after each; by stretches of the cache
+
+
+def test_a_tree_and_a_batch():
+    model = ByteMTP(TINY).eval()
+    for mode in ("tree", "speculative"):
+        fast = generate_batch(model, [b"one", b"another"], 20, mode=mode, engine="recorded")
+        plain = generate_batch(model, [b"one", b"another"], 20, engine="torch")
+        assert [out.data for out in fast] == [out.data for out in plain]
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_torch_compile_records_on_a_cpu():
+    model = ByteMTP(replace(TINY, topology="parallel")).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorded, "record_pass", ORIGINAL)
+        for mode in ("ar", "speculative"):
+            out = generate(model, b"a prompt", 12, mode=mode, engine="recorded")
+            assert out.data == generate(model, b"a prompt", 12, engine="torch").data
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_cuda_graphs_write_the_same_bytes(topology, monkeypatch):
+    monkeypatch.setattr(recorded, "record_pass", ORIGINAL)
+    model = ByteMTP(replace(TINY, topology=topology)).eval().cuda()
+    plain = generate(model, b"a prompt", 300, engine="torch").data
+    for mode in ("ar", "speculative"):
+        assert generate(model, b"a prompt", 300, mode=mode, engine="recorded").data == plain
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_run_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(recorded, "record_pass", ORIGINAL)
+    model = ByteMTP(TINY).eval().cuda()
+    model.use(dtype=torch.bfloat16)
+    out = generate(model, b"a prompt", 50, mode="speculative", engine="recorded")
+    assert out.stats["bytes"] == 50 or out.stats["stopped_by"] == "endoftext"

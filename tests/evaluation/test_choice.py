@@ -1,0 +1,162 @@
+"""Multiple choice: log-likelihoods against one pass a byte, both accuracies, and one line for every bad task."""
+
+import gzip
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytemtp import evaluate
+from bytemtp.common.errors import UserError
+from bytemtp.common.settings import ModelConfig
+from bytemtp.common.vocab import EOT
+from bytemtp.evaluation import choice
+from bytemtp.evaluation.choice import Score, Task, answer, batches, best_choice, read_tasks
+from bytemtp.model.model import ByteMTP
+
+TINY = ModelConfig(dim=16, layers=4, attention_heads=2, ffn_dim=24, n_future=3)
+TASK = {"context": "The rose is", "choices": [" red", " a rose"], "answer": 1}
+CHOICES = st.lists(st.binary(min_size=1, max_size=6), min_size=2, max_size=3).map(tuple)
+TASKS = st.lists(st.tuples(st.binary(max_size=12), CHOICES, st.integers(0, 1)), min_size=1, max_size=4)
+"""Fields of tasks."""
+
+
+def tiny(topology="parallel", **changes) -> ByteMTP:
+    return ByteMTP(replace(TINY, topology=topology, **changes), seed=1).eval()
+
+
+@torch.no_grad()
+def slow_nats(model: ByteMTP, context: bytes, following: bytes) -> float:
+    """One forward pass a byte."""
+    ids, total = [EOT, *context], 0.0
+    for byte in following:
+        total += float(model(torch.tensor([ids]))[0, 0, -1].log_softmax(0)[byte])
+        ids.append(byte)
+    return total
+
+
+@settings(max_examples=25)
+@given(tasks=TASKS, topology=st.sampled_from(["parallel", "anticausal", "linear", "deepseek"]), room=st.integers(1, 60))
+def test_log_likelihoods_equal_one_pass_a_byte(tasks, topology, room):
+    model, tasks = tiny(topology), [Task(*fields) for fields in tasks]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "IDS_A_PASS", room)
+        score = answer(model, tasks)
+    for task, nats in zip(tasks, score.nats, strict=True):
+        expected = [slow_nats(model, task.context, following) for following in task.choices]
+        assert nats == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_a_byte_sees_as_far_back_as_in_decoding():
+    """A model with a window, and one that was trained on rows of that length, are the same."""
+    task = Task(b"a context that is longer than the window", (b" and so", b" on"), 0)
+    trained, windowed = tiny(), tiny(window=8)
+    trained.trained_length = 8
+    assert answer(trained, [task]).nats == answer(windowed, [task]).nats
+    assert answer(trained, [task]).nats != answer(tiny(), [task]).nats
+
+
+def test_the_two_accuracies_count_what_they_say():
+    """The sum prefers the short choice, the mean the long one."""
+    tasks = [
+        Task(b"", (b"ab", b"abcdefgh"), 1),
+        Task(b"", (b"ab", b"abcdefgh"), 0),
+        Task(b"", (b"a", b"b", b"c", b"d"), 3),
+    ]
+    score = Score(tasks, [[-4.0, -8.0], [-4.0, -8.0], [-3.0, -2.0, -9.0, -2.0]])
+    record = score.as_dict()
+    assert (record["tasks"], record["correct"], record["correct_per_byte"]) == (3, 1, 1)
+    assert (record["accuracy"], record["chance"]) == (1 / 3, (0.5 + 0.5 + 0.25) / 3)
+    assert score.right(per_byte=False) == 1 and best_choice(score.nats[0], tasks[0].choices, True) == 1
+    assert best_choice(score.nats[2], tasks[2].choices, False) == 1, "of equals the first"
+
+
+@given(lengths=st.lists(st.integers(1, 9000), max_size=30))
+def test_batches_hold_every_text_once_and_fit(lengths):
+    found = list(batches(lengths))
+    assert sorted(number for batch in found for number in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= choice.IDS_A_PASS
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        TASK,
+        {"query": "The rose is", "choices": [" red", " a rose"], "gold": 1},
+        {"ctx": "The rose is", "endings": [" red", " a rose"], "label": "1", "ind": 7},
+    ],
+)
+def test_common_names_are_known(tmp_path, record):
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(record) + "\n\n")
+    assert read_tasks(tmp_path / "tasks.jsonl") == [Task(b"The rose is", (b" red", b" a rose"), 1)]
+
+
+def test_text_between_belongs_to_the_choice(tmp_path):
+    (tmp_path / "tasks.jsonl.gz").write_bytes(gzip.compress(json.dumps({**TASK, "choices": ["é", "b"]}).encode()))
+    assert read_tasks(tmp_path / "tasks.jsonl.gz", " ")[0].choices == (" é".encode(), b" b")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "every line must be a JSON object"),
+        ({"choices": ["a", "b"], "answer": 0}, "no field 'context' or 'query'"),
+        ({**TASK, "context": 3}, "the context is 3"),
+        ({**TASK, "choices": ["a"]}, "two or more texts"),
+        ({**TASK, "choices": ["a", ""]}, "none of them empty"),
+        ({**TASK, "choices": "ab"}, "the choices are 'ab'"),
+        ({**TASK, "answer": 2}, "the answer is 2; it must be the number of a choice, from 0 to 1"),
+        ({**TASK, "answer": True}, "the answer is True"),
+        ({**TASK, "answer": "B"}, "the answer is 'B'"),
+        ({**TASK, "context": "\ud800"}, "surrogates not allowed"),
+    ],
+)
+def test_a_bad_task_is_named_by_its_line(tmp_path, line, message):
+    text = line if isinstance(line, str) else json.dumps(line)
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(TASK) + "\n" + text + "\n")
+    with pytest.raises(UserError) as caught:
+        read_tasks(tmp_path / "tasks.jsonl")
+    assert message in str(caught.value) and "line 2" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN"], "--tasks"),
+        (["RUN", "--tasks", "missing"], "cannot read missing"),
+        (["RUN", "--tasks", "EMPTY"], "has no tasks"),
+        (["EMPTY", "--tasks", "FILE"], "holds no checkpoint"),
+        (["RUN", "--tasks", "FILE", "--json", "NOWHERE"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_clear_line(trained_run, tmp_path, arguments, message):
+    (tmp_path / "file").write_text(json.dumps(TASK))
+    (tmp_path / "empty").touch()
+    stand_for = {"RUN": trained_run, "FILE": tmp_path / "file", "EMPTY": tmp_path / "empty"}
+    stand_for["NOWHERE"] = tmp_path / "no" / "file.json"
+    with pytest.raises(UserError) as caught:
+        evaluate.main(["choice", *(str(stand_for.get(word, word)) for word in arguments)])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_command_prints_and_writes_the_same_numbers(trained_run, tmp_path, capsys):
+    (tmp_path / "tasks.jsonl").write_text("\n".join(json.dumps({**TASK, "answer": i % 2}) for i in range(5)))
+    program = [
+        "choice",
+        str(trained_run),
+        "--tasks",
+        str(tmp_path / "tasks.jsonl"),
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    evaluate.main(program)
+    record = json.loads((tmp_path / "out.json").read_text())
+    printed = capsys.readouterr().out
+    assert record["tasks"] == 5 and record["correct"] in (2, 3) and record["chance"] == 0.5
+    assert f"{record['accuracy']:.4f}" in printed and f"{record['accuracy_per_byte']:.4f}" in printed
+    assert record["choice_bytes"] == [[4, 7]] * 5

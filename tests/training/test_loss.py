@@ -1,0 +1,182 @@
+"""The loss against loops, and the sequential backward against the joint one."""
+
+import math
+import weakref
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytemtp.common.settings import ModelConfig, Topology
+from bytemtp.common.vocab import EOT
+from bytemtp.model.model import ByteMTP
+from bytemtp.training import loss as loss_module
+from bytemtp.training.loss import IGNORED, backward, evaluate, targets_of, valid_target_counts
+
+TOPOLOGIES = get_args(Topology)
+TINY = ModelConfig(dim=16, layers=6, attention_heads=2, kv_heads=1, ffn_dim=24, n_future=4)
+
+
+@st.composite
+def rows(draw, n=4):
+    """ids and document ids [b, s + n] as packing makes them, padding included."""
+    b, s = draw(st.integers(1, 3)), draw(st.integers(1, 16))
+    flat = draw(st.lists(st.sampled_from([0, 7, 255, EOT]), min_size=b * (s + n), max_size=b * (s + n)))
+    ids = torch.tensor(flat).view(b, s + n)
+    document_ids = (ids == EOT).cumsum(1)
+    padding = draw(st.integers(0, s + n - 1))
+    if padding:
+        ids[-1, -padding:], document_ids[-1, -padding:] = EOT, -1
+    return ids, document_ids
+
+
+def model_for(topology, dtype=torch.float64, **changes):
+    return ByteMTP(replace(TINY, topology=topology, **changes)).to(dtype)
+
+
+def gradients(model, *args, **kwargs):
+    model.zero_grad()
+    losses = backward(model, *args, **kwargs)
+    return losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@given(rows())
+def test_targets_stop_where_their_document_does(batch):
+    ids, document_ids = batch
+    n, s = 4, ids.shape[1] - 4
+    for i in range(n):
+        expected = torch.full((len(ids), s), IGNORED)
+        for b in range(len(ids)):
+            for p in range(s):
+                q = p + 1 + i
+                real = document_ids[b, p] >= 0 and document_ids[b, q] >= 0
+                if real and EOT not in ids[b, p + 1 : q]:
+                    expected[b, p] = ids[b, q]
+        assert torch.equal(targets_of(ids, document_ids, i, n), expected)
+
+
+@given(batch=rows(), topology=st.sampled_from(TOPOLOGIES))
+def test_losses_equal_the_full_forward_pass(batch, topology):
+    ids, document_ids = batch
+    model = model_for(topology)
+    s = ids.shape[1] - 4
+    with torch.no_grad():
+        logits = model(ids[:, : s + 3], document_ids[:, : s + 3])[:, :, :s].log_softmax(-1)
+    losses = evaluate(model, ids, document_ids)
+    for i in range(4):
+        targets = targets_of(ids, document_ids, i, 4)
+        picked = logits[i].gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+        nats = -picked[targets != IGNORED].sum()
+        assert losses.counts[i] == (targets != IGNORED).sum()
+        torch.testing.assert_close(losses.nats[i], nats, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=60)
+@given(batch=rows(), topology=st.sampled_from(TOPOLOGIES), window=st.sampled_from([0, 3]), checkpointing=st.booleans())
+def test_sequential_backward_equals_joint_in_float64(batch, topology, window, checkpointing):
+    model = model_for(topology, window=window)
+    joint, expected = gradients(model, *batch, mode="joint")
+    model.use(checkpointing=checkpointing)
+    sequential, found = gradients(model, *batch, mode="sequential")
+    torch.testing.assert_close(sequential.nats, joint.nats, atol=1e-10, rtol=0)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-10, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("n", [1, 2, 6])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sequential_backward_equals_joint_for_any_head_count(topology, n, dtype):
+    model = model_for(topology, dtype, n_future=n)
+    ids = torch.randint(0, 256, (2, 24 + n), generator=torch.Generator().manual_seed(n))
+    batch = ids, torch.zeros_like(ids)
+    _, expected = gradients(model, *batch, mode="joint")
+    _, found = gradients(model, *batch)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-6
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_split_batch_adds_up_to_the_whole(topology):
+    """Also when the parts have different numbers of valid targets, which is why `counts` is the whole batch's."""
+    model = model_for(topology)
+    ids = torch.randint(0, 256, (4, 28), generator=torch.Generator().manual_seed(3))
+    ids[0, 3], ids[1, 5:20:4] = EOT, EOT
+    document_ids = (ids == EOT).cumsum(1)
+    whole, expected = gradients(model, ids, document_ids)
+    model.zero_grad()
+    counts = valid_target_counts(ids, document_ids, 4)
+    parts = [backward(model, ids[i : i + 1], document_ids[i : i + 1], counts) for i in range(4)]
+    total = parts[0] + parts[1] + parts[2] + parts[3]
+    torch.testing.assert_close(total.nats, whole.nats)
+    assert torch.equal(total.counts, whole.counts)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_only_one_head_has_logits_at_a_time(topology, monkeypatch):
+    alive: list[weakref.ref] = []
+
+    def watched(*args):
+        assert all(ref() is None for ref in alive), "an earlier head's logits are still in memory"
+        logits = loss_module_read_out(*args)
+        alive.append(weakref.ref(logits))
+        return logits
+
+    loss_module_read_out = loss_module.unembed
+    monkeypatch.setattr(loss_module, "unembed", watched)
+    ids = torch.zeros(1, 20, dtype=torch.long)
+    backward(model_for(topology), ids, ids)
+    assert len(alive) == 4
+
+
+def test_the_loss_is_the_mean_over_heads_and_reads_in_bits():
+    model = model_for("parallel")
+    ids = torch.arange(24)[None]
+    losses = evaluate(model, ids, torch.zeros_like(ids))
+    assert losses.counts.tolist() == [20] * 4
+    assert losses.mean == pytest.approx(sum(losses.bits_per_byte) / 4 * math.log(2))
+
+
+def test_documents_shorter_than_a_head_reaches_leave_it_without_targets():
+    """A corpus of one-byte documents once made head 3's loss 0/0 and the whole loss nan."""
+    ids = torch.tensor([[1, EOT] * 8])
+    losses, grads = gradients(model_for("parallel"), ids, (ids == EOT).cumsum(1))
+    assert losses.counts.tolist()[2:] == [0, 0]
+    assert math.isfinite(losses.mean) and all(g.isfinite().all() for g in grads.values())
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_compiled_layers_train_alike(topology):
+    model = model_for(topology, torch.float32)
+    ids = torch.randint(0, 256, (2, 36), generator=torch.Generator().manual_seed(0))
+    batch = ids, torch.zeros_like(ids)
+    _, expected = gradients(model, *batch)
+    model.use(compiled=True)
+    _, found = gradients(model, *batch)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("attention", ["xformers", "sdpa"])
+def test_cuda_gradients_equal_the_cpu(topology, attention):
+    ids = torch.randint(0, 256, (2, 68), generator=torch.Generator().manual_seed(0))
+    ids[:, ::17] = EOT
+    document_ids = (ids == EOT).cumsum(1)
+    config = replace(TINY, dim=64, topology=topology)
+    _, expected = gradients(ByteMTP(config), ids, document_ids)
+    model = ByteMTP(config).cuda()
+    model.use(attention=attention)
+    _, found = gradients(model, ids.cuda(), document_ids.cuda())
+    for name in expected:
+        torch.testing.assert_close(found[name].cpu(), expected[name], atol=1e-4, rtol=1e-3, msg=name)

@@ -1,0 +1,416 @@
+"""The trainer: the same weights however a run was cut, runs that survive kills, and files that say what happened."""
+
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
+from bytemtp.model.checkpoint import latest, load_model
+from bytemtp.model.model import ByteMTP
+from bytemtp.train import main, read_command
+from bytemtp.training.auto import pick_compile
+from bytemtp.training.loss import HeadLosses, backward
+from bytemtp.training.optimizer import adamw, learning_rate
+from bytemtp.training.progress import drop_lines_after
+from bytemtp.training.trainer import train
+
+SETTINGS = Settings(
+    ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2),
+    TrainConfig(
+        steps=12, batch_size=4, seq_len=32, lr=1e-2, warmup=2, dtype="float32", log_every=3, valid_every=5,
+        valid_batches=2, checkpoint_every=4, sample_bytes=0,
+    ),
+    DataConfig(valid_fraction=0.2),
+)  # fmt: skip
+KEYS = {
+    "step", "split", "loss", "bpb", "bpb_per_head", "lr", "grad_norm", "bytes_seen", "bytes_per_s", "elapsed_s",
+    "peak_memory_bytes",
+}  # fmt: skip
+CLOCK = {"bytes_per_s", "elapsed_s", "peak_memory_bytes"}
+"""What may differ between two equal runs."""
+
+WORDS = ["alpha ", "beta ", "gamma\n", "delta, ", "epsilon. "]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    """Threads of tiny models only wait for each other, and on a busy machine for a long time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """40 documents of 50 to 250 bytes: an epoch is some 11 batches, so the runs here cross its end."""
+    folder = tmp_path_factory.mktemp("corpus")
+    draw = random.Random(0)
+    for i in range(40):
+        words = draw.choices(WORDS, k=draw.randint(8, 40))
+        (folder / f"{i:02}.txt").write_text("".join(words))
+    return str(folder)
+
+
+def settings(**values: Any) -> Settings:
+    return changed(SETTINGS, **{f"train.{name}": value for name, value in values.items()})
+
+
+def weights(run: Path) -> str:
+    """Hash of the newest weights and optimiser state."""
+    folder = latest(run)
+    assert folder is not None
+    names = ("model.safetensors", "optimizer.safetensors")
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in names)).hexdigest()
+
+
+def generators(run: Path) -> bytes:
+    """State of PyTorch's random numbers at the end."""
+    folder = latest(run)
+    assert folder is not None
+    return (folder / "rng.safetensors").read_bytes()
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clock(run: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert train(SETTINGS, [corpus], run, device="cpu").finished
+    return run
+
+
+@pytest.mark.parametrize("cuts", [[1], [4, 5], [7], [2, 6, 11]])
+def test_cut_and_resumed_is_the_same_run(corpus: str, whole: Path, tmp_path: Path, cuts: list[int]) -> None:
+    """Same weights, same optimiser state and, clocks apart, the same metrics; nothing is said again on resume."""
+    run = tmp_path / "run"
+    for i, cut in enumerate(cuts):
+        torch.manual_seed(i)  # as a new process would have another state
+        outcome = train(SETTINGS, [corpus], run, device="cpu", stop_after=cut, resume=i > 0)
+        assert (outcome.finished, outcome.state.step) == (False, cut)
+    assert train(SETTINGS, [], run, device="cpu", resume=True).finished
+    assert weights(run) == weights(whole)
+    assert generators(run) == generators(whole)
+    assert without_clock(run) == without_clock(whole)
+
+
+def test_a_longer_run_equals_one_of_that_length_while_warming_up(corpus: str, tmp_path: Path) -> None:
+    """10 steps, then resumed for 20: during the warm-up the schedule does not depend on how long the run is."""
+    train(settings(steps=10, warmup=20), [corpus], tmp_path / "a", device="cpu")
+    train(settings(steps=20, warmup=20), [], tmp_path / "a", device="cpu", resume=True)
+    train(settings(steps=20, warmup=20), [corpus], tmp_path / "b", device="cpu")
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+@pytest.mark.parametrize(("warmup", "warns"), [(2, True), (20, False)])
+def test_a_changed_schedule_is_told(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], warmup: int, warns: bool
+) -> None:
+    train(settings(steps=4, warmup=warmup), [corpus], tmp_path / "run", device="cpu")
+    capsys.readouterr()
+    train(settings(steps=6, warmup=warmup), [], tmp_path / "run", device="cpu", resume=True)
+    assert ("followed the cosine of the old" in capsys.readouterr().err) == warns
+
+
+def test_a_finished_run_stays_as_it_is(corpus: str, tmp_path: Path) -> None:
+    train(settings(steps=3), [corpus], tmp_path / "run", device="cpu")
+    before = weights(tmp_path / "run"), lines(tmp_path / "run")
+    outcome = train(settings(steps=3), [], tmp_path / "run", device="cpu", resume=True)
+    assert outcome.finished
+    assert (weights(tmp_path / "run"), lines(tmp_path / "run")) == before
+
+
+def test_settings_that_shape_the_result_cannot_change_on_resume(corpus: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(settings(steps=2), [corpus], run, device="cpu")
+    for name, value in {"lr": 0.5, "seed": 3, "batch_size": 2}.items():
+        with pytest.raises(UserError, match=f"train.{name} is {value}"):
+            train(settings(**{name: value}), [], run, device="cpu", resume=True)
+    train(settings(steps=3, log_every=1, keep_checkpoints=1, dtype="auto"), [], run, device="cpu", resume=True)
+    saved, _ = load_settings(run / "config.toml")
+    assert (saved.train.steps, saved.train.log_every, saved.train.dtype) == (3, 1, "float32")
+
+
+def test_resume_on_the_command_line_takes_everything_from_the_run(corpus: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(settings(steps=2), [corpus], run, device="cpu", preset="nano")
+    command = read_command(["--out", str(run), "--resume", "--train.steps", "5"])
+    assert command.settings == changed(load_settings(run / "config.toml")[0], **{"train.steps": 5})
+    assert read_command(["--out", str(run), "--resume", "--preset", "nano"]).settings.model == SETTINGS.model
+    with pytest.raises(UserError, match="started from preset 'nano', not 'small'"):
+        read_command(["--out", str(run), "--resume", "--preset", "small"])
+
+
+def test_metrics_have_all_keys(whole: Path) -> None:
+    records = lines(whole)
+    assert [(line["step"], line["split"]) for line in records] == [
+        (3, "train"), (5, "valid"), (6, "train"), (9, "train"), (10, "valid"), (12, "train"), (12, "valid"),
+    ]  # fmt: skip
+    for line in records:
+        assert line.keys() == KEYS
+        assert line["bpb"] == line["bpb_per_head"][0]
+        assert len(line["bpb_per_head"]) == 2
+        assert line["loss"] == pytest.approx(sum(line["bpb_per_head"]) / 2 * math.log(2))
+        assert line["bytes_seen"] == line["step"] * 4 * 32
+        assert line["lr"] == learning_rate(SETTINGS.train, line["step"] - 1, 0.0)
+        assert line["peak_memory_bytes"] > 10**6
+        assert line["bytes_per_s"] > 0
+    assert sorted(line["elapsed_s"] for line in records) == [line["elapsed_s"] for line in records]
+
+
+def test_config_says_what_the_run_was(whole: Path, corpus: str) -> None:
+    saved, info = load_settings(whole / "config.toml")
+    assert saved == changed(SETTINGS, **{"train.compile": "false"})
+    assert info["paths"] == [corpus]
+    assert info["parameters"] == ByteMTP(SETTINGS.model).num_parameters()
+    assert info["torch"] == torch.__version__
+
+
+def test_old_checkpoints_go(whole: Path) -> None:
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert names == ["latest", "step-00000008", "step-00000012"]
+
+
+def test_accumulation_is_the_full_batch(corpus: str, tmp_path: Path) -> None:
+    """Documents make the valid targets of each part differ, so averaging the parts' means would be another gradient."""
+    models = []
+    for accumulate in (1, 2, 4):
+        run = tmp_path / str(accumulate)
+        train(settings(steps=3, accumulate=accumulate), [corpus], run, device="cpu")
+        models.append(load_model(run))
+    for model in models[1:]:
+        for one, other in zip(models[0].parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"abcdefgh" * 2000)
+    losses = train(settings(steps=60, valid_every=0), [str(path)], tmp_path / "run", device="cpu")
+    first, *_, last = [line["bpb"] for line in lines(tmp_path / "run") if line["split"] == "train"]
+    assert first > 6
+    assert last < 0.5
+    assert losses.finished
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def spoilt(*arguments: Any) -> HeadLosses:
+        nonlocal calls
+        calls += 1
+        losses = backward(*arguments)
+        return HeadLosses(losses.nats * (math.inf if calls == 7 else 1), losses.counts)
+
+    monkeypatch.setattr("bytemtp.training.trainer.backward", spoilt)
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"step 7 has loss inf.*last good checkpoint is .*step-00000004"):
+        train(SETTINGS, [corpus], run, device="cpu")
+    monkeypatch.undo()
+    assert train(SETTINGS, [], run, device="cpu", resume=True).finished
+
+
+def test_minutes_end_a_run(corpus: str, tmp_path: Path) -> None:
+    outcome = train(settings(minutes=0.01, steps=10**9, valid_every=0), [corpus], tmp_path / "run", device="cpu")
+    assert outcome.finished
+    assert 0.6 <= outcome.state.elapsed_s < 10
+    assert [line["split"] for line in lines(tmp_path / "run")][-1] == "valid"
+
+
+def test_overwrite_needs_a_corpus_that_is_there(corpus: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(settings(steps=2), [corpus], run, device="cpu")
+    with pytest.raises(UserError, match="already holds a run"):
+        train(settings(steps=2), [corpus], run, device="cpu")
+    with pytest.raises(UserError, match="no such file"):
+        train(settings(steps=2), [str(tmp_path / "misspelt")], run, device="cpu", overwrite=True)
+    assert load_model(run)
+    train(settings(steps=1), [corpus], run, device="cpu", overwrite=True)
+    assert {line["step"] for line in lines(run)} == {1}
+
+
+def test_without_validation_documents_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.txt").write_bytes(b"abcdefgh" * 100)
+    outcome = train(settings(steps=3), [str(tmp_path / "one.txt")], tmp_path / "run", device="cpu")
+    assert outcome.valid is None
+    assert "no document fell into the validation split" in capsys.readouterr().err
+    assert {line["split"] for line in lines(tmp_path / "run")} == {"train"}
+
+
+def test_damaged_inputs_are_told_once(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.gz").write_bytes(gzip.compress(b"x" * 100)[:-10])
+    skipping = changed(settings(steps=12), **{"data.on_corrupt": "skip"})
+    train(skipping, [corpus, str(tmp_path / "bad.gz")], tmp_path / "run", device="cpu")
+    assert capsys.readouterr().err.count("left out: " + str(tmp_path / "bad.gz")) == 1
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_standard_input_is_kept_for_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: Any) -> None:
+    class Input(io.BytesIO):
+        isatty = staticmethod(lambda: False)
+        buffer = property(lambda self: self)
+
+    content = compress(b"the quick brown fox " * 20_000)  # above 256 KiB, so that a part of it is held out
+    file = tmp_path / ("stdin.bytes.gz" if compress is gzip.compress else "stdin.bytes")
+    file.write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", Input(content))
+    train(settings(steps=4), ["-"], tmp_path / "piped", device="cpu", stop_after=2)
+    train(settings(steps=4), [], tmp_path / "piped", device="cpu", resume=True)
+    train(settings(steps=4), [str(file)], tmp_path / "named", device="cpu")
+    assert load_settings(tmp_path / "piped" / "config.toml")[1]["paths"] == ["-"]
+    assert weights(tmp_path / "piped") == weights(tmp_path / "named")
+
+
+def test_a_terminal_gets_a_bar(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        isatty = staticmethod(lambda: True)
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train(settings(steps=3), [corpus], tmp_path / "run", device="cpu")
+    shown = terminal.getvalue()
+    last = lines(tmp_path / "run")[-1]
+    assert "| 3/3 step [" in shown
+    assert "kB/s" in shown
+    assert f"valid      3  loss {last['loss']:.4f}  bpb {last['bpb_per_head'][0]:.3f} " in shown
+
+
+def test_a_sample_does_not_change_the_run(corpus: str, whole: Path, tmp_path: Path) -> None:
+    shown = []
+
+    def sample(model: ByteMTP) -> bytes:
+        shown.append(torch.rand(1))  # a sampler may use the global random numbers
+        return b"\xff\n"
+
+    train(settings(sample_bytes=8), [corpus], tmp_path / "run", device="cpu", sample=sample)
+    assert len(shown) == 3
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+def test_a_cut_last_line_of_metrics_goes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    drop_lines_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_learning_rate() -> None:
+    plan = TrainConfig(steps=100, warmup=10, lr=2.0, final_lr=0.1)
+    rates = [learning_rate(plan, step, 0.0) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == 2.0
+    assert rates[99] == pytest.approx(0.2)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[54] == pytest.approx(1.1)  # half way between the ends, half way down
+    by_clock = TrainConfig(minutes=1.0, warmup=0, lr=2.0, final_lr=0.1)
+    assert [learning_rate(by_clock, 5, second) for second in (0.0, 30.0, 60.0, 90.0)] == pytest.approx(
+        [2.0, 1.1, 0.2, 0.2]
+    )
+
+
+def test_decay_spares_the_norms() -> None:
+    groups = adamw(ByteMTP(SETTINGS.model), SETTINGS.train).param_groups
+    decay = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
+    assert decay.keys() == dict(ByteMTP(SETTINGS.model).named_parameters()).keys()
+    assert {name for name, value in decay.items() if value == 0} == {name for name in decay if "norm" in name}
+
+
+def test_compiling_is_for_long_runs() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert not pick_compile(settings(steps=10), cpu, 10_000).value
+    assert pick_compile(settings(steps=10**9), cpu, 10_000).value
+    assert pick_compile(settings(minutes=600), cpu, 10_000).value
+    assert pick_compile(settings(steps=10), cuda, 10_000).value
+    assert not pick_compile(settings(compile="false"), cuda, 10_000).value
+
+
+def test_tensorboard(corpus: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(settings(steps=3, tensorboard=True), [corpus], tmp_path / "run", device="cpu")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def command_line(corpus: str, run: Path, *more: str) -> list[str]:
+    flags = [
+        "--model.dim=16", "--model.layers=2", "--model.attention_heads=2", "--model.ffn_dim=24", "--model.n_future=2",
+        "--train.batch_size=4", "--train.seq_len=32", "--train.dtype=float32", "--train.sample_bytes=0",
+        "--train.log_every=5", "--train.checkpoint_every=20", "--device=cpu",
+    ]  # fmt: skip
+    return [corpus, "--out", str(run), *flags, *more]
+
+
+def start_and_wait(arguments: list[str], run: Path, lines: int) -> subprocess.Popen[str]:
+    """A trainer in a process of its own that has written that many lines of metrics."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bytemtp.train", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    path = run / "metrics.jsonl"
+    while not (path.exists() and path.read_text().count("\n") >= lines):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_resumed_run_is_the_same(corpus: str, tmp_path: Path, number: signal.Signals) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    process = start_and_wait(command_line(corpus, run, "--train.steps=100000"), run, lines=1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert f"go on with: python -m bytemtp.train --out {run} --resume" in errors
+    assert "Traceback" not in errors
+    step = int(str(latest(run))[-8:])
+    main(["--out", str(run), "--resume", f"--stop_after={step + 7}", "--device=cpu"])
+    main(command_line(corpus, other, "--train.steps=100000", f"--stop_after={step + 7}"))
+    assert weights(run) == weights(other)
+
+
+def test_kill_9_at_any_moment_leaves_a_run_that_can_go_on(corpus: str, tmp_path: Path) -> None:
+    """With a checkpoint at every step, most moments are moments of saving."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    arguments = ["--train.steps=100000", "--train.checkpoint_every=1"]
+    process = start_and_wait(command_line(corpus, run, *arguments), run, lines=1)
+    time.sleep(random.random() / 10)
+    process.kill()
+    process.communicate()
+    step = int(str(latest(run))[-8:])
+    main(["--out", str(run), "--resume", f"--stop_after={step + 7}", "--device=cpu"])
+    main(command_line(corpus, other, "--train.steps=100000", f"--stop_after={step + 7}"))
+    assert weights(run) == weights(other)
+    assert without_clock(run) == without_clock(other)
+
+
+def test_the_command_reports(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    main([*command_line(corpus, run), "--train.steps=2", "--train.sample_bytes=5"])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for text in ("parameters: ", "attention: sdpa (", "torch.compile: False (", "sample: ", "step-00000002", "next: "):
+        assert text in captured.err
+    assert "bpb" in captured.err
