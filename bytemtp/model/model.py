@@ -2,17 +2,6 @@
 
     ids -> embed -> trunk (blocks) -> z -> link 0..n-1 -> norm -> unembed -> logits [n b s v]
 
-Topologies (Gloeckle et al. 2024, sections 2 and 3.6; DeepSeek-V3, section 2.2) differ only in what a head's link is and
-in which output it reads, so each is a few lines of `links_for` and `chains_for`:
-
-    parallel    link = transformer layer on z                        U(link_i(z))
-    causal      link = transformer layer on the head before          U(link_i(... link_0(z)))
-    anticausal  link = transformer layer on the head behind          U(link_i(... link_n-1(z)))
-    linear      link = d x d matrix on z; head 0 reads z itself      U(W_i z)
-    replicated  no link; every head has its own unembedding          U_i(z)
-    deepseek    link = MTP module on the head before and on the      U(link_i(link_i-1, Emb(t_s+i)))
-                embedding of the byte i ahead; head 0's is a layer
-
 In every topology the trunk with head 0's path is exactly a Llama with `model.layers` minus the other heads' layers.
 
 Try:  python -c "import bytemtp; print(bytemtp.ByteMTP(bytemtp.PRESETS['nano'].model))"
@@ -21,7 +10,6 @@ Shapes:  b batch, s position, d width, n future offset (0 = next byte), v vocabu
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import wraps
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -34,28 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from bytemtp.common.runtime import Choice
 from bytemtp.common.settings import ModelConfig
-from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE, VOCAB_SIZE
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.model.attention import Layout, pick_attention
-from bytemtp.model.layers import Block, RMSNorm, Rope, rms_norm, rope_table
+from bytemtp.model.heads import Context, DeepSeekModule, chains_for, links_for
+from bytemtp.model.layers import Block, RMSNorm, rms_norm, rope_table
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Context:
-    """What all layers of one forward pass share."""
-
-    ids: Int[Tensor, "b sn"]
-    """input ids and the `ahead` ids after them"""
-    length: int
-    """s: positions that are computed"""
-    rope: Rope
-    layout: Layout
-
-    def ahead(self, offset: int) -> Int[Tensor, "b s"]:
-        """The ids `offset` positions ahead of each input; EOT stands in for those beyond the end."""
-        known = self.ids[:, offset : offset + self.length]
-        return F.pad(known, (0, self.length - known.shape[1]), value=EOT)
 
 
 class ByteMTP(nn.Module):
@@ -208,48 +180,6 @@ def kept_with_weights(make: Callable[[ByteMTP], T]) -> Callable[[ByteMTP], T]:
 def unembed(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor) -> Float[Tensor, "*b v"]:
     """The padding's -inf goes in as a bias: the matrix product adds it for nothing, and 0 changes no real logit."""
     return F.linear(rms_norm(x, norm), unembedding, padding)
-
-
-class DeepSeekModule(nn.Module):
-    """Sequential MTP module: h' = M [RMSNorm(h); RMSNorm(Emb(t))], then one layer (DeepSeek-V3, equations 21-22)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.hidden_norm, self.embed_norm = RMSNorm(config.dim), RMSNorm(config.dim)
-        self.merge = nn.Linear(2 * config.dim, config.dim, bias=False)
-        self.block = Block(config)
-
-    def forward(self, x: Tensor, embedded: Tensor, context: Context) -> Tensor:
-        return self.block(self.merged(x, embedded), context.rope, context.layout)
-
-    def merged(self, x: Tensor, embedded: Tensor) -> Tensor:
-        return self.merge(torch.cat([self.hidden_norm(x), self.embed_norm(embedded)], dim=-1))
-
-
-def links_for(config: ModelConfig) -> list[nn.Module]:
-    """One module a head: what it computes before the norm and the unembedding."""
-    n = config.n_future
-    match config.topology:
-        case "parallel" | "causal" | "anticausal":
-            return [Block(config) for _ in range(n)]
-        case "deepseek":
-            return [Block(config), *(DeepSeekModule(config) for _ in range(n - 1))]
-        case "linear":
-            return [nn.Identity(), *(nn.Linear(config.dim, config.dim, bias=False) for _ in range(n - 1))]
-        case "replicated":
-            return [nn.Identity() for _ in range(n)]
-
-
-def chains_for(config: ModelConfig) -> list[list[int]]:
-    """Heads in order of computation: each chain starts at the trunk, each head in it reads the one before."""
-    heads = list(range(config.n_future))
-    match config.topology:
-        case "causal" | "deepseek":
-            return [heads]
-        case "anticausal":
-            return [heads[::-1]]
-        case _:
-            return [[i] for i in heads]
 
 
 def init_weights(model: ByteMTP, seed: int) -> None:

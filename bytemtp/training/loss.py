@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bytemtp.model.heads import Context
 from bytemtp.model.layers import compile_once
-from bytemtp.model.model import ByteMTP, Context, unembed
+from bytemtp.model.model import ByteMTP, unembed
 
 IGNORED = -100
 """Target of a position that has none: its document has ended, or the row has."""

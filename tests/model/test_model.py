@@ -12,8 +12,9 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import LAYERED, ModelConfig, Topology
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
+from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block
-from bytemtp.model.model import ByteMTP, DeepSeekModule
+from bytemtp.model.model import ByteMTP
 
 TOPOLOGIES = get_args(Topology)
 TINY = ModelConfig(dim=32, layers=5, attention_heads=4, kv_heads=2, ffn_dim=48, n_future=3)

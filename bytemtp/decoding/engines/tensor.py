@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor, nn
 
 from bytemtp.decoding.engines.kv_cache import Chunk, LayerCache, step, step_at
+from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block, rope_table
-from bytemtp.model.model import ByteMTP, DeepSeekModule
+from bytemtp.model.model import ByteMTP
 
 Choose = Callable[[int, Float32[np.ndarray, "b v"]], Int[np.ndarray, " b"]]
 """Draft number (from 1) and its logits -> the id drafted in each row"""

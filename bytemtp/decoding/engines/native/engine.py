@@ -18,8 +18,9 @@ from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.decoding.engines.native.library import Layer, Pass, Shape, Tokens, library, team
 from bytemtp.decoding.engines.native.weights import LANES, Packed, packed, up_to
 from bytemtp.decoding.engines.tensor import Branches, Choose
+from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block, rope_table
-from bytemtp.model.model import ByteMTP, DeepSeekModule
+from bytemtp.model.model import ByteMTP
 
 SLOTS = 256
 """Caches have a multiple of so many slots, so that the next text can often use the last one's memory."""

@@ -14,8 +14,9 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from bytemtp.decoding.engines.native.memory import EngineMemory, gathered
+from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block
-from bytemtp.model.model import ByteMTP, DeepSeekModule, kept_with_weights
+from bytemtp.model.model import ByteMTP, kept_with_weights
 
 Packed = Float32[np.ndarray, "panels in 32"]
 
