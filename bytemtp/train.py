@@ -21,7 +21,7 @@ from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, load_settings
 from bytemtp.decoding.loop import generate
 from bytemtp.model.model import ByteMTP
-from bytemtp.training.trainer import Outcome, train
+from bytemtp.training.trainer import TrainOutcome, train
 
 SAMPLE_TEMPERATURE = 0.8
 
@@ -116,7 +116,7 @@ def show(model: ByteMTP, settings: Settings) -> bytes:
     return generate(model, b"", train.sample_bytes, temperature=SAMPLE_TEMPERATURE, seed=train.seed).data
 
 
-def report(outcome: Outcome, out: Path) -> None:
+def report(outcome: TrainOutcome, out: Path) -> None:
     """Say how it ended and what to do next."""
     step = outcome.state.step
     if not outcome.finished:

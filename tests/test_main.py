@@ -26,10 +26,6 @@ def test_the_list_is_complete():
     tops = [module.name for module in pkgutil.iter_modules(bytemtp.__path__)]
     entries = {name: f"bytemtp.{name}.__main__" if is_folder(name) else f"bytemtp.{name}" for name in tops}
     runnable = {name for name, entry in entries.items() if importlib.util.find_spec(entry)}
-        name
-        for name in tops
-        if importlib.util.find_spec(f"bytemtp.{name}.__main__" if is_folder(name) else f"bytemtp.{name}")
-    }
     assert runnable - {"__main__", "testing"} == set(COMMANDS)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from bytemtp.common.errors import UserError
 
 
-class Lines:
+class JsonLinesFile:
     """Such a file, to go on with: what a kill or a full disk left of a last line is taken off by the first `append`."""
 
     def __init__(self, path: Path) -> None:

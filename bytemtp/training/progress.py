@@ -1,7 +1,7 @@
 """What a run tells about itself: metrics.jsonl, a progress bar or plain lines, and TensorBoard if asked for.
 
 A line of metrics.jsonl has `split` "train" (averages over the steps since the last such line) or "valid", and the keys
-of `Line` plus `bpb`, which is the first of `bpb_per_head`: bits per byte of the next byte.  Averages are over predicted
+of `MetricsLine` plus `bpb`, the first of `bpb_per_head`: bits per byte of the next byte.  Averages are over predicted
 bytes.  A head that had nothing to predict has null.
 
 Try:  tail -n 1 RUN/metrics.jsonl
@@ -27,7 +27,7 @@ from bytemtp.training.loss import HeadLosses
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricsLine:
     """One object of metrics.jsonl."""
 
     step: int
@@ -101,7 +101,7 @@ class Progress:
             done = min(self._total, elapsed_s if self._by_minutes else step)
             self._bar.update(done - self._bar.n)
 
-    def write(self, line: Line) -> None:
+    def write(self, line: MetricsLine) -> None:
         """Add a line to metrics.jsonl and TensorBoard, and show it."""
         append_json_line(self._metrics, line.as_dict())
         if self._board is not None:
@@ -126,14 +126,14 @@ class Progress:
         layout = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} " + unit + " [{elapsed}<{remaining}]{postfix}"
         return tqdm(total=self._total, initial=done, bar_format=layout, dynamic_ncols=True, file=sys.stderr)
 
-    def _remaining(self, line: Line) -> str:
+    def _remaining(self, line: MetricsLine) -> str:
         done = line.elapsed_s if self._by_minutes else line.step
         if line.split == "valid" or not done:
             return ""
         seconds = int(line.elapsed_s * max(0.0, self._total / done - 1))
         return f"  {line.step}/{self._total} steps" * (not self._by_minutes) + f"  eta {tqdm.format_interval(seconds)}"
 
-    def _write_board(self, board: Any, line: Line) -> None:
+    def _write_board(self, board: Any, line: MetricsLine) -> None:
         for name, value in line.as_dict().items():
             if isinstance(value, int | float) and name != "step":
                 board.add_scalar(f"{line.split}/{name}", value, line.step)

@@ -35,7 +35,7 @@ from bytemtp.training.auto import apply, choose
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, valid_target_counts
 from bytemtp.training.optimizer import adamw, learning_rate, set_learning_rate
-from bytemtp.training.progress import Line, Progress, finite, peak_memory_bytes
+from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
 from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
 
@@ -46,7 +46,7 @@ Sampler = Callable[[ByteMTP], bytes]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainOutcome:
     """How a call of `train` ended."""
 
     state: TrainState
@@ -70,7 +70,7 @@ def train(
     stop_after: int = 0,
     preset: str = "",
     sample: Sampler | None = None,
-) -> Outcome:
+) -> TrainOutcome:
     """Train a model into the folder `run`, or go on with the run there.
 
     stop_after: pause when that many steps are done in all; 0 means train to the end.
@@ -143,7 +143,7 @@ class Trainer:
     def __exit__(self, *error: Any) -> None:
         self._exits.__exit__(*error)
 
-    def run(self, stop_after: int) -> Outcome:
+    def run(self, stop_after: int) -> TrainOutcome:
         """Train until the end, step `stop_after`, or a signal; save; and say how it ended."""
         finished = self._is_finished()
         if finished and self.state.step == 0:
@@ -158,7 +158,7 @@ class Trainer:
             if self._is_due(self.train.checkpoint_every):
                 self._save()
         checkpoint = self._save()
-        return Outcome(self.state, checkpoint, self.valid_losses, finished, self.interrupts.signal)
+        return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self.interrupts.signal)
 
     def _step(self) -> None:
         began = time.monotonic()
@@ -234,7 +234,7 @@ class Trainer:
         loss, bits = finite(losses)
         state = self.state
         self.progress.write(
-            Line(
+            MetricsLine(
                 step=state.step,
                 split=split,
                 loss=loss,

@@ -23,7 +23,7 @@ import tyro
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_output
-from bytemtp.common.jsonl import Lines
+from bytemtp.common.jsonl import JsonLinesFile
 from bytemtp.common.runtime import log, progress
 from bytemtp.evaluation.code.problems import Cases, Problem, read_problems, records
 from bytemtp.sandbox.launch import Launch, Limits
@@ -261,9 +261,9 @@ def chosen_k(problems: Sequence[Problem], samples: Sequence[Sample], asked: tupl
     return [k for k in asked or DEFAULT_K if k <= enough]
 
 
-def continued(path: Path, samples: Sequence[dict[str, Any]]) -> Lines:
+def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
     """The results that earlier runs have of these samples.  UserError if they are of others."""
-    results = Lines(path)
+    results = JsonLinesFile(path)
     same = all(
         isinstance(line, dict) and sample.items() <= line.items() and isinstance(line.get("passed"), bool)
         for sample, line in zip(samples, results.records, strict=False)
@@ -273,7 +273,9 @@ def continued(path: Path, samples: Sequence[dict[str, Any]]) -> Lines:
     return results
 
 
-def write_verdicts(verdicts: Iterator[Verdict], samples: Sequence[dict[str, Any]], results: Lines) -> list[bool]:
+def write_verdicts(
+    verdicts: Iterator[Verdict], samples: Sequence[dict[str, Any]], results: JsonLinesFile
+) -> list[bool]:
     """Append a verdict for each sample that has none yet as it comes, and return whether each sample is right.
 
     UserError if the disk does not take it.

@@ -21,7 +21,7 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
-from bytemtp.common.jsonl import Lines, line_of, read_lines
+from bytemtp.common.jsonl import JsonLinesFile, line_of, read_lines
 from bytemtp.common.runtime import progress
 from bytemtp.decoding.loop import Loop, Mode, Options
 from bytemtp.decoding.row import Row
@@ -122,7 +122,7 @@ def draw_missing(model: ByteMTP, plan: Plan, folder: Path, *, batch: int, shard:
     shard: (i, n) draws only those of problems i, i + n, ..., counted from 1, into a file of their own.
     """
     number, of = shard
-    out = Lines(folder / (SAMPLES if of == 1 else f"samples.{number}-of-{of}.jsonl"))
+    out = JsonLinesFile(folder / (SAMPLES if of == 1 else f"samples.{number}-of-{of}.jsonl"))
     done = read_samples(folder)
     if strangers := sorted(done.keys() - set(plan.keys())):
         raise UserError(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bytemtp import evaluate
 from bytemtp.common.errors import UserError
-from bytemtp.common.jsonl import Lines, read_lines
+from bytemtp.common.jsonl import JsonLinesFile, read_lines
 from bytemtp.evaluation.code import passk
 from bytemtp.evaluation.code import samples as samples_module
 from bytemtp.evaluation.code.execute import Sample, Verdict
@@ -314,9 +314,9 @@ def test_a_full_disk_keeps_what_is_done(
 ) -> None:
     """The disk fills up in the middle of a line; with room again the same command goes on."""
     run(trained_run, problem_file, tmp_path / "whole")
-    append, calls = Lines.append, itertools.count()
+    append, calls = JsonLinesFile.append, itertools.count()
 
-    def fill_up(self: Lines, records: Any) -> None:
+    def fill_up(self: JsonLinesFile, records: Any) -> None:
         if next(calls) < 4:
             return append(self, records)
         with self.path.open("ab") as file:
@@ -328,7 +328,7 @@ def test_a_full_disk_keeps_what_is_done(
         finally:
             open_full.undo()
 
-    monkeypatch.setattr(Lines, "append", fill_up)
+    monkeypatch.setattr(JsonLinesFile, "append", fill_up)
     with pytest.raises(
         UserError, match=r"cannot write .*samples.jsonl: No space left on device; what is in it is kept"
     ):
@@ -347,7 +347,7 @@ def raise_full(*_: Any, **__: Any) -> Any:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_that_is_full(tmp_path: Path) -> None:
     (tmp_path / "samples.jsonl").write_text('{"a": 1}\n')
-    lines = Lines(tmp_path / "samples.jsonl")
+    lines = JsonLinesFile(tmp_path / "samples.jsonl")
     (tmp_path / "samples.jsonl").unlink()
     (tmp_path / "samples.jsonl").symlink_to("/dev/full")
     with pytest.raises(UserError, match="No space left on device"):
