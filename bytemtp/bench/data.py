@@ -1,18 +1,14 @@
-"""`bench data`: how fast and how large the data stream is, against the zstandard library alone.
+"""`bench data`: how fast and how large the data stream is, on Linux.
 
-On Linux, each figure in a process of its own: the rate at which a .zst corpus becomes batches on one core, next to the
-rate at which the library alone decompresses it into a buffer of 1 MiB, in turn; and the memory that reading takes, by
-size of the corpus.
+The rate at which a .zst corpus becomes batches on one core, beside the rate at which the zstandard library alone
+decompresses it into a buffer of 1 MiB, in turn; and the memory that reading takes, by size of the corpus.
 """
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -20,8 +16,8 @@ from typing import Any
 
 import zstandard
 
-from bytemtp.bench.turns import machine, markdown_table
-from bytemtp.data.compression import MAX_ZSTD_WINDOW
+from bytemtp.bench.shapes import Shape
+from bytemtp.bench.turns import machine, markdown_table, measure
 from bytemtp.data.stream import stream
 
 RAW_READ_BYTES = 1 << 20
@@ -37,37 +33,34 @@ def bench_data(sizes_mb: list[int], directory: Path, rounds: int) -> dict[str, A
     The result has `rates_mb_per_s` on the first size (median of the rounds; `raw` is the library alone, the others are
     batch shape and prefetch), `ratio_to_raw` for each of these, and `peak_memory_mb` by size, imports not counted.
     """
-    result: dict[str, Any] = {"bench": "data", "machine": machine(), "cores": 1, "rounds": rounds, "peak_memory_mb": {}}
     directory.mkdir(parents=True, exist_ok=True)
+    rates: dict[str, float] = {}
+    memory = {}
     for size_mb in sizes_mb:
         path = write_corpus(directory / f"bench-{size_mb}.zst", size_mb)
-        if size_mb == sizes_mb[0]:
-            result["rates_size_mb"] = size_mb
-            result["rates_mb_per_s"] = _in_new_process("rates", path, rounds)
-        result["peak_memory_mb"][str(size_mb)] = round(peak_memory(path) / MEGABYTE, 1)
+        rates = rates or measure("data-rates", Shape(), {"path": str(path), "rounds": rounds})
+        memory[str(size_mb)] = round(peak_memory(path) / MEGABYTE, 1)
         path.unlink()
-    rates = result["rates_mb_per_s"]
-    result["ratio_to_raw"] = {name: round(rate / rates["raw"], 3) for name, rate in rates.items() if name != "raw"}
-    return result
+    ratios = {name: round(rate / rates["raw"], 3) for name, rate in rates.items() if name != "raw"}
+    what = {"bench": "data", "machine": machine(), "cores": 1, "rounds": rounds, "rates_size_mb": sizes_mb[0]}
+    return what | {"rates_mb_per_s": rates, "ratio_to_raw": ratios, "peak_memory_mb": memory}
 
 
 def print_data(report: dict[str, Any]) -> None:
     rates, ratios = report["rates_mb_per_s"], report["ratio_to_raw"]
     rows = [[name, f"{rate:,.0f}", f"{ratios.get(name, 1):.2f}x"] for name, rate in rates.items()]
     print(markdown_table(rows, [f"one core, {report['rates_size_mb']} MB", "MB/s", "of raw"]), end="\n\n")
-    print(
-        markdown_table(
-            [[size, mb] for size, mb in report["peak_memory_mb"].items()], ["corpus, MB", "memory added, MB"]
-        )
-    )
+    memory = [[size, mb] for size, mb in report["peak_memory_mb"].items()]
+    print(markdown_table(memory, ["corpus, MB", "memory added, MB"]))
 
 
 def write_corpus(path: Path, size_mb: int) -> Path:
     """A .zst of real text, the standard library's sources over and over; returns its path."""
     left = size_mb * MEGABYTE
     compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
+    sources = [source.read_bytes() for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
     with path.open("wb") as file, compressor.stream_writer(file) as writer:
-        for text in cycle(_library_sources()):
+        for text in cycle(sources):
             writer.write(text[:left])
             left -= min(left, len(text))
             if not left:
@@ -77,55 +70,43 @@ def write_corpus(path: Path, size_mb: int) -> Path:
 
 def peak_memory(path: Path) -> int:
     """Bytes of memory that reading a corpus adds to a process, at most."""
-    return int(_in_new_process("memory", path)["bytes"])
+    return int(measure("data-memory", Shape(), {"path": str(path)})["bytes"])
 
 
-def _library_sources() -> list[bytes]:
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    return [path.read_bytes() for path in sorted(folder.glob("*.py"))]
-
-
-def _in_new_process(task: str, path: Path, *arguments: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", __name__, task, str(path), *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    measured: dict[str, Any] = json.loads(done.stdout)
-    return measured
-
-
-def _measure_rates(path: Path, rounds: int) -> dict[str, float]:
+def measure_rates(shape: Shape, *, path: str, rounds: int) -> dict[str, float]:
+    """MB/s of each reader, in a process of its own (worker.py)."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    tasks: dict[str, Callable[[], int]] = {"raw": partial(_read_raw, path)}
-    for shape in SHAPES:
+    readers: dict[str, Callable[[], int]] = {"raw": partial(_read_raw, path)}
+    for name in SHAPES:
         for prefetch in (0, 2):
-            tasks[f"{shape} prefetch {prefetch}"] = partial(_read_batches, path, shape, prefetch)
-    rates: dict[str, list[float]] = {name: [] for name in tasks}
-    for task in tasks.values():
-        task()  # untimed: the first to run, the library alone, would pay for memory and caches that the others find
-    for _ in range(rounds):
-        for name, task in tasks.items():
+            readers[f"{name} prefetch {prefetch}"] = partial(_read_batches, path, name, prefetch)
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for turn in range(1 + rounds):
+        for name, read in readers.items():
             begin = time.perf_counter()
-            size = task()
-            rates[name].append(size / (time.perf_counter() - begin) / MEGABYTE)
+            size = read()
+            if turn:  # the first turn pays for memory and caches that the others find
+                rates[name].append(size / (time.perf_counter() - begin) / MEGABYTE)
     return {name: round(statistics.median(values), 1) for name, values in rates.items()}
 
 
-def _read_raw(path: Path) -> int:
-    buffer = bytearray(RAW_READ_BYTES)
-    total = 0
-    with path.open("rb") as file:
-        reader = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).stream_reader(file)
+def _read_raw(path: str) -> int:
+    buffer, total = bytearray(RAW_READ_BYTES), 0
+    with open(path, "rb") as file:
+        reader = zstandard.ZstdDecompressor().stream_reader(file)
         while count := reader.readinto(buffer):
             total += count
     return total
 
 
-def _read_batches(path: Path, shape: str, prefetch: int) -> int:
-    batch_size, seq_len = SHAPES[shape]
+def _read_batches(path: str, name: str, prefetch: int) -> int:
+    batch_size, seq_len = SHAPES[name]
     with stream(path, seq_len, batch_size, prefetch=prefetch) as batches:
         return sum(len(batch.octets) for batch in batches) * seq_len
 
 
-def _measure_memory(path: Path) -> dict[str, float]:
+def measure_memory(shape: Shape, *, path: str) -> dict[str, float]:
+    """Bytes added by reading, in a process of its own (worker.py)."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, that of the imports, is forgotten
     before = _status_bytes("VmRSS")
     _read_batches(path, MEMORY_SHAPE, prefetch=2)
@@ -134,11 +115,5 @@ def _measure_memory(path: Path) -> dict[str, float]:
 
 def _status_bytes(field: str) -> int:
     """A field of /proc/self/status, which counts in KiB."""
-    lines: Iterator[str] = iter(Path("/proc/self/status").read_text().splitlines())
+    lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
-
-
-if __name__ == "__main__":
-    task, path, *rest = sys.argv[1:]
-    measured = _measure_rates(Path(path), int(rest[0])) if task == "rates" else _measure_memory(Path(path))
-    print(json.dumps(measured))

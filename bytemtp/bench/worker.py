@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bytemtp.bench.data import measure_memory, measure_rates
 from bytemtp.bench.generating import ours_generate, passes, read_rate, transformers_generate
 from bytemtp.bench.shapes import Shape
 from bytemtp.common.runtime import pick_device
@@ -172,6 +173,8 @@ WORKERS: dict[str, Callable[..., Result]] = {
     "transformers-generate": transformers_generate,
     "passes": passes,
     "read-rate": read_rate,
+    "data-rates": measure_rates,
+    "data-memory": measure_memory,
 }
 
 if __name__ == "__main__":
