@@ -62,46 +62,7 @@ MBPP_QUESTION = (
     "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n"
     "{tests}\n[BEGIN]\n"
 )
-MBPP_SHOTS = [
-    {
-        "text": "Write a function to find the similar elements from the given two tuple lists.",
-        "code": (
-            "def similar_elements(test_tup1, test_tup2):\n"
-            "  res = tuple(set(test_tup1) & set(test_tup2))\n  return (res) "
-        ),
-        "test_list": [
-            "assert similar_elements((3, 4, 5, 6),(5, 7, 4, 10)) == (4, 5)",
-            "assert similar_elements((1, 2, 3, 4),(5, 4, 3, 7)) == (3, 4)",
-            "assert similar_elements((11, 12, 14, 13),(17, 15, 14, 13)) == (13, 14)",
-        ],
-    },
-    {
-        "text": "Write a python function to identify non-prime numbers.",
-        "code": (
-            "import math\ndef is_not_prime(n):\n    result = False\n    for i in range(2,int(math.sqrt(n)) + 1):\n"
-            "        if n % i == 0:\n            result = True\n    return result"
-        ),
-        "test_list": [
-            "assert is_not_prime(2) == False",
-            "assert is_not_prime(10) == True",
-            "assert is_not_prime(35) == True",
-        ],
-    },
-    {
-        "text": (
-            "Write a function to find the largest integers from a given list of numbers using heap queue algorithm."
-        ),
-        "code": (
-            "import heapq as hq\ndef heap_queue_largest(nums,n):\n  largest_nums = hq.nlargest(n, nums)\n"
-            "  return largest_nums"
-        ),
-        "test_list": [
-            "assert heap_queue_largest( [25, 35, 22, 85, 14, 65, 75, 22, 58],3)==[85, 75, 65] ",
-            "assert heap_queue_largest( [25, 35, 22, 85, 14, 65, 75, 22, 58],2)==[85, 75] ",
-            "assert heap_queue_largest( [25, 35, 22, 85, 14, 65, 75, 22, 58],5)==[85, 75, 65, 58, 35]",
-        ],
-    },
-]
+MBPP_SHOTS = json.loads(Path(__file__).with_name("mbpp_shots.json").read_text("utf-8"))
 """Tasks 2, 3 and 4 of MBPP (CC BY 4.0), which every MBPP prompt shows solved."""
 
 
