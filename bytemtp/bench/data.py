@@ -21,7 +21,6 @@ from typing import Any
 import zstandard
 
 from bytemtp.bench.turns import machine, markdown_table
-from bytemtp.data.compression import MAX_ZSTD_WINDOW
 from bytemtp.data.stream import stream
 
 RAW_READ_BYTES = 1 << 20
@@ -113,7 +112,7 @@ def _read_raw(path: Path) -> int:
     buffer = bytearray(RAW_READ_BYTES)
     total = 0
     with path.open("rb") as file:
-        reader = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).stream_reader(file)
+        reader = zstandard.ZstdDecompressor().stream_reader(file)
         while count := reader.readinto(buffer):
             total += count
     return total
