@@ -3,19 +3,22 @@
 Listing happens once and at the start, so that a wrong path is an error before anything is trained.  What is listed is
 only names: 10 million files are some 2 GB of names, so put very many small files into a .tar first.
 
-Try:  python -c "from bytemtp.data.sources import *; print(*find(['bytemtp'], Damages('error')), sep='\\n')"
+Try:  python -c "from bytemtp.data.sources import *; print(*find(['bytemtp'], SkipLog('error')), sep='\\n')"
 """
 
 import errno
 import glob
 import io
 import os
+import re
 import stat
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -23,6 +26,7 @@ from fsspec.core import url_to_fs
 from bytemtp.common.errors import UserError
 
 STANDARD_INPUT = "-"
+READ_BYTES = 1 << 18
 OnCorrupt = Literal["error", "skip"]
 LISTED_DAMAGES = 1000
 
@@ -36,7 +40,7 @@ class Damaged(UserError):
         self.reason = reason
 
 
-class Damages:
+class SkipLog:
     """The policy for damaged inputs, and the record of those left out.
 
     `count` is all of them; `listed` holds (name, reason) of the first 1000, so that memory stays bounded.  An endless
@@ -55,6 +59,43 @@ class Damages:
         self.count += 1
         if len(self.listed) < LISTED_DAMAGES:
             self.listed.append((damage.name, damage.reason))
+
+    @contextmanager
+    def reporting(self, name: str) -> Iterator[None]:
+        """Report the damage, or the OSError at `name`, that ends the body."""
+        try:
+            yield
+        except Damaged as damage:
+            self.report(damage)
+        except OSError as error:
+            self.report(_unreadable(name, error))
+
+
+class ByteFile(ABC):
+    """Bytes that are read forward: of a file, decompressed, or one document after the other."""
+
+    name: str
+
+    @abstractmethod
+    def read(self, size: int) -> bytes:
+        """1 to `size` bytes; none only at the end.  Damaged if the file is."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes, or as many as there are; returns how many."""
+        left = count
+        while left and (data := self.read(min(left, READ_BYTES))):
+            left -= len(data)
+        return count - left
+
+    def read_fully(self, count: int) -> bytes:
+        """`count` bytes, fewer only if there are no more."""
+        data = b""
+        while len(data) < count and (more := self.read(count - len(data))):
+            data += more
+        return data
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,53 +126,38 @@ class Source:
             raise _unreadable(self.name, error) from error
 
 
-@runtime_checkable
-class BinaryFile(Protocol):
-    """What a file must offer; local files, fsspec files and standard input all do."""
-
-    def read(self, size: int, /) -> bytes: ...
-    def readinto(self, view: memoryview, /) -> int: ...
-    def seek(self, offset: int, whence: int, /) -> int: ...
-    def close(self) -> None: ...
-
-
-class RawFile:
+class RawFile(ByteFile):
     """The bytes of a file as they lie, exactly as many as it had when opened.
 
     A file that grows meanwhile is read to its old end; one that shrinks is Damaged.
+    file: of the standard library or of fsspec.
+    size: None if it is unknown, and the file cannot be sought in.
     """
 
-    def __init__(self, name: str, file: BinaryFile, size: int | None) -> None:
+    def __init__(self, name: str, file: Any, size: int | None) -> None:
         self.name = name
         self._file = file
         self._size = size
         self._position = 0
 
-    def readinto(self, view: memoryview) -> int:
-        """Fill the front of `view`; returns how many bytes, 0 at the end.  Damaged if reading fails."""
-        view = view[: self._room(len(view))]
-        try:
-            return self._advance(self._file.readinto(view), len(view))
-        except OSError as error:
-            raise _unreadable(self.name, error) from error
-
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, none at the end.  Damaged if reading fails."""
         size = self._room(size)
         try:
-            data = self._file.read(size)
+            data: bytes = self._file.read(size)
         except OSError as error:
             raise _unreadable(self.name, error) from error
-        self._advance(len(data), size)
+        if not data and size and self._size is not None:
+            raise Damaged(self.name, f"shrank while it was read: {self._position} of {self._size} bytes were there")
+        self._position += len(data)
         return data
 
     def skip(self, count: int) -> int:
-        """Pass over `count` bytes, or as many as there are; returns how many."""
         if self._size is None:
-            return skip_by_reading(self, count)
+            return super().skip(count)
         count = self._room(count)
         self._file.seek(count, os.SEEK_CUR)
-        return self._advance(count, count)
+        self._position += count
+        return count
 
     def close(self) -> None:
         self._file.close()
@@ -139,30 +165,8 @@ class RawFile:
     def _room(self, wanted: int) -> int:
         return wanted if self._size is None else min(wanted, self._size - self._position)
 
-    def _advance(self, count: int, wanted: int) -> int:
-        if count == 0 < wanted and self._size is not None:
-            raise Damaged(self.name, f"shrank while it was read: {self._position} of {self._size} bytes were there")
-        self._position += count
-        return count
 
-
-@runtime_checkable
-class Readable(Protocol):
-    """Bytes that are read forward."""
-
-    def readinto(self, view: memoryview) -> int: ...
-
-
-def skip_by_reading(file: Readable, count: int) -> int:
-    """Read and forget `count` bytes, or as many as there are; returns how many."""
-    scratch = memoryview(bytearray(min(count, 1 << 18)))
-    left = count
-    while left and (got := file.readinto(scratch[: min(left, len(scratch))])):
-        left -= got
-    return count - left
-
-
-def find(paths: Sequence[str | os.PathLike[str]], damages: Damages) -> list[Source]:
+def find(paths: Sequence[str | os.PathLike[str]], skip_log: SkipLog) -> list[Source]:
     """The files that `paths` stand for, in order: as given, folders sorted by name, globs sorted.
 
     Each path is a file, a folder (all its files, recursively, through symbolic links), a glob, `-` or an fsspec URL.
@@ -171,7 +175,7 @@ def find(paths: Sequence[str | os.PathLike[str]], damages: Damages) -> list[Sour
     names = [os.fspath(path) for path in paths]
     if names.count(STANDARD_INPUT) > 1:
         raise UserError("- stands twice among the paths; standard input can be read only once")
-    sources = [source for name in names for source in _find_one(name, damages)]
+    sources = [source for name in names for source in _find_one(name, skip_log)]
     if not sources:
         raise UserError(f"no file to read in {', '.join(map(repr, names)) or 'no paths'}; name one that exists")
     return sources
@@ -184,57 +188,52 @@ def spool_standard_input(path: Path) -> None:
             file.write(data)
 
 
-def _find_one(name: str, damages: Damages) -> Iterator[Source]:
+def _find_one(name: str, skip_log: SkipLog) -> Iterator[Source]:
     if name == STANDARD_INPUT:
         yield Source(name, 0)
         return
-    found = False
-    try:
-        for source in _find_url(name) if _is_url(name) else _find_local(name, damages):
+    with skip_log.reporting(name):
+        found = False
+        for source in _find_url(name) if _is_url(name) else _find_local(name, skip_log):
             found = True
             yield source
         if not found:
             raise Damaged(name, "holds no file")
-    except Damaged as damage:
-        damages.report(damage)
-    except OSError as error:
-        damages.report(_unreadable(name, error))
 
 
-def _find_local(name: str, damages: Damages) -> Iterator[Source]:
+def _find_local(name: str, skip_log: SkipLog) -> Iterator[Source]:
+    """Not by fsspec, which follows no symbolic link to a folder, and lists pipes and dangling links as files."""
     if not os.path.lexists(name) and glob.has_magic(name):
-        yield from _find_glob(name, damages)
+        yield from _find_glob(name, skip_log)
         return
     status = os.stat(name)
     if stat.S_ISDIR(status.st_mode):
-        yield from _walk(name, len(os.path.join(name, "")), damages, ancestors=())
-        return
-    if not stat.S_ISREG(status.st_mode):
+        yield from _walk(name, len(os.path.join(name, "")), skip_log)
+    elif not stat.S_ISREG(status.st_mode):
         raise Damaged(name, "is neither a file nor a folder; pipe it into standard input and name that as -")
-    if status.st_size == 0:
+    elif status.st_size == 0:
         raise Damaged(name, "is empty")
-    yield Source(name, len(name) - len(os.path.basename(name)))
+    else:
+        yield Source(name, len(name) - len(os.path.basename(name)))
 
 
-def _find_glob(pattern: str, damages: Damages) -> Iterator[Source]:
+def _find_glob(pattern: str, skip_log: SkipLog) -> Iterator[Source]:
     """What a pattern matches, folders with all their files; `**` gives files at any depth by itself."""
     hits = sorted(glob.glob(pattern, recursive=True))
     if not hits:
         raise Damaged(pattern, "no such file or folder, and nothing matches it as a pattern")
     key_start = _fixed_part(pattern)
     for hit in hits:
-        if "**" not in pattern:
-            yield from _entry(hit, key_start, damages, ancestors=())
-        elif _is_loop(hit, key_start):
-            damages.report(Damaged(hit, "goes through a symbolic link to a folder that holds it: a loop"))
+        if "**" in pattern and _is_loop(hit, key_start):
+            skip_log.report(Damaged(hit, "goes through a symbolic link to a folder that holds it: a loop"))
             return
-        elif not os.path.isdir(hit):
-            yield from _entry(hit, key_start, damages, ancestors=())
+        if "**" not in pattern or not os.path.isdir(hit):
+            yield from _walk(hit, key_start, skip_log)
 
 
 def _fixed_part(pattern: str) -> int:
     """Length of the leading folders without a wildcard."""
-    head = pattern[: next(place for place, letter in enumerate(pattern) if letter in "*?[")]
+    head = re.split(r"[*?[]", pattern, maxsplit=1)[0]
     return len(head) - len(os.path.basename(head))
 
 
@@ -244,34 +243,22 @@ def _is_loop(path: str, key_start: int) -> bool:
     return len({_identity(os.stat(folder)) for folder in folders}) < len(folders)
 
 
-def _walk(folder: str, key_start: int, damages: Damages, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Source]:
-    """All regular files below `folder`, sorted by name, each symbolic link followed."""
-    try:
-        identity = _identity(os.stat(folder))
-        if identity in ancestors:
-            raise Damaged(folder, "is a symbolic link to a folder that holds it: a loop")
-        entries = sorted(os.listdir(folder))
-    except OSError as error:
-        damages.report(_unreadable(folder, error))
-        return
-    except Damaged as damage:
-        damages.report(damage)
-        return
-    for entry in entries:
-        yield from _entry(os.path.join(folder, entry), key_start, damages, (*ancestors, identity))
+def _walk(
+    name: str, key_start: int, skip_log: SkipLog, ancestors: tuple[tuple[int, int], ...] = ()
+) -> Iterator[Source]:
+    """A file, or all files below a folder, sorted by name; each symbolic link is followed.
 
-
-def _entry(name: str, key_start: int, damages: Damages, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Source]:
-    """What one name in a folder stands for.  Sockets, pipes and devices are left alone."""
-    try:
-        mode = os.stat(name).st_mode
-    except OSError as error:
-        damages.report(_unreadable(name, error))
-        return
-    if stat.S_ISDIR(mode):
-        yield from _walk(name, key_start, damages, ancestors)
-    elif stat.S_ISREG(mode):
-        yield Source(name, key_start)
+    Sockets, pipes and devices are left alone.
+    """
+    with skip_log.reporting(name):
+        status = os.stat(name)
+        if stat.S_ISREG(status.st_mode):
+            yield Source(name, key_start)
+        elif stat.S_ISDIR(status.st_mode):
+            if _identity(status) in ancestors:
+                raise Damaged(name, "is a symbolic link to a folder that holds it: a loop")
+            for entry in sorted(os.listdir(name)):
+                yield from _walk(os.path.join(name, entry), key_start, skip_log, (*ancestors, _identity(status)))
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -289,16 +276,15 @@ def _find_url(url: str) -> Iterator[Source]:
         root = path[: _fixed_part(path)]
     elif file_system.isdir(path):
         found, root = sorted(file_system.find(path)), path
-    elif file_system.exists(path):
-        found, root = [path], path.rpartition("/")[0]
-        if file_system.size(path) == 0:
-            raise Damaged(url, "is empty")
-    else:
+    elif not file_system.exists(path):
         raise Damaged(url, "no such file or folder")
+    elif file_system.size(path) == 0:
+        raise Damaged(url, "is empty")
+    else:
+        found, root = [path], path.rpartition("/")[0]
     for file in found:
         name = file_system.unstrip_protocol(file)
-        inner = file[len(root) :].lstrip("/")
-        yield Source(name, len(name) - len(inner))
+        yield Source(name, len(name) - len(file[len(root) :].lstrip("/")))
 
 
 def _file_system(url: str) -> tuple[AbstractFileSystem, str]:

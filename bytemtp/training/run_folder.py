@@ -15,9 +15,8 @@ from pathlib import Path
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import PARTIAL, sync
-from bytemtp.data.compression import Peeked, decompress, sniff_compression
-from bytemtp.data.documents import begins_as_tar
-from bytemtp.data.sources import STANDARD_INPUT, Damaged, Source, spool_standard_input
+from bytemtp.data.documents import sniff_suffix
+from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
 
 OURS = ("config.toml", "metrics.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
 
@@ -67,21 +66,7 @@ def _spooled(run: Path, decompress: bool) -> Path:
     partial = run / ("stdin.bytes" + PARTIAL)
     spool_standard_input(partial)
     sync(partial)
-    return partial.rename(run / ("stdin.bytes" + (_suffix(partial) if decompress else "")))
-
-
-def _suffix(path: Path) -> str:
-    """The suffix by which the data layer will know the format, from the first bytes."""
-    raw = Peeked(Source(str(path), 0).open())
-    compression = sniff_compression(raw.peek(6))
-    file = Peeked(decompress(raw, compression))
-    try:
-        is_tar = begins_as_tar(file)
-    except Damaged:
-        is_tar = False  # the stream will meet the same damage, and follow data.on_corrupt
-    finally:
-        file.close()
-    return ".tar" * is_tar + (f".{compression}" if compression else "")
+    return partial.rename(run / ("stdin.bytes" + (sniff_suffix(partial) if decompress else "")))
 
 
 def _has_results(run: Path) -> bool:

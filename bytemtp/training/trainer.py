@@ -27,8 +27,9 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.settings import Settings, to_toml
-from bytemtp.data.sources import Damages, find
-from bytemtp.data.stream import Batch, Cursor, EmptySplit, Split, Stream, stream
+from bytemtp.data.rows import EmptySplit, Split
+from bytemtp.data.sources import SkipLog, find
+from bytemtp.data.stream import Batch, Cursor, Stream, stream
 from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
@@ -108,7 +109,7 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
     """UserError if there is nothing to read: before an old run is deleted for the sake of a misspelt path."""
     if not paths:
         raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
-    sources = find(paths, Damages(settings.data.on_corrupt))
+    sources = find(paths, SkipLog(settings.data.on_corrupt))
     log(f"data: {len(sources):,} files in {', '.join(paths)}")
 
 

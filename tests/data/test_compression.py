@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from bytemtp.data import compression, documents
 from bytemtp.data.compression import Format, decompress, format_of
 from bytemtp.data.documents import open_documents
-from bytemtp.data.sources import Damaged, Damages, Source
+from bytemtp.data.sources import Damaged, SkipLog, Source
 from bytemtp.testing import CorpusFile, compressed_files
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -39,13 +40,7 @@ def read(data: bytes, name: str, sizes: list[int] | None = None) -> bytes:
         path = Path(folder) / name
         path.write_bytes(data)
         with closing(decompress(Source(str(path), 0).open(), format_of(name).compression)) as file:
-            view = memoryview(bytearray(max(sizes or [1 << 20])))
-            out = bytearray()
-            turn = 0
-            while count := file.readinto(view[: (sizes or [1 << 20])[turn % len(sizes or [0])]]):
-                out += view[:count]
-                turn += 1
-            return bytes(out)
+            return b"".join(iter(map(file.read, cycle(sizes or [1 << 20])).__next__, b""))
 
 
 def read_or_damage(data: bytes, name: str) -> bytes | Damaged:
@@ -55,21 +50,14 @@ def read_or_damage(data: bytes, name: str) -> bytes | Damaged:
         return damage
 
 
-def read_documents(data: bytes, name: str, damages: Damages | None = None) -> list[bytes]:
+def read_documents(data: bytes, name: str, skip_log: SkipLog | None = None) -> list[bytes]:
     """All documents of a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
-        opened = open_documents(Source(str(path), 0), damages or Damages("error"), "text", decompressed=True)
-        view = memoryview(bytearray(1 << 16))
-        found = []
+        opened = open_documents(Source(str(path), 0), skip_log or SkipLog("error"), "text", decompressed=True)
         with closing(opened):
-            while opened.advance():
-                document = bytearray()
-                while count := opened.readinto(view):
-                    document += view[:count]
-                found.append(bytes(document))
-        return found
+            return [opened.read_fully(1 << 20) for _ in iter(opened.advance, False)]
 
 
 FORMATS = {
@@ -152,14 +140,13 @@ def test_damage_cuts_every_reading_at_the_same_byte(kind: str, monkeypatch: pyte
     def before_the_damage(sizes: list[int], folder: Path) -> bytes:
         path = folder / f"a.{kind}"
         path.write_bytes(data)
-        out = bytearray()
-        view = memoryview(bytearray(max(sizes)))
+        out = b""
         with closing(decompress(Source(str(path), 0).open(), kind)) as file:
             for turn in range(10_000):
                 try:
-                    out += view[: file.readinto(view[: sizes[turn % len(sizes)]])]
+                    out += file.read(sizes[turn % len(sizes)])
                 except Damaged:
-                    return bytes(out)
+                    return out
         raise AssertionError("the damage was not noticed")
 
     with tempfile.TemporaryDirectory() as folder:
@@ -258,9 +245,9 @@ def test_bad_json_line(line: bytes) -> None:
     data = b'{"text": "before"}\n' + line + b'\n{"text": "after"}\n'
     with pytest.raises(Damaged, match=JSON_LINES[line]):
         read_documents(data, "a.jsonl")
-    damages = Damages("skip")
-    assert read_documents(data, "a.jsonl", damages) == [b"before", b"after"]
-    assert damages.count == 1
+    skip_log = SkipLog("skip")
+    assert read_documents(data, "a.jsonl", skip_log) == [b"before", b"after"]
+    assert skip_log.count == 1
 
 
 def test_endless_json_line(monkeypatch: pytest.MonkeyPatch) -> None:

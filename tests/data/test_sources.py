@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 
 from bytemtp.common.errors import UserError
-from bytemtp.data.sources import Damaged, Damages, Source, find, spool_standard_input
+from bytemtp.data.sources import Damaged, SkipLog, Source, find, spool_standard_input
 from bytemtp.data.stream import stream
 from bytemtp.testing import Corpus, corpora
 
 
 def keys(*paths: str | Path, on_corrupt: str = "error") -> list[str]:
-    return [source.key for source in find(list(paths), Damages(on_corrupt))]  # type: ignore[arg-type]
+    return [source.key for source in find(list(paths), SkipLog(on_corrupt))]  # type: ignore[arg-type]
 
 
 def read(source: Source) -> bytes:
@@ -31,7 +31,7 @@ def read(source: Source) -> bytes:
 @given(corpora())
 def test_folder_gives_every_file_in_order(corpus: Corpus) -> None:
     with tempfile.TemporaryDirectory() as name:
-        found = find([corpus.write(Path(name))], Damages("error"))
+        found = find([corpus.write(Path(name))], SkipLog("error"))
         assert [(source.key, read(source)) for source in found] == [(file.name, file.data) for file in corpus.files]
 
 
@@ -134,10 +134,10 @@ def test_bad_path_is_an_error_or_skipped_with_a_count(make, tmp_path: Path) -> N
     with pytest.raises(Damaged, match=BAD_PATHS[make]) as raised:
         keys(bad)
     assert "\n" not in str(raised.value)
-    damages = Damages("skip")
-    assert [source.key for source in find([bad, good], damages)][-1] == "good.txt"
+    skip_log = SkipLog("skip")
+    assert [source.key for source in find([bad, good], skip_log)][-1] == "good.txt"
     # A folder whose only entry is a loop is also a folder without a file.
-    assert damages.count == len(damages.listed) >= 1
+    assert skip_log.count == len(skip_log.listed) >= 1
 
 
 def test_nothing_left_to_read(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ def test_nothing_left_to_read(tmp_path: Path) -> None:
 
 
 def test_many_damages_are_counted_but_not_all_listed() -> None:
-    damages = Damages("skip")
+    skip_log = SkipLog("skip")
     for number in range(1500):
-        damages.report(Damaged(str(number), "is bad"))
-    assert (damages.count, len(damages.listed)) == (1500, 1000)
+        skip_log.report(Damaged(str(number), "is bad"))
+    assert (skip_log.count, len(skip_log.listed)) == (1500, 1000)
 
 
 def test_unreadable_file(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_urls(tmp_path: Path) -> None:
         assert keys("memory://corpus") == ["a/a.txt", "b.txt", "empty"]
         assert keys("memory://corpus/*.txt") == ["b.txt"]
         assert keys("memory://corpus/b.txt") == ["b.txt"]
-        assert [read(source) for source in find(["memory://corpus"], Damages("error"))] == [b"a", b"bb", b""]
+        assert [read(source) for source in find(["memory://corpus"], SkipLog("error"))] == [b"a", b"bb", b""]
         [batch] = stream("memory://corpus/b.txt", seq_len=2, n_future=1)
         assert batch.ids.tolist() == [[98, 98, 256]]
         with pytest.raises(Damaged, match=r"memory://corpus/c.txt: no such file or folder"):

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import EOT
 from bytemtp.data import documents as documents_module
-from bytemtp.data import rows as packing_module
-from bytemtp.data.sources import Damages, Source
-from bytemtp.data.stream import Batch, Cursor, EmptySplit, Stream, stream
+from bytemtp.data import rows as rows_module
+from bytemtp.data.rows import EmptySplit
+from bytemtp.data.sources import SkipLog, Source
+from bytemtp.data.stream import Batch, Cursor, Stream, stream
 from bytemtp.testing import Corpus, corpora
 
 stream_module = sys.modules[Stream.__module__]
@@ -43,10 +44,9 @@ BATCHES = st.fixed_dictionaries({"batch_size": st.integers(1, 4), "shuffle": st.
 def in_the_small(corpus: Corpus, sections: int = documents_module.SECTION_BYTES) -> Iterator[Path]:
     """A corpus on disk, and blocks of so few rows (and perhaps so short sections) that it crosses many borders."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream_module, "SHUFFLED_BLOCK_BYTES", 64)
-        patch.setattr(stream_module, "ORDERED_BLOCK_BYTES", 64)
-        patch.setattr(stream_module, "GATHER_BYTES", 100)
-        patch.setattr(packing_module, "MAX_BLOCK_ENDS", 3)
+        patch.setattr(stream_module, "SHUFFLED_GROUP_BYTES", 64)
+        patch.setattr(stream_module, "ORDERED_GROUP_BYTES", 64)
+        patch.setattr(rows_module, "MAX_GROUP_ENDS", 3)
         patch.setattr(documents_module, "SECTION_BYTES", sections)
         yield corpus.write(Path(folder))
 
@@ -168,7 +168,7 @@ def test_split_shares_out_the_sections(corpus: Corpus, shape: dict[str, int], fr
 
 def numbers_in(path: Path) -> list[int]:
     """The numbers of a file's documents: blank lines of .jsonl count."""
-    documents = documents_module.open_documents(Source(str(path), 0), Damages("error"), "text", decompressed=True)
+    documents = documents_module.open_documents(Source(str(path), 0), SkipLog("error"), "text", decompressed=True)
     with closing(documents):
         return [documents.index for _ in iter(documents.advance, False)]
 
