@@ -57,7 +57,7 @@ def paths_in_tree(text: str) -> list[str]:
     (tree,) = re.findall(r"^```\nbytemtp/\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     paths: list[str] = []
     folders: list[str] = []
-    for line in tree.splitlines():
+    for line in filter(None, tree.splitlines()):
         indent, name = re.match(r"( +)(\S+) ", line + " ").groups()  # type: ignore[union-attr]
         del folders[len(indent) // 2 - 1 :]
         paths.append("".join(folders) + name)
