@@ -1,4 +1,4 @@
-"""The README is true: its quickstart runs, and its file tree is the package's."""
+"""The README is true: its quickstart and its example run; and it is short.  Its links and options: test_docs.py."""
 
 import os
 import re
@@ -54,21 +54,10 @@ def test_python_example_runs(trained_run, tmp_path, monkeypatch, capsys):
     assert names["logits"].shape == (names["model"].config.n_future, 8, 512, 264)
 
 
-def test_file_tree_names_every_module():
-    modules = {
-        path.name + "/" * path.is_dir()
-        for path in (ROOT / "bytemtp").iterdir()
-        if path.name not in ("__init__.py", "__pycache__")
-    }
-    tree = README.partition("## Files")[2].partition("\n## ")[0]
-    assert modules == set(re.findall(r"^    ([a-z0-9_]+(?:\.py|/)) ", tree, flags=re.MULTILINE))
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 200
 
 
 @pytest.mark.parametrize("target", re.findall(r"`make ([a-z-]+)`", README))
 def test_make_targets_exist(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_lead_somewhere(link):
-    assert (ROOT / link).exists()

@@ -41,7 +41,7 @@ class ModelConfig:
     n_future: int = 8
     """heads: bytes predicted at each position, 1 to 32; 1 is the next-byte baseline"""
     topology: Topology = "parallel"
-    """how the heads hang on the trunk (README, "Head topologies")"""
+    """how the heads hang on the trunk (docs/training.md, "Head topologies")"""
     parity: bool = True
     """take the head layers out of the trunk, so that n does not change the parameter count"""
     rope_theta: float = 10000.0
