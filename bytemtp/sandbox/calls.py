@@ -134,6 +134,8 @@ def answer_calls(channel: Channel, named: Callable[[str], Callable[..., Any]]) -
         try:
             before = contents(Encoder(shared))
             data = reply_of(before, shared, named(name)(*arguments, **keywords))
+        except Gone:  # of a program that has found the class: its end
+            raise
         except NotPlain as error:
             data = to_bytes(["no plain value", str(error)])
         except BaseException as error:  # noqa: BLE001 - a program may raise anything
@@ -167,10 +169,12 @@ def reply_of(before: list[Any], shared: Sequence[Any], result: Any) -> bytes:
 
 @contextmanager
 def deep_recursion() -> Iterator[None]:
-    """While a value is read or written."""
+    """While a value is read or written.  RecursionError has one text, however deep we are ourselves."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, DEEPEST))
     try:
         yield
+    except RecursionError:
+        raise RecursionError("maximum recursion depth exceeded") from None
     finally:
         sys.setrecursionlimit(limit)
