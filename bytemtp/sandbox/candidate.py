@@ -6,14 +6,16 @@ Scripts: the program runs as `__main__`, and the channel is its standard input a
 
 import ast
 import mmap
-import operator
 import os
 import random
 import sys
 import types
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from bytemtp.sandbox.remote import Callback, Peer, Remote, described, pull
+from bytemtp.sandbox.calls import answer_calls
+from bytemtp.sandbox.exceptions import described
 from bytemtp.sandbox.wire import Channel, Gone, to_bytes
 
 MODULE = "program"
@@ -96,53 +98,20 @@ def serve(channel: Channel, job: dict[str, Any]) -> None:
         channel.send_packed(to_bytes(["raise", *described(error)]))
         return
     channel.send_packed(to_bytes(["return", [], None]))
-    Program(channel, names).serve()
+    answer_calls(channel, partial(function_of, names))
 
 
-class Program(Peer):
-    """The program, as the tests use it."""
+def function_of(names: dict[str, Any], name: str) -> Callable[..., Any]:
+    """A function of the program, or a method of its class Solution; or `random.seed`, which tests may call, too."""
 
-    def __init__(self, channel: Channel, names: dict[str, Any]) -> None:
-        super().__init__(channel, OPERATIONS, {"function": Callback, "object": Remote})
-        self._names = names
+    def method(*arguments: Any, **keywords: Any) -> Any:
+        return getattr(names["Solution"](), name)(*arguments, **keywords)
 
-    def named(self, name: str) -> Any:
-        """A function of the program, or a method of its class Solution."""
-
-        def method(*arguments: Any, **keywords: Any) -> Any:
-            return getattr(self._names["Solution"](), name)(*arguments, **keywords)
-
-        def missing(*_: Any, **__: Any) -> Any:
-            raise NameError(f"name {name!r} is not defined")
-
-        return self._names.get(name, method if "Solution" in self._names else missing)
-
-
-def called(function: Any, /, *arguments: Any, **keywords: Any) -> Any:
-    return function(*arguments, **keywords)
-
-
-def finished(coroutine: Any) -> Any:
-    import asyncio  # rare, and slow to import
-
-    return asyncio.run(coroutine)
-
-
-OPERATIONS: dict[str, Any] = {
-    "call": called,
-    "next": pull,
-    "await": finished,
-    "get": getattr,
-    "set": setattr,
-    "item": operator.getitem,
-    "put": operator.setitem,
-    "len": len,
-    "bool": bool,
-    "iter": iter,
-    "str": str,
-    "repr": repr,
-    "enter": lambda value: type(value).__enter__(value),
-    "exit": lambda value: type(value).__exit__(value, None, None, None),
-    "seed": lambda _, *arguments: random.seed(*arguments),
-}
-"""What the tests may do with an object of the program."""
+    if name in names:
+        function: Callable[..., Any] = names[name]
+        return function
+    if name == "random.seed":
+        return random.seed
+    if "Solution" in names:
+        return method
+    raise NameError(f"name {name!r} is not defined")

@@ -24,7 +24,7 @@ START_SECONDS = 20.0
 PATIENCE = 5.0
 """Seconds that a server has to answer its host."""
 
-MODULES = ("wire", "remote", "lockdown", "candidate", "referee", "server")
+MODULES = ("wire", "exceptions", "calls", "lockdown", "candidate", "referee", "server")
 """What a server needs of this package, in import order.  It gets the text: it can see none of our files."""
 BOOT = f"""
 import sys

@@ -12,7 +12,8 @@ import sys
 import traceback
 from typing import Any
 
-from bytemtp.sandbox.remote import Escaped, Function, Object, Peer, pull
+from bytemtp.sandbox.calls import Function, Program
+from bytemtp.sandbox.exceptions import Escaped, Known, builtin_class
 from bytemtp.sandbox.wire import Channel, Gone
 
 LONGEST = 300
@@ -28,12 +29,13 @@ class Failure(Exception):
 
 
 def run(program: Channel, host: Channel) -> None:
-    """Read a job from the host, judge the program, and tell the host: {"passed", "result", "ended"}.
+    """Read a job from the host, judge the program, and tell the host: {"passed", "result", "ended", "cannot_travel"}.
 
     ended: it was a script that has written all that it will; how it ends is left for the host to see.
+    cannot_travel: program and tests would have had to share what is no plain value.
     """
     job = host.receive()
-    stub = Program(program, job.get("program", ""))
+    stub = Program(program)
     passed, result = False, ""
     try:
         program.send({"script": job["kind"] == "script", "source": job["source"], "imports": job.get("imports", "")})
@@ -45,36 +47,26 @@ def run(program: Channel, host: Channel) -> None:
         result = str(failure)
     except BaseException as error:  # noqa: BLE001 - tests may raise anything
         result = described(error, job)
-    if stub.gone:  # also if the tests have swallowed it
+    if stub.cannot_travel:  # also if the tests have swallowed it
+        passed, result = False, one_line(f"failed: {stub.cannot_travel}")
+    if stub.gone:
         passed, result = False, f"failed: {stub.gone}" if stub.gone.broken else "crashed"
-    host.send({"passed": passed, "result": result, "ended": stub.ended})
+    flags = {"ended": stub.ended, "cannot_travel": stub.cannot_travel is not None}
+    host.send({"passed": passed, "result": result, **flags})
 
 
-class Program(Peer):
-    """The program under test, at the other end of a channel.  It may call the functions that tests hand it."""
+def exceptions_of(tests: str, classes: dict[str, Any]) -> Known:
+    """Those that a program may raise in its tests: builtin ones, those of the problem (`classes`), and of the standard
+    library those that the tests name; others, as unittest.SkipTest, could steer them."""
 
-    def __init__(self, channel: Channel, tests: str) -> None:
-        super().__init__(channel, {"call": called, "next": pull}, {"function": Function, "object": Object})
-        self.ended = False
-        self.classes: dict[str, Any] = {}
-        """what the problem defines, by name"""
-        self._tests = tests
-
-    def function(self, name: str) -> Function:
-        return Function(self, name, "function")
-
-    def exception(self, module: str, name: str) -> Any:
-        """Also a class of the problem, and of the standard library those that the tests name: others, as
-        unittest.SkipTest, could steer them."""
+    def known(module: str, name: str) -> Any:
         if module == "program":
-            return self.classes.get(name)
-        if module == "builtins" or module.startswith("bytemtp") or name not in self._tests:
-            return super().exception(module, name)
+            return classes.get(name)
+        if module == "builtins" or module.startswith("bytemtp") or name not in tests:
+            return builtin_class(module, name)
         return getattr(sys.modules.get(module), name, None)
 
-
-def called(function: Any, /, *arguments: Any, **keywords: Any) -> Any:
-    return function(*arguments, **keywords)
+    return known
 
 
 def described(error: BaseException, job: dict[str, Any]) -> str:
@@ -87,7 +79,11 @@ def described(error: BaseException, job: dict[str, Any]) -> str:
         text = " ".join(map(str, rest))
     if isinstance(error, AssertionError) and not text:
         text = failing_line(error, job.get("program", ""))
-    line = " ".join(f"failed: {name}: {text}".split()).rstrip(":")
+    return one_line(f"failed: {name}: {text}")
+
+
+def one_line(text: str) -> str:
+    line = " ".join(text.split()).rstrip(":")
     return line if len(line) <= LONGEST else line[: LONGEST - 3] + "..."
 
 
@@ -102,9 +98,10 @@ def run_tests(program: Program, job: dict[str, Any]) -> None:
     names: dict[str, Any] = {"__name__": "tests"}
     exec(compile(job["prelude"], "<prelude>", "exec", dont_inherit=True), names)
     tests = compile(job["program"], "<tests>", "exec", dont_inherit=True)
-    program.classes = {name: value for name, value in names.items() if isinstance(value, type)}
-    names |= {name: program.function(name) for name in job["remote"]}
-    program.reply()
+    classes = {name: value for name, value in names.items() if isinstance(value, type)}
+    program.known = exceptions_of(job["program"], classes)
+    names |= {name: Function(program, name) for name in job["remote"]}
+    program.wait_until_loaded()
     if "seed" in job["program"]:
         share_seed(program)
     exec(tests, names)
@@ -112,24 +109,24 @@ def run_tests(program: Program, job: dict[str, Any]) -> None:
 
 def share_seed(program: Program) -> None:
     """Random numbers of the program, too, begin anew where the tests say so."""
-    own = random.seed
+    own, theirs = random.seed, Function(program, "random.seed")
 
-    def seed(*arguments: Any) -> None:
-        own(*arguments)
-        program.call("seed", program.function(""), *arguments)
+    def seed(*arguments: Any, **keywords: Any) -> None:
+        own(*arguments, **keywords)
+        theirs(*arguments, **keywords)
 
-    random.seed = seed  # type: ignore[assignment]
+    random.seed = seed
 
 
 def run_together(program: Program, job: dict[str, Any]) -> None:
     """The tests are part of the source: they have passed when it has run.  Forgeable, so verdicts of it are marked."""
-    program.reply()
+    program.wait_until_loaded()
 
 
 def run_calls(program: Program, job: dict[str, Any]) -> None:
     """Compare results with expected ones.  As in APPS, a tuple counts as a list, and one result as a list of it."""
-    program.reply()
-    function = program.function(job["function"])
+    program.wait_until_loaded()
+    function = Function(program, job["function"])
     for arguments, expected in zip(job["inputs"], job["outputs"], strict=True):
         shown = ", ".join(map(repr, arguments))
         result = listed(function(*arguments))

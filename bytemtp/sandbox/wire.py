@@ -1,8 +1,8 @@
 """Messages between processes that do not trust each other: plain values as JSON, never pickles.
 
 A value arrives as an exact builtin (or standard-library container) type, whatever it was sent as: a subclass of int
-with an `__eq__` of its own arrives as the int.  One list in two places arrives as one list.  What has no plain form
-stays where it is, and a proxy stands for it (`remote.py`).
+with an `__eq__` of its own arrives as the int.  One list in two places arrives as one list.  What has no plain form,
+as a function, an iterator or an object, does not travel (`NotPlain`).
 Used on both sides of the sandbox, so it imports the standard library only.
 
 Try:  python -c "from bytemtp.sandbox.wire import *; print(unpack(pack({1: (2.5, {3})})))"
@@ -36,6 +36,10 @@ class Gone(BaseException):
     def __init__(self, reason: str, *, broken: bool = False) -> None:
         super().__init__(reason)
         self.broken = broken
+
+
+class NotPlain(TypeError):
+    """A value that has no plain form; the message says of which type it is."""
 
 
 class Channel:
@@ -104,13 +108,12 @@ def from_bytes(data: bytes) -> Any:
 class Encoder:
     """Makes JSON's types of values: None, bool, float, str and short int as they are, others as [tag, ...].
 
-    unknown: gives the [tag, ...] of a value of any other type; TypeError for one without it.
+    NotPlain for a value of any other type.
     shared: the mutable containers that the other side knows already, by number; those of a message join them, each
     after what it contains, as the `Decoder` makes them.
     """
 
-    def __init__(self, unknown: Callable[[Any], Any] | None = None, shared: Sequence[Any] = ()) -> None:
-        self._unknown = unknown
+    def __init__(self, shared: Sequence[Any] = ()) -> None:
         self.shared = list(shared)  # kept, so that no other object gets one's id
         self._numbers = {id(value): number for number, value in enumerate(self.shared)}
 
@@ -141,7 +144,7 @@ class Encoder:
         return [tag, *[self.form(item) for item in items]]
 
     def _other(self, value: Any) -> Any:
-        """A builtin by its name, a subclass as its base, else what `unknown` makes of it."""
+        """A builtin by its name, a subclass as its base."""
         name = getattr(value, "__name__", None)
         if isinstance(name, str) and NAMED.get(name) is value:
             return ["named", name]
@@ -150,16 +153,14 @@ class Encoder:
         for base in BASES:
             if isinstance(value, base):
                 return self.form(base(value))
-        if self._unknown is None:
-            raise TypeError(f"{type(value).__name__} is no plain value")
-        return self._unknown(value)
+        kind = type(value).__name__
+        raise NotPlain(f"{'an' if kind[:1] in 'AEIOUaeiou' else 'a'} {kind}, which is no plain value")
 
 
 class Decoder:
-    """Gives the values of the forms that an `Encoder` made; `known(tag, content)` reads what its `unknown` wrote."""
+    """Gives the values of the forms that an `Encoder` made.  One of MALFORMED if they are none."""
 
-    def __init__(self, known: Callable[[str, Any], Any] | None = None, shared: Sequence[Any] = ()) -> None:
-        self._known = known
+    def __init__(self, shared: Sequence[Any] = ()) -> None:
         self.shared = list(shared)
 
     def value(self, form: Any) -> Any:
@@ -170,9 +171,7 @@ class Decoder:
         if form[0] == "same":
             return self.shared[form[1]]
         if form[0] not in MAKERS:
-            if self._known is None:
-                raise TypeError(f"unknown tag {form[0]!r}")
-            return self._known(form[0], form[1:])
+            raise TypeError(f"unknown tag {form[0]!r}")
         value = self.content(form)
         if type(value) in MUTABLE:
             self.shared.append(value)
@@ -234,7 +233,7 @@ FORMS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     timedelta: ("timedelta", lambda value: [value.days, value.seconds, value.microseconds]),
     PosixPath: ("path", lambda value: [str(value)]),
 }
-"""Float64Judge type -> tag and flat content."""
+"""Exact type -> tag and flat content."""
 
 MAKERS: dict[str, Callable[[list[Any]], Any]] = {
     "int": lambda items: int(items[0], 16),

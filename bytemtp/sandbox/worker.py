@@ -24,6 +24,8 @@ class Outcome(NamedTuple):
 
     passed: bool
     result: str
+    cannot_travel: bool = False
+    """program and tests would have had to share what is no plain value, so that these may be right only together"""
 
 
 CRASHED = Outcome(False, "crashed")
@@ -110,7 +112,7 @@ class Worker:
             return Outcome(False, str(limit)), False
         except Gone:
             return TESTS_ENDED, False
-        return Outcome(verdict["passed"], verdict["result"]), verdict["ended"]
+        return Outcome(verdict["passed"], verdict["result"], verdict["cannot_travel"]), verdict["ended"]
 
     def _wait(self, sock: socket.socket, candidate: Server, deadline: float) -> None:
         """Until there is something to read.  Limit if one is reached before."""

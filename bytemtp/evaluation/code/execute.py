@@ -1,6 +1,6 @@
 """Judge programs that a model wrote, each in a sandbox, and estimate pass@k.
 
-What a sandbox keeps out, and what it does not: `bytemtp/sandbox/__init__.py`.  Results are written as they come, in the
+What a sandbox keeps out, and what it does not: `docs/sandbox.md`.  Results are written as they come, in the
 order of the samples, so that a run that was killed goes on where it stopped.
 
 Try:  python -m bytemtp.evaluate execute --problems HumanEval.jsonl.gz --samples samples.jsonl --out judged
@@ -30,6 +30,9 @@ from bytemtp.sandbox.launch import Launch, Limits
 from bytemtp.sandbox.prepare import prepare
 from bytemtp.sandbox.worker import Outcome, Worker
 
+Judged = list[dict[str, Any]]
+"""Lines of results.jsonl."""
+
 DEFAULT_K = (1, 10, 100)
 VERDICT_FIELDS = ("passed", "result", "together")
 AHEAD = 4
@@ -56,7 +59,7 @@ class Verdict:
     result: str
     """"passed", "failed: ...", "timed out", "memory" or "crashed: ..." """
     together: bool = False
-    """the tests of this problem had to run in one process with the program, which can therefore forge the result"""
+    """the tests had to run in one process with the program, which can therefore forge the result"""
 
     def fields_of_line(self) -> dict[str, Any]:
         """What a line of results.jsonl says besides the sample."""
@@ -118,6 +121,8 @@ class Pool:
         self._stopping = threading.Event()
         self._local = threading.local()
         self._workers: list[Worker] = []
+        self._shared: dict[str, bool] = {}
+        self._deciding = threading.Lock()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="judge")
 
     def submit(self, problem: Problem, sample: Sample) -> Future[Verdict]:
@@ -131,23 +136,50 @@ class Pool:
             worker.close()
 
     def _judge(self, problem: Problem, sample: Sample) -> Verdict:
+        """Apart from its tests if they can be.  The verdict depends on problem and sample, not on samples before it."""
+        together = not isinstance(problem.tests, Cases) and problem.tests.together
+        outcome = self._outcome(problem, sample.completion)
+        if outcome.cannot_travel and self._is_shared(problem):
+            together = True
+            outcome = self._outcome(problem, sample.completion, together=True)
+        return Verdict(outcome.passed, outcome.result, together)
+
+    def _outcome(self, problem: Problem, completion: str, *, together: bool = False) -> Outcome:
+        """Of the first job that fails, else of the last."""
         if not hasattr(self._local, "worker"):
             self._local.worker = Worker(self._launch, self._stopping)
             self._workers.append(self._local.worker)
-        together = not isinstance(problem.tests, Cases) and problem.tests.together
-        for job in jobs(problem, sample.completion):
-            outcome: Outcome = self._local.worker.run(job)
+        outcomes: Iterator[Outcome] = map(self._local.worker.run, jobs(problem, completion, together=together))
+        for outcome in outcomes:
             if not outcome.passed:
-                return Verdict(False, outcome.result, together)
-        return Verdict(True, "passed", together)
+                break
+        return outcome
+
+    def _is_shared(self, problem: Problem) -> bool:
+        """Whether its known solution, too, fails apart from the tests by what cannot travel, and passes together.
+
+        A sample alone, which may be hostile, cannot bring this about.
+        """
+        with self._deciding:
+            if problem.task_id not in self._shared:
+                known = problem.canonical
+                self._shared[problem.task_id] = (
+                    known is not None
+                    and self._outcome(problem, known).cannot_travel
+                    and self._outcome(problem, known, together=True).passed
+                )
+            return self._shared[problem.task_id]
 
 
-def jobs(problem: Problem, completion: str) -> Iterator[dict[str, Any]]:
-    """What the sandbox has to do for a sample: one job, or for a script one for each input."""
+def jobs(problem: Problem, completion: str, *, together: bool = False) -> Iterator[dict[str, Any]]:
+    """What the sandbox has to do for a sample: one job, or for a script one for each input.
+
+    together: in one process with Python tests, even if the problem does not ask for it.
+    """
     source, tests = problem.source(completion), problem.tests
     program = {"source": source, "imports": problem.imports}
     if not isinstance(tests, Cases):
-        if tests.together:
+        if together or tests.together:
             yield {"kind": "together", "source": f"{source}\n{tests.program}"}
         else:
             code = {"prelude": tests.prelude, "remote": list(tests.remote), "program": tests.program}
@@ -211,7 +243,7 @@ class Command:
         done, begun = len(results.records), time.monotonic()
         limits: dict[str, Any] = {"workers": workers, "timeout": self.timeout, "memory_mib": self.memory}
         verdicts = judge(problems, samples[done:], **limits, unsafe=self.unsafe)
-        summary = summarised(problems, samples, write_verdicts(verdicts, lines, results), ks)
+        summary = summarised(problems, write_verdicts(verdicts, lines, results), ks)
         seconds = time.monotonic() - begun
         summary |= {"seconds": round(seconds, 3), "programs_per_s": round((len(samples) - done) / seconds, 3)}
         write_output(self.out / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -273,37 +305,34 @@ def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
     return results
 
 
-def write_verdicts(
-    verdicts: Iterator[Verdict], samples: Sequence[dict[str, Any]], results: JsonLinesFile
-) -> list[bool]:
-    """Append a verdict for each sample that has none yet as it comes, and return whether each sample is right.
+def write_verdicts(verdicts: Iterator[Verdict], samples: Sequence[dict[str, Any]], results: JsonLinesFile) -> Judged:
+    """Append a verdict for each sample that has none yet as it comes, and return the lines of all.
 
     UserError if the disk does not take it.
     """
-    passed = [line["passed"] for line in results.records]
-    with progress(len(samples), "programs", "judged", len(passed)) as bar:
-        for sample, verdict in zip(islice(samples, len(passed), None), verdicts, strict=True):
-            results.append([sample | verdict.fields_of_line()])
-            passed.append(verdict.passed)
+    judged = list(results.records)
+    passed = sum(line["passed"] for line in judged)
+    with progress(len(samples), "programs", "judged", len(judged)) as bar:
+        for sample, verdict in zip(islice(samples, len(judged), None), verdicts, strict=True):
+            judged.append(sample | verdict.fields_of_line())
+            results.append(judged[-1:])
+            passed += verdict.passed
             bar.update()
-            bar.set_postfix_str(f"passed {sum(passed)}", refresh=False)
-    return passed
+            bar.set_postfix_str(f"passed {passed}", refresh=False)
+    return judged
 
 
-def summarised(
-    problems: Sequence[Problem], samples: Sequence[Sample], passed: Sequence[bool], ks: Sequence[int]
-) -> dict[str, Any]:
+def summarised(problems: Sequence[Problem], judged: Judged, ks: Sequence[int]) -> dict[str, Any]:
     """pass@k, the mean over all problems, and the counts."""
-    counts = Counter(sample.task_id for sample in samples)
-    right = Counter(sample.task_id for sample, good in zip(samples, passed, strict=True) if good)
-    together = {p.task_id for p in problems if not isinstance(p.tests, Cases) and p.tests.together}
+    counts = Counter(str(line["task_id"]) for line in judged)
+    right = Counter(str(line["task_id"]) for line in judged if line["passed"])
     means = {
         f"pass@{k}": float(np.mean([pass_at_k(counts[p.task_id], right[p.task_id], k) for p in problems])) for k in ks
     }
     return {
         **means,
         "problems": len(problems),
-        "samples": len(samples),
-        "passed": sum(passed),
-        "judged_together": sum(counts[task_id] for task_id in together),
+        "samples": len(judged),
+        "passed": right.total(),
+        "judged_together": sum(line.get("together", False) for line in judged),
     }

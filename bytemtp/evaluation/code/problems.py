@@ -9,18 +9,13 @@ The format of a record is found by its fields.  How each is asked and judged:
   defines the function that input_output names (perhaps in a class Solution).  Both may use what APPS_IMPORTS imports,
   and a script may end by a `return`: the solutions of the data set count on it.
 
-Tests run apart from the program and call its functions.  The few that cannot, because they share a class or a variable
-with the solution, or look at what it prints, have `together` set.
-
 Try:  python -c "from bytemtp.evaluation.code.problems import *; print(read_problems(Path('mbpp.jsonl'))[0].prompt)"
 """
 
 import ast
-import builtins
 import gzip
 import json
 import re
-import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,6 +25,7 @@ from typing import Any, Literal
 import zstandard
 
 from bytemtp.common.errors import UserError
+from bytemtp.evaluation.code.apart import FunctionTests, function_tests, parsed, parses
 
 Kind = Literal["humaneval", "mbpp", "apps"]
 Record = dict[str, Any]
@@ -56,28 +52,12 @@ APPS_IMPORTS = (
 )
 """What the published tester of APPS puts in front of a program, but for numpy.  It runs first, by itself, because a
 program may begin with imports from `__future__`."""
-SHARED = {"redirect_stdout", "redirect_stderr", "patch", "stdout =", "stderr =", "stdin =", "input ="}
-"""What tests use (assign to) that look at what a program prints, or give it something to read."""
 MBPP_QUESTION = (
     "You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:\n\n"
     "{tests}\n[BEGIN]\n"
 )
 MBPP_SHOTS = json.loads(Path(__file__).with_name("mbpp_shots.json").read_text("utf-8"))
 """Tasks 2, 3 and 4 of MBPP (CC BY 4.0), which every MBPP prompt shows solved."""
-
-
-@dataclass(frozen=True)
-class FunctionTests:
-    """Python code that calls functions of the program."""
-
-    prelude: str
-    """code of the problem that the tests lean on: HumanEval's prompt, the imports of MBPP's solution"""
-    program: str
-    """the tests"""
-    remote: tuple[str, ...]
-    """names in the tests that are functions of the program"""
-    together: bool
-    """the tests only run in one process with the program"""
 
 
 @dataclass(frozen=True)
@@ -218,7 +198,7 @@ def _humaneval(record: Record) -> Parts:
     if not entry_point.isidentifier():
         raise ValueError(f"entry_point is {entry_point!r}; it must be the name of a function")
     program = f"{_text(record, 'test')}\ncheck({entry_point})\n"
-    prelude = next((text for text in (prompt, f"{prompt}\n    pass\n") if _parses(text)), "")
+    prelude = next((text for text in (prompt, f"{prompt}\n    pass\n") if parses(text)), "")
     solution = prompt + (canonical or "\n    pass\n")
     return prompt, canonical, entry_point, function_tests(prelude, program, solution, {entry_point})
 
@@ -228,7 +208,7 @@ def _mbpp(record: Record) -> Parts:
     if not (isinstance(tests, list) and all(isinstance(test, str) for test in tests)):
         raise TypeError(f"test_list is {str(tests)[:40]!r}; it must be a list of texts")
     program = "\n".join([_text(record, "test_setup_code"), *tests]).replace("\r\n", "\n").strip("\n")
-    tree = _parsed(code) if _parses(code) else ast.Module([], [])
+    tree = parsed(code) if parses(code) else ast.Module([], [])
     imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     prompt = "".join([*(f"{_mbpp_question(shot)}{shot['code']}\n[DONE]\n" for shot in MBPP_SHOTS)])
     return (
@@ -276,103 +256,6 @@ def _text(record: Record, name: str) -> str:
     return str(record[name])
 
 
-def _parsed(text: str) -> ast.Module:
-    """Without warnings about odd code, which is not ours.  SyntaxError, ValueError or RecursionError if it is none."""
-    with warnings.catch_warnings(action="ignore"):
-        return ast.parse(text)
-
-
-def _parses(text: str) -> bool:
-    try:
-        _parsed(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
-
-
-def function_tests(prelude: str, program: str, solution: str, remote: set[str]) -> FunctionTests:
-    """Which names of the tests stand for functions of the program: `remote`, and those that nothing else defines.
-    A function of the known solution hides the builtin of its name (MBPP/126 is called sum).
-
-    Tests have to run together with the program if they use such a name other than by calling it, or the known solution
-    defines it as something else than a function, or they have classes of their own or use one of the prelude, but for
-    exceptions, or replace what the program prints to.
-    """
-    try:
-        tree = _parsed(program)
-    except SyntaxError as error:
-        raise ValueError(f"the tests are no Python: {error}") from None
-    answer = _parsed(solution if _parses(solution) else "")
-    functions = {node.name for node in answer.body if isinstance(node, ast.FunctionDef)}
-    known = _bound(_parsed(prelude)) | _bound(tree) | (set(dir(builtins)) - functions) | {"__name__"}
-    remote = remote | (_used(tree) - known)
-    others = _bound(answer, functions=False)
-    shared = _classes(_parsed(prelude)) & _used(tree) or SHARED & _mentioned(tree)
-    together = bool(remote & others or shared) or not _only_called(tree, remote) or _has_classes(tree)
-    return FunctionTests(prelude, program, tuple(sorted(remote)), together)
-
-
-def _classes(prelude: ast.Module) -> set[str]:
-    """Names of classes that are not derived from what is called an exception."""
-    classes: set[str] = set()
-    errors: set[str] = set()
-    for node in prelude.body:
-        if isinstance(node, ast.ClassDef):
-            bases = {ast.unparse(base) for base in node.bases}
-            error = bool(bases & errors) or any(base.endswith(("Error", "Exception")) for base in bases)
-            (errors if error else classes).add(node.name)
-    return classes
-
-
-def _mentioned(tree: ast.AST) -> set[str]:
-    """Names that are used, also as attributes or imported; of attributes that are assigned, with a sign."""
-    names = _used(tree)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            names.add(node.attr + " =" * isinstance(node.ctx, ast.Store))
-        elif isinstance(node, ast.ImportFrom):
-            names |= {alias.name for alias in node.names}
-    return names
-
-
-def _bound(tree: ast.AST, *, functions: bool = True) -> set[str]:
-    """Names that code defines anywhere; without those of functions and their parameters if not `functions`."""
-    names: set[str] = set()
-    for node in ast.walk(tree) if functions else ast.iter_child_nodes(tree):
-        match node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef() if not functions:
-                pass
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                names.add(name)
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                names |= {(alias.asname or alias.name).split(".")[0] for alias in aliases}
-            case ast.arg(arg=name) | ast.ExceptHandler(name=str(name)) | ast.Name(id=name, ctx=ast.Store()):
-                names.add(name)
-            case ast.Assign() | ast.AnnAssign() if not functions:
-                names |= _bound(node)
-    return names
-
-
-def _used(tree: ast.AST) -> set[str]:
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-
-
-def _only_called(tree: ast.AST, remote: set[str]) -> bool:
-    """Whether the tests use these names by calling them, or by handing them to a function of their own."""
-    fine = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            fine |= {id(node.func), *map(id, node.args)}
-    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in remote]
-    return all(id(node) in fine for node in names)
-
-
-def _has_classes(tree: ast.AST) -> bool:
-    """Whether tests define a class, which they could hand over; those of unittest aside."""
-    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-    return not all(any("TestCase" in ast.unparse(base) for base in node.bases) for node in classes)
-
-
 def truncate(problem: Problem, completion: str) -> str:
     """What of a base model's output is the solution.
 
@@ -387,7 +270,7 @@ def truncate(problem: Problem, completion: str) -> str:
     lines = completion.splitlines(keepends=True)
     for count in range(len(lines), 0, -1):
         part = "".join(lines[:count])
-        if _parses(problem.source(part)):
+        if parses(problem.source(part)):
             return part[: _end_of_function(problem, part)]
     return completion
 
@@ -395,7 +278,7 @@ def truncate(problem: Problem, completion: str) -> str:
 def _end_of_function(problem: Problem, completion: str) -> int:
     """Characters of a completion up to the end of the function that was asked for; all, if it is not there."""
     source = problem.source(completion)
-    functions = [node for node in _parsed(source).body if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in parsed(source).body if isinstance(node, ast.FunctionDef)]
     ends = [node.end_lineno for node in functions if node.name == problem.entry_point]
     if not ends or ends[0] is None:
         return len(completion)

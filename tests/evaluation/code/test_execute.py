@@ -179,7 +179,7 @@ AWKWARD = [
     mbpp(7, "def evens(x): return filter(lambda i: i % 2 == 0, x)", "assert list(evens([1, 2])) == [2]"),
     mbpp(8, "import heapq as hq\ndef h(x): return hq.nsmallest(1, x)", "assert h([3, 1]) == [1]"),
 ]
-TOGETHER = {"2", "6"}
+TOGETHER = {"2", "6", "7"}
 
 
 @needs_bubblewrap
@@ -189,14 +189,48 @@ def test_awkward_mbpp_problems_pass_and_the_forgeable_ones_are_marked():
     verdicts = list(judge(problems, samples, timeout=20.0))
     assert verdicts == [Verdict(True, "passed", p.task_id in TOGETHER) for p in problems]
     wrong = list(judge(problems, [Sample(p.task_id, "def g(): pass") for p in problems], timeout=20.0))
-    assert not any(v.passed for v in wrong) and [v.together for v in wrong] == [v.together for v in verdicts]
+    assert not any(v.passed for v in wrong) and [v.together for v in wrong] == [p.tests.together for p in problems]
+
+
+LAZY = mbpp("lazy", "def evens(x): return filter(lambda i: i % 2 == 0, x)", "assert list(evens([1, 2])) == [2]")
+EAGER = LAZY | {"task_id": "eager", "code": "def evens(x): return [i for i in x if i % 2 == 0]"}
+WITHOUT = LAZY | {"task_id": "without", "code": "def evens(x: return"}
+FAILS = LAZY | {"task_id": "fails", "code": "def evens(x): return iter([3])"}
+FORGES = "class All:\n  def __eq__(self, other): return True\ndef evens(x): return [All()]"
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("reverse", [False, True])
+def test_only_the_known_solution_makes_a_problem_be_judged_together(reverse):
+    """Not a sample, whatever it does; and no sample changes the verdict of another."""
+    problems = [problem_of(r) for r in (LAZY, EAGER, WITHOUT, FAILS)]
+    told = "failed: TypeError: evens returned {}, which is no plain value"
+    expected = {
+        ("lazy", "def evens(x): return (i for i in x if i == 2)"): Verdict(True, "passed", together=True),
+        ("lazy", "def evens(x): return [2]"): Verdict(True, "passed"),
+        ("lazy", "def evens(x): return [3]"): Verdict(
+            False, "failed: AssertionError: assert list(evens([1, 2])) == [2]"
+        ),
+        ("lazy", "def evens(x): return iter([3])"): Verdict(False, "failed: AssertionError", together=True),
+        ("lazy", FORGES): Verdict(True, "passed", together=True),
+        ("eager", "def evens(x): yield 2"): Verdict(False, told.format("a generator")),
+        ("eager", FORGES): Verdict(False, told.format("an All")),
+        ("eager", EAGER["code"]): Verdict(True, "passed"),
+        ("without", FORGES): Verdict(False, told.format("an All")),
+        ("fails", FORGES): Verdict(False, told.format("an All")),
+    }
+    samples = [Sample(*sample) for sample in expected]
+    order = slice(None, None, -1 if reverse else 1)
+    verdicts = list(judge(problems, samples[order], timeout=20.0))
+    assert verdicts[order] == list(expected.values())
 
 
 @needs_bubblewrap
 def test_the_mark_is_in_the_results(files):
-    write(files[0], AWKWARD[:2])
+    """Whether it was known from the tests or came out of the known solution."""
+    write(files[0], [*AWKWARD[:2], AWKWARD[6]])
     summary = execute(files, "--canonical", samples=False)
-    assert [r.get("together", False) for r in results(files)] == [False, True] and summary["judged_together"] == 1
+    assert [r.get("together", False) for r in results(files)] == [False, True, True] and summary["judged_together"] == 2
 
 
 @needs_bubblewrap

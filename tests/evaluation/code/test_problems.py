@@ -8,7 +8,8 @@ import pytest
 import zstandard
 
 from bytemtp.common.errors import UserError
-from bytemtp.evaluation.code.problems import Cases, FunctionTests, problem_of, read_problems, truncate
+from bytemtp.evaluation.code.apart import FunctionTests
+from bytemtp.evaluation.code.problems import Cases, problem_of, read_problems, truncate
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -96,9 +97,16 @@ def test_mbpp_tests_may_lean_on_the_imports_of_the_solution():
         ("LIMIT = 3\ndef f(x): return x", "", "assert f(LIMIT) == 3", True),
         ("LIMIT: int = 3\ndef f(x): return x", "", "assert f(LIMIT) == 3", True),
         ("def f(x): return x", "class Node: pass", "assert f(Node())", True),
-        ("def f(g): return g(1)", "", "assert f(lambda x: x) == 1", False),
-        ("def f(g): return g(1)", "", "assert f(g=lambda x: x) == 1", False),
-        ("def f(g): return g(1)", "def own(x): return x", "assert f(own) == 1", False),
+        ("def f(g): return g(1)", "", "assert f(lambda x: x) == 1", True),
+        ("def f(g): return g(1)", "", "assert f(g=lambda x: x) == 1", True),
+        ("def f(g): return g(1)", "def own(x): return x", "assert f(own) == 1", True),
+        ("def f(g): return g(1)\ndef g(x): return x", "", "assert f(g) == 1", True),
+        ("def f(x): return sum(x)", "", "assert f(x for x in [1, 2]) == 3", True),
+        ("def f(x): return sum(x)", "", "assert f([x for x in [1, 2]]) == 3", False),
+        ("def f(x): return x", "def own(x): return x", "assert f(own(1)) == 1", False),
+        ("def f(x): return x", "", "assert f(sorted([1, 2], key=lambda x: -x)) == [2, 1]", False),
+        ("def f(g): return g(1)", "def own(h):\n  return h(abs)", "assert own(f) == 1", False),
+        ("def f(g): return g(1)", "def own(h):\n  return h(lambda x: x)", "assert own(f) == 1", True),
         ("def f(x): return x", "", "assert f.__name__ == 'f'", True),
         ("def f(x): print(x)", "import sys", "sys.stdout = open('x', 'w')\nf(1)", True),
         ("def f(x): print(x)", "import sys", "sys.stdout.write('x')\nassert f(1) is None", False),
@@ -122,10 +130,14 @@ def test_a_function_of_the_solution_hides_the_builtin_of_its_name():
     [
         ("class Node:\n    pass\n", "assert candidate(Node())", True),
         ("class Node:\n    pass\n", "assert candidate(1)", False),
+        ("def own(x):\n    return x\n", "assert candidate(own)", True),
+        ("", "assert candidate(lambda x: x)", True),
         ("class Bad(ValueError):\n    pass\nclass Worse(Bad):\n    pass\n", "candidate(Worse)", False),
     ],
 )
-def test_tests_that_use_a_class_of_the_prompt_run_together_with_the_program(defined, test, together):
+def test_tests_that_use_a_class_of_the_prompt_or_hand_over_functions_run_together_with_the_program(
+    defined, test, together
+):
     record = HUMANEVAL | {"prompt": defined + HUMANEVAL["prompt"], "test": f"def check(candidate):\n    {test}\n"}
     assert problem_of(record).tests.together == together
 
