@@ -19,7 +19,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, load_settings
-from bytemtp.decoding.loop import generate
+from bytemtp.decoding.generate import generate
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.trainer import TrainOutcome, train
 

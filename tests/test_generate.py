@@ -11,7 +11,7 @@ import torch
 
 import bytemtp
 from bytemtp.common.errors import UserError
-from bytemtp.decoding.loop import Generation
+from bytemtp.decoding.generate import Generation
 from bytemtp.generate import __main__ as module
 from bytemtp.model.checkpoint import load_model
 from bytemtp.reports.terminal import coloured

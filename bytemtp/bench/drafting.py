@@ -12,7 +12,7 @@ from bytemtp.bench.generating import continued, llama_of
 from bytemtp.bench.turns import machine, markdown_table
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.decoding.loop import Generation, generate_batch
+from bytemtp.decoding.generate import Generation, generate_batch
 from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.model import ByteMTP
 

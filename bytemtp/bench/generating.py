@@ -19,7 +19,8 @@ from bytemtp.bench.shapes import Shape
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding.loop import generate, make_engine
+from bytemtp.decoding.engines.select import make_engine
+from bytemtp.decoding.generate import generate
 from bytemtp.model.huggingface import export
 from bytemtp.model.model import ByteMTP
 
@@ -93,7 +94,7 @@ def passes(
     """Seconds of a pass over 1, 2, 4, 8, 16 ids behind a context, and of the drafts after one over 8."""
     model = model_of(shape, n_future, topology)
     runner = make_engine(engine, model, 1, context + 64, 16)
-    random = np.random.default_rng(0)
+    random, ahead = np.random.default_rng(0), np.zeros((1, context + 64 + n_future), dtype=np.int64)
     runner.verify(np.array([0]), random.integers(0, 256, (1, context)), np.array([context]))
     counts, times = (1, 2, 4, 8, 16), dict[str, list[float]]()
     for _ in range(25):
@@ -106,9 +107,8 @@ def passes(
                     times.setdefault(f"pass_{count}_s", []).append(time.perf_counter() - start)
             if count == 8 and n_future > 1:
                 start = time.perf_counter()
-                runner.draft(
-                    np.array([context]), np.array([8]), n_future, lambda i, logits: np.zeros(1, dtype=np.int64)
-                )
+                for _ in runner.drafts(np.array([context]), np.array([8]), n_future, ahead):
+                    pass
                 times.setdefault("draft_s", []).append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -1,4 +1,6 @@
-"""From prompts to bytes: the verify loop, drafters, sampling, the float64 judge; `engines` run the model in pieces.
+"""From prompts to bytes: `generate`, the verify loop, drafters, sampling, the float64 judge.
+
+Read generate.py, then loop.py; `engines` run the model in pieces.
 
 Imports common and model; never training.
 """

@@ -1,6 +1,6 @@
 """Where two greedy continuations part, and how near a tie the bytes were there.
 
-In float32 they do not part (`decode.MARGIN`).  In bfloat16 they may: it errs far more than MARGIN, so a pass over eight
+In float32 they do not part (`loop.MARGIN`).  In bfloat16 they may: it errs far more than MARGIN, so a pass over eight
 ids can prefer another byte than a pass over one.  The float64 lead tells whether that is what happened: it is then of
 the size of bfloat16's own errors.
 
@@ -14,8 +14,9 @@ from itertools import product
 import numpy as np
 
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding.exact import Float64Judge
-from bytemtp.decoding.loop import Generation, window_of
+from bytemtp.decoding.engines.select import window_of
+from bytemtp.decoding.generate import Generation
+from bytemtp.decoding.judge import Float64Judge
 from bytemtp.decoding.sampling import masked, top_two
 from bytemtp.decoding.utf8 import legal, state_after
 from bytemtp.model.model import ByteMTP

@@ -1,4 +1,7 @@
-"""One text in the making: its bytes, its random numbers, when it stops, and what is counted about it."""
+"""One text in the making: its bytes, its random numbers, when it stops, and what is counted about it.
+
+row = Row(b"def ", number=0, max_bytes=100, rule=Rule(), seed=0, stop=(b"\n\n",), utf8=False)
+"""
 
 import random
 from collections import Counter
@@ -30,8 +33,8 @@ class Row:
         self.origins: list[int] = []
         """for each byte the depth of the draft that it was; 0 if head 1 itself gave it"""
         self.stopped_by = "" if max_bytes else "max_bytes"
-        self.exact = 0
-        """near ties that were decided by `Float64Judge`"""
+        self.near_ties = 0
+        """that were decided by `Float64Judge`"""
         self.utf8_state = state_after(prompt) if utf8 else None
         """where in a character the text ends, if only well-formed UTF-8 is wanted"""
         self._accepted: Counter[int] = Counter()
@@ -62,8 +65,8 @@ class Row:
             state = advance(state, draft)
         return legal(state)
 
-    def take(self, id_: int, draft: int) -> None:
-        """Append a decided id, unless it ends the text.  `draft` is its origin."""
+    def append(self, id_: int, draft: int) -> None:
+        """Append a decided id, unless it ends the text.  draft: the depth of the draft that it was, or 0."""
         if id_ == EOT:
             self.stopped_by = "endoftext"
             return
@@ -88,7 +91,8 @@ class Row:
         self._kept.update(range(1, accepted + 1))
 
     def stats(self, seconds: float) -> dict[str, Any]:
-        """What the contract of `--stats` names; `exact` counts near ties, `accepted` passes by accepted drafts."""
+        """The fields of `Generation.stats` that are the row's own: `exact` counts near ties, `accepted` passes by the
+        number of drafts that they accepted."""
         forwards = self._accepted.total()
         return {
             "bytes": len(self.data),
@@ -99,5 +103,5 @@ class Row:
             "accepted": dict(sorted(self._accepted.items())),
             "accept_rate_by_position": [self._kept[depth] / times for depth, times in sorted(self._drafted.items())],
             "stopped_by": self.stopped_by,
-            "exact": self.exact,
+            "exact": self.near_ties,
         }

@@ -1,15 +1,18 @@
-"""From logits to a distribution, once; everything after it takes probabilities.  And the rule that keeps the law.
+"""From logits to a distribution, and speculative sampling: drafts are verified so that the distribution stays the same.
 
 `Rule.distribution` is applied to the verifying head's logits, giving p, and to each draft's, giving q, so the q in the
 acceptance ratio is the q that was drawn from.  A draft x ~ q is kept with probability min(1, p(x) / q(x)), otherwise
-replaced by a draw from max(p - q, 0), normalised: the result has law p for any q (Leviathan et al. 2023, Chen et al.
-2023).  Greedy decoding is the same rule with one-hot p and q.
+replaced by a draw from max(p - q, 0), normalised: the result is distributed as p for any q (Leviathan et al. 2023, Chen
+et al. 2023).  Greedy decoding is the same rule with one-hot p and q.
 
-Shapes:  v vocabulary (padded to 264), l places whose laws are made at once.
+    p = Rule(temperature=0.8, top_p=0.95).distribution(logits)
+    number, id_ = verify_siblings(p, [(draft, q)], Random(0))              # number 0: the draft was kept; None: refused
+
+Shapes:  v vocabulary (padded to 264), l positions whose distributions are made at once.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -66,7 +69,7 @@ def masked(logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | No
 
 
 def top_two(logits: Float[np.ndarray, "l v"]) -> tuple[list[int], list[float]]:
-    """At each place the likeliest id, and its lead over the second."""
+    """At each position the likeliest id, and its lead over the second."""
     best = np.partition(logits, -2, axis=-1)[:, -2:]
     return logits.argmax(-1).tolist(), (best[:, 1] - best[:, 0]).tolist()
 
@@ -83,18 +86,18 @@ def acceptance(p: Float64[np.ndarray, " v"], q: Float64[np.ndarray, " v"], draft
     return min(1.0, float(p[draft] / q[draft]))
 
 
-def candidates(
+def sample_candidates(
     rule: Rule, logits: Float[np.ndarray, " v"], legal: Bool[np.ndarray, " v"] | None, count: int, random: Random
 ) -> Iterator[tuple[int, Float64[np.ndarray, " v"]]]:
-    """Up to `count` different ids to draft, each with the law that it was drawn from: draws without replacement."""
-    law = rule.distribution(logits, legal)
-    for _ in range(min(count, int((law > 0).sum()))):
-        id_ = sample_id(law, random.random())
-        yield id_, law
+    """Up to `count` different ids to draft, drawn without replacement, each with the distribution it was drawn from."""
+    q = rule.distribution(logits, legal)
+    for _ in range(min(count, int((q > 0).sum()))):
+        id_ = sample_id(q, random.random())
+        yield id_, q
         if count > 1:
-            law = law.copy()
-            law[id_] = 0.0
-            law = law / law.sum() if law.any() else law
+            q = q.copy()
+            q[id_] = 0.0
+            q = q / q.sum() if q.any() else q
 
 
 def top_candidates(logits: Float[np.ndarray, " v"], legal: Bool[np.ndarray, " v"] | None, count: int) -> list[int]:
@@ -112,3 +115,19 @@ def residual(p: Float64[np.ndarray, " v"], q: Float64[np.ndarray, " v"]) -> Floa
     total = rest.sum()
     # p = q but for rounding: refusing was itself a rounding error, and any draw from p is right.
     return rest / total if total > 0 else p
+
+
+def verify_siblings(
+    p: Float64[np.ndarray, " v"], drafts: Sequence[tuple[int, Float64[np.ndarray, " v"]]], random: Random
+) -> tuple[int | None, int]:
+    """An id distributed as p, the first draft that may stay or a fresh draw: which draft (or None), and the id.
+
+    drafts: ids for the same position, each with the distribution q that it was drawn from.  A refused one leaves the
+    part of p that its q falls short of, which is the target for the next (recursive rejection sampling, Miao et al.
+    2024, algorithm 2).
+    """
+    for number, (id_, q) in enumerate(drafts):
+        if random.random() < acceptance(p, q, id_):
+            return number, id_
+        p = residual(p, q)
+    return None, sample_id(p, random.random())

@@ -26,7 +26,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding.loop import window_of
+from bytemtp.decoding.engines.select import window_of
 from bytemtp.evaluation.code.problems import records
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP

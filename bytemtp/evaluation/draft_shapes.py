@@ -45,7 +45,7 @@ from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding.loop import generate
+from bytemtp.decoding.generate import generate
 from bytemtp.decoding.tree import Shape, chain, check
 from bytemtp.evaluation.bits_per_byte import IDS_A_PASS, PADDING, batched, beginnings, read_ids, windows
 from bytemtp.evaluation.shape_timing import SIZES, Candidate, is_chain, named, seconds_a_pass, shape_table

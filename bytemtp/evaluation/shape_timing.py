@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bytemtp.decoding.loop import generate
+from bytemtp.decoding.generate import generate
 from bytemtp.decoding.tree import Shape, chain
 from bytemtp.model.model import ByteMTP
 

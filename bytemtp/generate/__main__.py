@@ -18,7 +18,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.decoding.divergence import Divergence, divergence
-from bytemtp.decoding.loop import Generation, Mode, generate, generate_stream
+from bytemtp.decoding.generate import Generation, Mode, generate, generate_stream
 from bytemtp.decoding.tree import Shape
 from bytemtp.decoding.tree import check as check_tree
 from bytemtp.model.checkpoint import load_model
@@ -134,7 +134,7 @@ def load(run: Path, arguments: Arguments) -> ByteMTP:
 
 
 def decoding(arguments: Arguments) -> dict[str, Any]:
-    """The fields of `decode.Options`."""
+    """The fields of `Options`."""
     tree = () if arguments.tree is None else read_tree(arguments.tree)
     names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8", "engine")
     stop = [as_bytes(text) for text in arguments.stop]

@@ -163,7 +163,7 @@ class ByteMTP(nn.Module):
         return self.norm.weight, unembed.weight, self.padding.to(unembed.weight.dtype)
 
 
-def kept_with_weights(make: Callable[[ByteMTP], T]) -> Callable[[ByteMTP], T]:
+def cached_by_weights(make: Callable[[ByteMTP], T]) -> Callable[[ByteMTP], T]:
     """Keeps what is made from a model as long as the model, and makes it anew when the weights have changed."""
     kept: WeakKeyDictionary[ByteMTP, tuple[list[tuple[int, int]], T]] = WeakKeyDictionary()
 

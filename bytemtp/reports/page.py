@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any
 
 from bytemtp.decoding.divergence import Divergence
-from bytemtp.decoding.loop import Generation
+from bytemtp.decoding.generate import Generation
 
 PROMPT_SHOWN = 2000
 """Bytes of a prompt that are shown, counted from its end."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from bytemtp.decoding.loop import Generation
+from bytemtp.decoding.generate import Generation
 from bytemtp.decoding.utf8 import START, state_after
 
 PALETTE = (231, 120, 84, 81, 75, 141, 177, 212)

@@ -7,8 +7,8 @@ import torch
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.divergence import Divergence, divergence, shared
-from bytemtp.decoding.exact import in_float64
-from bytemtp.decoding.loop import Generation, generate_batch
+from bytemtp.decoding.generate import Generation, generate_batch
+from bytemtp.decoding.judge import in_float64
 from bytemtp.decoding.utf8 import legal, state_after
 from bytemtp.generate.__main__ import comparison
 from bytemtp.model.model import ByteMTP

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig, Topology
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding import loop as decode
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.tensor import TensorEngine
-from bytemtp.decoding.exact import in_float64
-from bytemtp.decoding.loop import generate, generate_stream
+from bytemtp.decoding.generate import Options, generate, generate_batch, generate_stream
+from bytemtp.decoding.judge import in_float64
+from bytemtp.decoding.loop import MARGIN
 from bytemtp.model.model import ByteMTP
 
 TOPOLOGIES = get_args(Topology)
@@ -57,6 +57,7 @@ def test_any_split_through_the_cache_equals_the_full_pass(kind, topology, cuts, 
     model = model_for(topology)
     ids = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(len(cuts)))
     engine = ENGINES[kind](model, 2, 32, window)
+    buffer = np.pad(ids.numpy(), ((0, 0), (0, 8 + TINY.n_future)))
     bounds = [0, *cuts, 24]
     full = full_pass(model, ids, window)
     for begin, end, wrong in zip(bounds, bounds[1:], rejected, strict=False):
@@ -64,17 +65,11 @@ def test_any_split_through_the_cache_equals_the_full_pass(kind, topology, cuts, 
         chunk = np.concatenate([ids[:, begin:end].numpy(), np.full((2, wrong), 7)], axis=1)
         logits = engine.verify(start, chunk, np.full(2, chunk.shape[1]))
         np.testing.assert_allclose(logits[:, : end - begin], full[0][:, begin:end], atol=1e-4, rtol=1e-4)
-        engine.ids[:, :24] = ids
-        seen = {}
-
-        def choose(i, drafted, seen=seen, end=end):
-            seen[i] = drafted
-            return engine.ids[:, end + i]
-
-        engine.draft(start, accepted, 4, choose)
+        drafted = list(engine.drafts(start, accepted, 4, buffer))
+        assert len(drafted) == 3
         for i in (1, 2, 3):
             if topology != "deepseek" or end - 1 + i < 24:
-                np.testing.assert_allclose(seen[i], full[i][:, end - 1], atol=1e-4, rtol=1e-4)
+                np.testing.assert_allclose(drafted[i - 1], full[i][:, end - 1], atol=1e-4, rtol=1e-4)
 
 
 def full_pass(model, ids, window):
@@ -191,9 +186,9 @@ def test_a_tree_finds_more_than_its_chain():
 def test_rows_do_not_see_their_batch_mates(topology, prompts, mode, temperature):
     """In float64, so that rounding (which depends on the batch's shape) cannot move a draw."""
     model = double(topology)
-    together = decode.generate_batch(model, prompts, 16, mode=mode, temperature=temperature)
+    together = generate_batch(model, prompts, 16, mode=mode, temperature=temperature)
     for number, (prompt, row) in enumerate(zip(prompts, together, strict=True)):
-        alone = decode.generate_batch(model, [b""] * number + [prompt], 16, mode=mode, temperature=temperature)[-1]
+        alone = generate_batch(model, [b""] * number + [prompt], 16, mode=mode, temperature=temperature)[-1]
         assert alone.data == row.data and alone.origins == row.origins
 
 
@@ -241,7 +236,7 @@ def test_near_ties_are_far_wider_than_rounding():
         ids = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             error = (model(ids)[0].double() - in_float64(model)(ids)[0])[..., :257].abs().max()
-        assert error < decode.MARGIN / 10
+        assert error < MARGIN / 10
 
 
 def test_seeds_reproduce_and_differ():
@@ -263,8 +258,20 @@ def test_long_prompts_go_through_in_pieces():
     prompt = bytes(range(256)) * 5
     plain = generate(model, prompt, 12)
     assert generate(model, prompt, 12, mode="speculative").data == plain.data == naive(model, prompt, 12)
-    mixed = decode.generate_batch(model, [prompt, b"short"], 12, mode="speculative")
+    mixed = generate_batch(model, [prompt, b"short"], 12, mode="speculative")
     assert [row.data for row in mixed] == [plain.data, generate(model, b"short", 12).data]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_prefill_leaves_the_prompt_as_it_is(topology):
+    """Heads that read ids ahead once got drafts written over the prompt behind each piece of 512 ids, and the next
+    piece was read with them."""
+    prompt = bytes(range(256)) * 5
+    options = Options(mode="speculative")
+    row = options.row(prompt, 0, 1)
+    loop = options.loop(model_for(topology), [row])
+    loop.run()
+    assert loop.ids[0, : 1 + len(prompt)].tolist() == [EOT, *prompt]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig, Topology
-from bytemtp.decoding import loop as decode
+from bytemtp.decoding.engines import select
+from bytemtp.decoding.engines.engine import Branches
 from bytemtp.decoding.engines.native import library as native_library
 from bytemtp.decoding.engines.native.engine import NativeEngine, supports
 from bytemtp.decoding.engines.native.weights import packed
-from bytemtp.decoding.engines.tensor import Branches, TensorEngine
+from bytemtp.decoding.engines.tensor import TensorEngine
+from bytemtp.decoding.generate import generate
 from bytemtp.model.model import ByteMTP
 
 TOPOLOGIES = get_args(Topology)
@@ -41,14 +43,14 @@ def ids_of(seed, *shape):
     return np.random.default_rng(seed).integers(0, 256, shape)
 
 
-def drafts_of(engine, start, accepted, heads):
-    seen = {}
-
-    def choose(i, logits):
+def drafts_of(engine, start, accepted, heads, buffer=None):
+    """Logits by head (1 is the second) behind the ids of `buffer`, or behind zeros; each head drafts the byte 65."""
+    seen, ids, row = {}, np.zeros((len(start), 68), dtype=np.int64), np.arange(len(start))
+    if buffer is not None:
+        ids[:, : buffer.shape[1]] = buffer
+    for i, logits in enumerate(engine.drafts(start, accepted, heads, ids), 1):
         seen[i] = logits.copy()
-        return np.full(len(start), 65)
-
-    engine.draft(start, accepted, heads, choose)
+        ids[row, start + accepted + i] = 65
     return seen
 
 
@@ -88,9 +90,8 @@ def test_no_bit_depends_on_what_else_is_computed(shape, topology, cuts, mate, th
     """In pieces of any sizes, beside another row, on any number of threads: equal, not close."""
     model, ids = model_of(shape, topology), ids_of(5, 1, 40)
     alone = NativeEngine(model, 1, 64, window)
-    alone.ids[0, :40] = ids
     whole = alone.verify(np.zeros(1, dtype=np.int64), ids, np.array([40]))
-    expected = drafts_of(alone, np.zeros(1, dtype=np.int64), np.array([40]), 4)
+    expected = drafts_of(alone, np.zeros(1, dtype=np.int64), np.array([40]), 4, ids)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -100,8 +101,7 @@ def test_no_bit_depends_on_what_else_is_computed(shape, topology, cuts, mate, th
             both = np.concatenate([ids_of(begin, 1, 40)[:, : end - begin], ids[:, begin:end]])
             start, lengths = np.array([0, begin]), np.array([min(mate, end - begin), end - begin])
             pieces.append(engine.verify(start, both, lengths)[1])
-            engine.ids[1, : end + 1] = alone.ids[0, : end + 1]
-            drafted = drafts_of(engine, start, lengths, 4)
+            drafted = drafts_of(engine, start, lengths, 4, np.pad(ids[:, : end + 1], ((1, 0), (0, 0))))
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(np.concatenate(pieces), whole[0])
@@ -128,7 +128,7 @@ def test_an_id_in_a_tree_gets_the_bits_of_its_own_path(topology):
         np.testing.assert_array_equal(
             chain.verify(np.array([19]), ids[:, path], np.array([len(path)])), logits[:, path]
         )
-    tree.keep(np.array([19]), path[None])
+    tree.keep_path(np.array([19]), path[None])
     more, at, length = ids_of(3, 1, 5), np.array([19 + len(path)]), np.array([5])
     np.testing.assert_array_equal(tree.verify(at, more, length), chain.verify(at, more, length))
 
@@ -146,7 +146,7 @@ def test_changed_weights_are_packed_again():
 def test_both_engines_write_the_same(topology):
     model = model_of("grouped, odd widths", topology)
     outs = [
-        decode.generate(model, b"same", 40, mode=mode, engine=engine).data
+        generate(model, b"same", 40, mode=mode, engine=engine).data
         for mode in ("ar", "speculative", "tree")
         for engine in ("native", "torch")
     ]
@@ -158,16 +158,16 @@ def test_models_that_it_cannot_run_are_refused_or_left_to_tensor_operations():
     narrow = ByteMTP(ModelConfig(dim=24, layers=4, attention_heads=2, ffn_dim=48, n_future=2)).eval()
     for model in (double, narrow):
         assert not supports(model)
-        assert decode.generate(model, b"a", 4).stats["engine"] == "torch"
+        assert generate(model, b"a", 4).stats["engine"] == "torch"
         with pytest.raises(UserError, match="the native engine runs float32 models"):
-            decode.generate(model, b"a", 4, engine="native")
+            generate(model, b"a", 4, engine="native")
 
 
 def test_without_a_compiler_it_says_so_and_decodes_all_the_same(monkeypatch, capsys):
     model = model_of("plain", "parallel")
-    expected = decode.generate(model, b"a", 8).data
-    monkeypatch.setattr(decode, "compiler", lambda: None)
-    assert decode.generate(model, b"a", 8).data == expected
+    expected = generate(model, b"a", 8).data
+    monkeypatch.setattr(select, "compiler", lambda: None)
+    assert generate(model, b"a", 8).data == expected
     assert "no C++ compiler" in capsys.readouterr().err
 
 
@@ -181,8 +181,28 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
         native_library.library.__wrapped__()
 
 
+def test_a_library_with_another_layout_is_refused(monkeypatch, tmp_path):
+    """A member more in step.cpp, unknown to library.py: read as it is, all that lies behind it would be garbage."""
+    source = native_library.SOURCE.read_text().replace("int count, chunk;", "int count, chunk, extra, more;")
+    changed = tmp_path / "step.cpp"
+    changed.write_text(source)
+    monkeypatch.setattr(native_library, "SOURCE", changed)
+    monkeypatch.setattr(native_library, "FLAGS", ("-std=c++20", "-shared", "-fPIC", "-pthread"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"step\.cpp does not fit library\.py: size of Tokens is 80, not 72"):
+        native_library.library.__wrapped__()
+
+
+@pytest.mark.parametrize("name", ["LANES", "PANEL"])
+def test_another_constant_is_refused(monkeypatch, name):
+    lib = native_library.library()
+    monkeypatch.setattr(native_library, name, 8)
+    with pytest.raises(UserError, match=rf"{name} is \d+, not 8"):
+        native_library.check_layout(lib)
+
+
 def test_many_steps_from_many_engines_at_once():
     """Threads of several engines, made and given up again."""
     model = model_of("plain", "replicated")
-    expected = decode.generate(model, b"x", 50).data
-    assert all(decode.generate(model, b"x", 50, mode="speculative").data == expected for _ in range(30))
+    expected = generate(model, b"x", 50).data
+    assert all(generate(model, b"x", 50, mode="speculative").data == expected for _ in range(30))

@@ -19,7 +19,7 @@ from bytemtp.common.settings import ModelConfig, Topology
 from bytemtp.decoding.engines import recorded
 from bytemtp.decoding.engines.recorded import RecordedEngine
 from bytemtp.decoding.engines.tensor import TensorEngine
-from bytemtp.decoding.loop import generate, generate_batch
+from bytemtp.decoding.generate import generate, generate_batch
 from bytemtp.model.model import ByteMTP
 
 TOPOLOGIES = get_args(Topology)

@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
-from bytemtp.decoding.loop import Draft, Loop
-from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import Rule, acceptance, candidates, residual, sample_id, top_candidates, top_two
+from bytemtp.decoding.sampling import (
+    Rule,
+    acceptance,
+    residual,
+    sample_candidates,
+    sample_id,
+    top_candidates,
+    top_two,
+    verify_siblings,
+)
 
 
 @st.composite
@@ -100,19 +107,17 @@ def test_two_steps_leave_the_joint_law_as_it_is(ps, qs):
 
 @pytest.mark.parametrize("drafts", [0, 1, 2])
 def test_the_loop_draws_by_that_law(drafts):
-    """`Loop._draw` itself, 20,000 times.
+    """`verify_siblings` itself, 20,000 times.
 
     By Hoeffding's inequality each of the 6 frequencies is off by more than `bound` with a probability below 1e-9, so a
     false alarm comes once in a hundred million runs at most.
     """
     p, q = (np.array(x) for x in ([0.4, 0.3, 0.0, 0.2, 0.1, 0.0], [0.1, 0.1, 0.5, 0.2, 0, 0.1]))
-    times, random, counts = 20_000, Random(0), Counter()
-    row = Row(b"", 0, 1, Rule(1.0), 0, (), utf8=False)
+    times, random, verdicts, counts = 20_000, Random(0), Random("0 0"), Counter()
     with np.errstate(divide="ignore"):
         logits = np.log(q)
     for _ in range(times):
-        proposed = candidates(Rule(1.0), logits, None, drafts, random)
-        counts[Loop._draw(row, p, [Draft(id_, law, -1, (0,)) for id_, law in proposed])[1]] += 1
+        counts[verify_siblings(p, list(sample_candidates(Rule(1.0), logits, None, drafts, random)), verdicts)[1]] += 1
     bound = math.sqrt(math.log(2 / 1e-9) / (2 * times))
     for id_ in range(6):
         assert counts[id_] / times == pytest.approx(float(p[id_]), abs=bound)
@@ -149,8 +154,8 @@ def test_greedy_candidates_are_the_likeliest():
 def test_greedy_decoding_is_the_same_rule_with_certain_laws(seed, drafts):
     """Its shortcut compares ids; the rule with one-hot p and q gives the same draft and the same id."""
     logits = np.random.default_rng(seed).permutation(9).astype(np.float32)
-    row, best = Row(b"", 0, 1, Rule(), 0, (), utf8=False), int(logits.argmax())
-    certain = [Draft(id_, np.eye(9)[id_], -1, (0,)) for id_ in drafts]
-    chosen, id_ = Loop._draw(row, Rule().distribution(logits), certain)
+    best = int(logits.argmax())
+    certain = [(id_, np.eye(9)[id_]) for id_ in drafts]
+    chosen, id_ = verify_siblings(Rule().distribution(logits), certain, Random(0))
     assert id_ == best == top_two(logits[None])[0][0]
     assert chosen == (drafts.index(best) if best in drafts else None)

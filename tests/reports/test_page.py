@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import bytemtp
 from bytemtp.common.errors import UserError
-from bytemtp.decoding.loop import Generation
+from bytemtp.decoding.generate import Generation
 from bytemtp.generate import __main__ as command
 from bytemtp.reports.page import DARK, LIGHT, PROMPT_SHOWN, THEMES, page, pass_sizes
 

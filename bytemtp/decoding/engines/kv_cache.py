@@ -25,14 +25,14 @@ class Chunk:
     rope: Rope
     """cosines and sines of their positions, [b c 1 k]"""
     slots: Int[Tensor, "b c"]
-    seen: Bool[Tensor, "b c t"]
+    mask: Bool[Tensor, "b c t"]
     """slots that each id sees, its own included"""
 
-    def rows(self, index: Int[Tensor, " b"]) -> "Chunk":
+    def at(self, index: Int[Tensor, " b"]) -> "Chunk":
         """The chunk of one id a row, the one at `index`."""
         row = torch.arange(len(index), device=index.device)
         cos, sin = (x[row, index][:, None] for x in self.rope)
-        return Chunk((cos, sin), self.slots[row, index][:, None], self.seen[row, index][:, None])
+        return Chunk((cos, sin), self.slots[row, index][:, None], self.mask[row, index][:, None])
 
 
 class LayerCache:
@@ -55,10 +55,10 @@ class LayerCache:
 
     def attend(self, chunk: Chunk, q: Float[Tensor, "b c h k"]) -> Float[Tensor, "b c h k"]:
         """Attention of the chunk's queries over the slots that they see."""
-        slots = chunk.seen.shape[2]
+        slots = chunk.mask.shape[2]
         k, v = self.k[:, :, :slots].to(q.dtype), self.v[:, :, :slots].to(q.dtype)
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=chunk.seen[:, None], enable_gqa=q.shape[2] != k.shape[1]
+            q.transpose(1, 2), k, v, attn_mask=chunk.mask[:, None], enable_gqa=q.shape[2] != k.shape[1]
         )
         return out.transpose(1, 2)
 
@@ -77,4 +77,4 @@ def step_at(
     q, k, v = block.project(x, *chunk.rope)
     cache.write(chunk, k, v)
     row = torch.arange(len(x), device=x.device)
-    return block.finish(x[row, index][:, None], cache.attend(chunk.rows(index), q[row, index][:, None]))
+    return block.finish(x[row, index][:, None], cache.attend(chunk.at(index), q[row, index][:, None]))

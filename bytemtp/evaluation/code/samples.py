@@ -23,7 +23,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.jsonl import JsonLinesFile, line_of, read_lines
 from bytemtp.common.runtime import progress
-from bytemtp.decoding.loop import Loop, Mode, Options
+from bytemtp.decoding.generate import Mode, Options
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import Rule
 from bytemtp.evaluation.code.problems import Problem, truncate
@@ -157,8 +157,7 @@ def draw_samples(model: ByteMTP, plan: Plan, cell: Cell, problem: Problem, indic
     rows = [Row(problem.prompt.encode(), place, plan.max_bytes, rule, 0, stop, False) for place in range(len(indices))]
     for row, index in zip(rows, indices, strict=True):
         row.random = random.Random(f"{plan.seed} {problem.task_id} {cell.temperature} {cell.top_p} {index}")
-    for _ in Loop(model, rows, options, None).passes():
-        pass
+    options.loop(model, rows).run()
     return [truncate(problem, row.data.decode("utf-8", "replace")) for row in rows]
 
 

@@ -170,7 +170,7 @@ def test_a_sample_does_not_depend_on_the_others(trained_run: Path, problems: lis
 
 def test_a_sample_is_what_the_decoder_writes(trained_run: Path, problems: list[Problem]) -> None:
     """Beside `generate`, greedy: the same bytes, up to where the problem's solution ends."""
-    from bytemtp.decoding.loop import generate
+    from bytemtp.decoding.generate import generate
     from bytemtp.evaluation.code.problems import truncate
 
     model = load_model(trained_run, "cpu")

@@ -1,11 +1,15 @@
 """`NativeEngine`: what `TensorEngine` does, on CPU cores in float32, one compiled call for all layers of a pass.
 
-Only real ids are computed: rows of a batch may have different numbers of them, or none.
+Only real ids are computed: rows of a batch may have different numbers of them, or none.  step.cpp says what is compiled
+and why no bit of its results depends on what else is computed in the same pass.
 
-Shapes:  b rows, c ids of the chunk, t ids of all rows one after another, q last ids of the rows, d width, v vocabulary.
+Try:  bytemtp.generate(model, b"def ", 100, mode="speculative", engine="native")
+Shapes:  b rows, c ids of the chunk, t ids of all rows one after another, q last ids of the rows, d width, v vocabulary,
+h drafting heads, n length of the id buffer.
 """
 
 import weakref
+from collections.abc import Iterator
 from ctypes import POINTER, Array, byref, cast, pointer, sizeof
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,9 +19,9 @@ import torch
 from jaxtyping import Float32, Int, UInt8
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
-from bytemtp.decoding.engines.native.library import Layer, Pass, Shape, Tokens, library, team
-from bytemtp.decoding.engines.native.weights import LANES, Packed, packed, up_to
-from bytemtp.decoding.engines.tensor import Branches, Choose
+from bytemtp.decoding.engines.engine import Branches
+from bytemtp.decoding.engines.native.library import LANES, Layer, Pass, Shape, Tokens, library, team
+from bytemtp.decoding.engines.native.weights import Packed, packed, round_up
 from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block, rope_table
 from bytemtp.model.model import ByteMTP
@@ -43,19 +47,20 @@ def angles(length: int, head_dim: int, theta: float) -> tuple[Float32[np.ndarray
 
 
 @dataclass(frozen=True)
-class Flat:
+class FlatBatch:
     """The ids of all rows, one after another, as step.cpp takes them."""
 
     row: Int[np.ndarray, " t"]
     place: Int[np.ndarray, " t"]
     """in its row's chunk"""
     slot: Int[np.ndarray, " t"]
-    number: Int[np.ndarray, " t"]
+    index: Int[np.ndarray, " t"]
+    """0, 1, 2, ..."""
     last: Int[np.ndarray, " q"]
     """of each row that has ids, the last"""
     structure: Tokens
-    kept: tuple[object, ...]
-    """arrays that `structure` points to"""
+    arrays: tuple[object, ...]
+    """what `structure` points to, kept alive"""
 
 
 def without_padding(logits: Float32[np.ndarray, "*b v"]) -> Float32[np.ndarray, "*b v"]:
@@ -68,15 +73,14 @@ class NativeEngine:
 
     def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int) -> None:
         config = model.config
-        self.model, self.window = model, window
+        self.model, self.rows, self.window = model, rows, window
         self.weights, self.library = packed(model), library()
-        self.ids = np.zeros((rows, capacity + config.n_future), dtype=np.int64)
-        self.slots, self.width = up_to(capacity + 1, SLOTS), up_to(config.head_dim, LANES)
-        ffn = up_to(config.ffn_dim, LANES)
+        self.slots, self.width = round_up(capacity + 1, SLOTS), round_up(config.head_dim, LANES)
+        ffn = round_up(config.ffn_dim, LANES)
         sizes = config.dim, config.attention_heads, config.key_value_heads, self.width, ffn, config.head_dim, self.slots
         self.shape = Shape(*sizes)
-        self.table = angles(self.slots, config.head_dim, config.rope_theta)
-        self.angles = [x.ctypes.data for x in self.table]
+        self.rope = angles(self.slots, config.head_dim, config.rope_theta)
+        self.angles = [x.ctypes.data for x in self.rope]
         shape, blocks = (rows, config.key_value_heads, self.slots // LANES), list(self.weights.blocks)
         self.memory = self.weights.memory([(*shape, self.width, LANES), (*shape, LANES, self.width)])
         weakref.finalize(self, self.weights.give_back, self.memory)
@@ -87,14 +91,15 @@ class NativeEngine:
         # Layers of a verifying pass: those of the trunk, then the links on the way to head 1, if links are layers.
         self.path = model.path_to_first_head if len(self.links) else []
         layers = (*model.trunk, *(model.links[i] for i in self.path))
-        self.read_back = [layer for layer in layers if isinstance(layer, Block)]
-        self.verifying = self._layers(self.read_back)
+        self.verified = [layer for layer in layers if isinstance(layer, Block)]
+        self.verify_layers = self._layers(self.verified)
         self.threads = torch.get_num_threads()
         self.team = team(self.threads)
-        keeps = capacity + 1 if config.topology == "deepseek" else 0
-        self.first_hidden = np.zeros((rows, keeps, config.dim), np.float32)
+        slots = capacity + 1 if config.topology == "deepseek" else 0
+        # Head 1's hidden states, which deepseek modules read again when the ids behind them are known.
+        self.first_hidden = np.zeros((rows, slots, config.dim), np.float32)
         # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
-        self.passed: dict[int, Float32[np.ndarray, "b c d"]] = {}
+        self.hidden_by_head: dict[int, Float32[np.ndarray, "b c d"]] = {}
 
     def _layers(self, blocks: list[Block]) -> "Array[Layer]":
         """Structures that lie one behind another in memory."""
@@ -113,126 +118,136 @@ class NativeEngine:
     ) -> Float32[np.ndarray, "b c v"]:
         flat = self._flat(start, lengths, branches)
         x = self.weights.embed[ids[flat.row, flat.place]]
-        hidden = self._stack(self.verifying, 0, len(self.verifying), flat, x, kept=len(self.path))
-        self.passed = {
+        hidden = self._stack(self.verify_layers, 0, len(self.verify_layers), flat, x, kept=len(self.path))
+        self.hidden_by_head = {
             i: self._chunked(y, flat, ids.shape) for i, y in zip((-1, *self.path), (x, *hidden), strict=True)
         }
         return self._chunked(self._logits(hidden[-1] if self.path else x), flat, ids.shape)
 
-    def keep(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
+    def keep_path(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
         place = np.arange(path.shape[1])
         row, column = np.nonzero(path != place)
         if len(row):
             source, to = start[row] + path[row, column], start[row] + place[column]
-            for block in self.read_back:
+            for block in self.verified:
                 k, v = self.k[block], self.v[block]
                 k[row, :, to // LANES, :, to % LANES] = k[row, :, source // LANES, :, source % LANES]
                 v[row, :, to // LANES, to % LANES] = v[row, :, source // LANES, source % LANES]
-        self.passed = {i: x[np.arange(len(path))[:, None], path] for i, x in self.passed.items()}
+        self.hidden_by_head = {i: x[np.arange(len(path))[:, None], path] for i, x in self.hidden_by_head.items()}
 
-    def draft(self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose) -> None:
+    def drafts(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, ids: Int[np.ndarray, "b n"]
+    ) -> Iterator[Float32[np.ndarray, "b v"]]:
         rows = np.flatnonzero(accepted)
         if heads < 2 or not len(rows):
             return
         if self.model.config.topology == "deepseek":
-            self._draft_deepseek(start, accepted, heads, choose)
-            return
-        for i, logits in enumerate(self._drafts(start, accepted, heads), 1):
-            choose(i, self._by_row(logits, rows, len(start)))
+            heads_logits = self._deepseek_logits(start, accepted, heads, ids)
+        else:
+            heads_logits = iter(self._head_logits(start, accepted, heads))
+        for logits in heads_logits:
+            yield self._by_row(logits, rows, len(start))
 
-    def _drafts(
+    def _head_logits(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int
     ) -> Float32[np.ndarray, "h q v"]:
         """Logits of heads 2 to `heads` at the last accepted id of each row that has one."""
         rows, topology = np.flatnonzero(accepted), self.model.config.topology
         last = accepted[rows] - 1
         if topology == "replicated":
-            x = self.passed[-1][rows, last]
+            x = self.hidden_by_head[-1][rows, last]
             logits = self._product(self.weights.other_unembeds, x, (heads - 1) * PADDED_VOCAB_SIZE, normed=True)
             return without_padding(logits.reshape(len(rows), heads - 1, -1)).transpose(1, 0, 2)
         if topology == "linear":
             assert self.weights.linear is not None
-            x = self._product(self.weights.linear, self.passed[-1][rows, last], (heads - 1) * self.shape.dim)
+            x = self._product(self.weights.linear, self.hidden_by_head[-1][rows, last], (heads - 1) * self.shape.dim)
             hidden = np.ascontiguousarray(x.reshape(len(rows), heads - 1, -1).transpose(1, 0, 2))
         elif topology == "anticausal":
-            hidden = np.stack([self.passed[i][rows, last] for i in range(1, heads)])
+            hidden = np.stack([self.hidden_by_head[i][rows, last] for i in range(1, heads)])
+        elif topology == "causal":
+            hidden = self._causal_heads(heads, self._flat(start, accepted))
         else:
-            flat = self._flat(start, accepted)
-            x = self.passed[0 if topology == "causal" else -1][flat.row, flat.place]
-            hidden = self._chain(heads, flat, x) if topology == "causal" else self._side_by_side(heads, flat, x)
+            hidden = self._parallel_heads(heads, self._flat(start, accepted))
         return self._logits(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:2], -1)
 
-    def _chain(self, heads: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "h q d"]:
-        hidden = []
+    def _causal_heads(self, heads: int, flat: FlatBatch) -> Float32[np.ndarray, "h q d"]:
+        """Links of heads 2 to `heads`, each on the output of the one before."""
+        x, hidden = self.hidden_by_head[0][flat.row, flat.place], []
         for i in range(1, heads):
             self._stack(self.links, i, 1, flat, x)
             hidden.append(x[flat.last])
         return np.stack(hidden)
 
-    def _draft_deepseek(
-        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, choose: Choose
-    ) -> None:
+    def _parallel_heads(self, heads: int, flat: FlatBatch) -> Float32[np.ndarray, "h q d"]:
+        """The same, all on the trunk: keys and values for all ids, the output for the last of each row."""
+        x = self.hidden_by_head[-1][flat.row, flat.place]
+        y = np.empty((heads - 1, len(flat.last), x.shape[1]), np.float32)
+        queries = flat.last.astype(np.int32)
+        step = self._pass(self.links, 1, heads - 1, flat, queries, x, y, at_once=heads - 1)
+        self.library.run_side_by_side(self.team, byref(step), self.rows)
+        return y
+
+    def _deepseek_logits(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, ids: Int[np.ndarray, "b n"]
+    ) -> Iterator[Float32[np.ndarray, "q v"]]:
         """All modules again from the first id whose ids ahead were drafts the last time."""
         new = self._flat(start, accepted)
-        self.first_hidden[new.row, new.slot] = self.passed[0][new.row, new.place]
+        self.first_hidden[new.row, new.slot] = self.hidden_by_head[0][new.row, new.place]
         redo = np.minimum(start, self.model.config.n_future - 1) * (accepted > 0)
         flat = self._flat(start - redo, accepted + redo)
         x = self.first_hidden[flat.row, flat.slot]
-        rows = np.flatnonzero(accepted)
         for i in range(1, heads):
-            ahead = self.weights.embed[self.ids[flat.row, np.minimum(flat.slot + i, self.ids.shape[1] - 1)]]
+            ahead = self.weights.embed[ids[flat.row, np.minimum(flat.slot + i, ids.shape[1] - 1)]]
             hidden, embedded = self.weights.merges[i - 1]
             x = self._product(hidden, x, self.shape.dim, normed=True)
             self._product(embedded, ahead, self.shape.dim, normed=True, onto=x)
             self._stack(self.links, i, 1, flat, x)
-            chosen = choose(i, self._by_row(self._logits(x[flat.last]), rows, len(start)))
-            self.ids[rows, start[rows] + accepted[rows] + i] = chosen[rows]
+            yield self._logits(x[flat.last])
 
     def _flat(
         self, start: Int[np.ndarray, " b"], lengths: Int[np.ndarray, " b"], branches: Branches | None = None
-    ) -> Flat:
+    ) -> FlatBatch:
         count, begin = int(lengths.sum()), lengths.cumsum() - lengths
         row = np.arange(len(start)).repeat(lengths)
         place = np.arange(count) - begin[row]
-        # Of all ids: row, slot, position, first id of the row, oldest position seen, number.
+        # Of all ids: row, slot, position, first id of the row, oldest position seen, index.
         table = np.empty((6, count), np.int32)
         table[0], table[3], table[5] = row, begin[row], np.arange(count)
         np.add(start[row], place, out=table[1], casting="unsafe")
         table[2] = table[1] if branches is None else start[row] + branches.depth[row, place]
         np.maximum(table[2] - (self.window - 1), 0, out=table[4])
         chunk = int(lengths.max(initial=0))
-        above = None if branches is None else self._above(branches, row, place, chunk)
+        ancestors = None if branches is None else self._ancestors(branches, row, place, chunk)
         first, size = table.ctypes.data, count * table.itemsize
         structure = Tokens(
             count, chunk, *(first + i * size for i in range(5)),
-            None if above is None else above.ctypes.data, *self.angles,
+            None if ancestors is None else ancestors.ctypes.data, *self.angles,
         )  # fmt: skip
-        return Flat(row, place, table[1], table[5], (begin + lengths - 1)[lengths > 0], structure, (table, above))
+        last = (begin + lengths - 1)[lengths > 0]
+        return FlatBatch(row, place, table[1], table[5], last, structure, (table, ancestors))
 
-    def _above(
+    def _ancestors(
         self, branches: Branches, row: Int[np.ndarray, " t"], place: Int[np.ndarray, " t"], chunk: int
     ) -> UInt8[np.ndarray, "t c"]:
         """Which ids of its row each id sees."""
         distance = branches.depth[row, place][:, None] - branches.depth[row, :chunk]
-        return (branches.above[row, place, :chunk] & (distance < self.window)).astype(np.uint8)
+        return (branches.ancestors[row, place, :chunk] & (distance < self.window)).astype(np.uint8)
 
     def _stack(
-        self, layers: "Array[Layer]", first: int, count: int, flat: Flat, x: Float32[np.ndarray, "t d"], kept: int = 0
+        self,
+        layers: "Array[Layer]",
+        first: int,
+        count: int,
+        flat: FlatBatch,
+        x: Float32[np.ndarray, "t d"],
+        kept: int = 0,
     ) -> Float32[np.ndarray, "kept t d"]:
         """`count` layers, each on the output of the one before.  x becomes the output of the last that is not kept; the
         outputs of the last `kept` are returned."""
         y = np.empty((kept, *x.shape), np.float32)
         if count and len(x):
-            step = self._pass(layers, first, count, flat, flat.number, x, y, at_once=1)
-            self.library.run_stack(self.team, byref(step), len(self.ids), kept)
-        return y
-
-    def _side_by_side(self, heads: int, flat: Flat, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "h q d"]:
-        """Links of heads 2 to `heads`, all on x: keys and values for all ids, the output for the last of each row."""
-        y = np.empty((heads - 1, len(flat.last), x.shape[1]), np.float32)
-        queries = flat.last.astype(np.int32)
-        step = self._pass(self.links, 1, heads - 1, flat, queries, x, y, at_once=heads - 1)
-        self.library.run_side_by_side(self.team, byref(step), len(self.ids))
+            step = self._pass(layers, first, count, flat, flat.index, x, y, at_once=1)
+            self.library.run_stack(self.team, byref(step), self.rows, kept)
         return y
 
     def _pass(
@@ -240,7 +255,7 @@ class NativeEngine:
         layers: "Array[Layer]",
         first: int,
         count: int,
-        flat: Flat,
+        flat: FlatBatch,
         queries: Int[np.ndarray, " q"],
         x: Float32[np.ndarray, "t d"],
         y: Float32[np.ndarray, "*h d"],
@@ -289,8 +304,10 @@ class NativeEngine:
         return without_padding(self._product(self.weights.unembed, x, PADDED_VOCAB_SIZE, normed=True))
 
     @staticmethod
-    def _chunked(x: Float32[np.ndarray, "t k"], flat: Flat, shape: tuple[int, ...]) -> Float32[np.ndarray, "b c k"]:
-        """Rows of the ids' numbers, zeros where a row has fewer ids than others."""
+    def _chunked(
+        x: Float32[np.ndarray, "t k"], flat: FlatBatch, shape: tuple[int, ...]
+    ) -> Float32[np.ndarray, "b c k"]:
+        """x by row and place, zeros where a row has fewer ids than others."""
         if len(x) == shape[0] * shape[1]:
             return x.reshape(*shape, -1)
         out = np.zeros((*shape, x.shape[1]), np.float32)

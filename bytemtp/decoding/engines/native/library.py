@@ -17,6 +17,10 @@ from bytemtp.common.errors import UserError
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 
+# What step.cpp has as well: two constants and four structures.  `check_layout` compares when the library is loaded.
+LANES, PANEL = 16, 32
+"""floats of a vector, and outputs of a panel of a packed matrix"""
+
 
 class Shape(ctypes.Structure):
     """Sizes of all layers; `head_dim` and `ffn` as they lie in memory."""
@@ -57,6 +61,9 @@ def compiler() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
+STRUCTURES = (Shape, Layer, Tokens, Pass)
+
+
 @cache
 def library() -> ctypes.CDLL:
     """The compiled functions.  UserError if there is no compiler, or if it fails."""
@@ -64,10 +71,11 @@ def library() -> ctypes.CDLL:
     if program is None:
         raise UserError("no C++ compiler (c++, g++ or clang++) was found; install one, or decode with --engine torch")
     command = [program, *FLAGS, "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"]
-    kept = _folder() / f"step-{_fingerprint(command)}.so"
-    if not kept.exists():
-        _compile(command, kept)
-    lib = ctypes.CDLL(str(kept))
+    path = _folder() / f"step-{_fingerprint(command)}.so"
+    if not path.exists():
+        _compile(command, path)
+    lib = ctypes.CDLL(str(path))
+    check_layout(lib)
     lib.team_new.restype = c_void_p
     lib.team_new.argtypes = [c_int]
     lib.score_floats.restype = c_int64
@@ -79,6 +87,16 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+def check_layout(lib: ctypes.CDLL) -> None:
+    """UserError unless step.cpp was compiled with the structures and constants of this file."""
+    names = [f"size of {structure.__name__}" for structure in STRUCTURES] + ["LANES", "PANEL"]
+    here = [*(ctypes.sizeof(structure) for structure in STRUCTURES), LANES, PANEL]
+    there = list((c_int64 * len(here)).in_dll(lib, "layout"))
+    wrong = [f"{name} is {b}, not {a}" for name, a, b in zip(names, here, there, strict=True) if a != b]
+    if wrong:
+        raise UserError(f"step.cpp does not fit library.py: {', '.join(wrong)}; decode with --engine torch")
+
+
 @cache
 def team(threads: int) -> int:
     """Threads that all engines of the process use in turn: new ones would need milliseconds to find a core each."""
@@ -88,16 +106,16 @@ def team(threads: int) -> int:
 os.register_at_fork(after_in_child=team.cache_clear)  # a forked process has none of them
 
 
-def _compile(command: list[str], kept: Path) -> None:
+def _compile(command: list[str], path: Path) -> None:
     """Written beside and renamed: another process may be doing the same."""
-    with tempfile.NamedTemporaryFile(dir=kept.parent, suffix=".so", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as file:
         part = Path(file.name)
     done = subprocess.run([*command, "-o", str(part), str(SOURCE)], capture_output=True, text=True)
     if done.returncode:
         part.unlink()
         first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
         raise UserError(f"{command[0]} cannot compile {SOURCE.name}: {first}; decode with --engine torch")
-    part.replace(kept)
+    part.replace(path)
 
 
 def _folder() -> Path:

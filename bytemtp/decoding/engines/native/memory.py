@@ -40,7 +40,7 @@ class EngineMemory:
         return self._scratch
 
 
-def gathered(arrays: Sequence[Float32[np.ndarray, "..."]]) -> list[Float32[np.ndarray, "..."]]:
+def contiguous_copies(arrays: Sequence[Float32[np.ndarray, "..."]]) -> list[Float32[np.ndarray, "..."]]:
     """Copies of arrays, one behind another."""
     copies = zeros([array.shape for array in arrays], huge=True)
     for copy, array in zip(copies, arrays, strict=True):

@@ -505,6 +505,9 @@ void product_step(void* argument, int member) {
 
 extern "C" {
 
+// native/library.py compares these with its own.
+extern const int64_t layout[] = {sizeof(Shape), sizeof(Layer), sizeof(Tokens), sizeof(Pass), LANES, PANEL};
+
 void* team_new(int threads) { return new Team(threads); }
 
 int64_t score_floats(int slots) { return floats_of_scores(slots); }

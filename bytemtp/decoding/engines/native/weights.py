@@ -13,34 +13,33 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from bytemtp.decoding.engines.native.memory import EngineMemory, gathered
+from bytemtp.decoding.engines.native.library import LANES, PANEL
+from bytemtp.decoding.engines.native.memory import EngineMemory, contiguous_copies
 from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block
-from bytemtp.model.model import ByteMTP, kept_with_weights
+from bytemtp.model.model import ByteMTP, cached_by_weights
 
 Packed = Float32[np.ndarray, "panels in 32"]
 
-PANEL, LANES = 32, 16
 
-
-def up_to(size: int, multiple: int) -> int:
+def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
 def pack(weight: Float[Tensor, "out in"], scale: Float[Tensor, " in"] | None = None) -> Packed:
     """A matrix with the norm's scale in it, in panels, zeros behind the last output."""
     weight = weight if scale is None else weight * scale
-    weight = F.pad(weight, (0, 0, 0, up_to(len(weight), PANEL) - len(weight)))
+    weight = F.pad(weight, (0, 0, 0, round_up(len(weight), PANEL) - len(weight)))
     return weight.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous().numpy()
 
 
 def pack_block(block: Block) -> list[Packed]:
     """The four matrices of a layer: qkv, attention_out, gate_up, ffn_out."""
-    extra = up_to(block.head_dim, LANES) - block.head_dim
+    extra = round_up(block.head_dim, LANES) - block.head_dim
     qkv = block.qkv.weight.unflatten(0, (-1, block.head_dim))
     out = block.attention_out.weight.unflatten(1, (-1, block.head_dim))
     gate, up = block.gate_up.weight.chunk(2)
-    more = up_to(len(gate), LANES) - len(gate)
+    more = round_up(len(gate), LANES) - len(gate)
     both = torch.stack([F.pad(w, (0, 0, 0, more)).unflatten(0, (-1, LANES)) for w in (gate, up)], dim=1)
     matrices = [
         pack(F.pad(qkv, (0, 0, 0, extra)).flatten(0, 1), block.attention_norm.weight),
@@ -48,7 +47,7 @@ def pack_block(block: Block) -> list[Packed]:
         pack(both.flatten(0, 2), block.ffn_norm.weight),
         pack(F.pad(block.ffn_out.weight, (0, more))),
     ]
-    return gathered(matrices)
+    return contiguous_copies(matrices)
 
 
 class PackedModel:
@@ -86,7 +85,7 @@ class PackedModel:
         return pack(hidden, module.hidden_norm.weight), pack(embedded, module.embed_norm.weight)
 
 
-@kept_with_weights
+@cached_by_weights
 @torch.no_grad()
 def packed(model: ByteMTP) -> PackedModel:
     """The model's packed matrices."""

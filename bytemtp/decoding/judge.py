@@ -1,7 +1,11 @@
 """The judge of near ties: the next id's logits from the text alone.
 
-One float64 pass over the whole text, whatever was cached, drafted or batched; so two ways of decoding that both ask
-here get the same answer to the last bit.
+One float64 forward pass over the whole text, whatever was cached, drafted or batched; so two ways of decoding that both
+ask here get the same answer to the last bit.
+
+    Float64Judge(model, window=512).logits(np.array([EOT, *b"def "]))
+
+Shapes:  s ids of the text, v vocabulary.
 """
 
 import copy
@@ -10,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int
 
-from bytemtp.model.model import ByteMTP, kept_with_weights
+from bytemtp.model.model import ByteMTP, cached_by_weights
 
 
 class Float64Judge:
@@ -27,7 +31,7 @@ class Float64Judge:
         return model.logits(0, x[:, -1:])[0, 0].cpu().numpy()
 
 
-@kept_with_weights
+@cached_by_weights
 def in_float64(model: ByteMTP) -> ByteMTP:
     """The model's copy."""
     wide = copy.deepcopy(model).double()

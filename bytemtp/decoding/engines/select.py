@@ -1,0 +1,40 @@
+"""Which engine runs a model: compiled steps where they can be had, else tensor operations.
+
+make_engine("auto", model, rows=1, capacity=512)
+"""
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log
+from bytemtp.decoding.engines.engine import Engine
+from bytemtp.decoding.engines.native.engine import NativeEngine, supports
+from bytemtp.decoding.engines.native.library import compiler
+from bytemtp.decoding.engines.recorded import RecordedEngine
+from bytemtp.decoding.engines.tensor import TensorEngine
+from bytemtp.model.model import ByteMTP
+
+ENGINES: dict[type[Engine], str] = {NativeEngine: "native", TensorEngine: "torch", RecordedEngine: "recorded"}
+"""Engines by their names in options and statistics."""
+
+
+def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: int = 1) -> Engine:
+    """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other.
+
+    capacity: ids that a row may come to have.
+    width: ids of a verifying pass.
+    """
+    window = window_of(model) or capacity
+    if choice == "auto" and supports(model) and compiler() is None:
+        log("no C++ compiler (c++, g++ or clang++) was found: decoding by tensor operations, several times slower")
+        choice = "torch"
+    if choice == "native" and not supports(model):
+        raise UserError("the native engine runs float32 models on the CPU whose width is a multiple of 16; use torch")
+    if choice == "recorded":
+        return RecordedEngine(model, rows, capacity, window, width)
+    if choice != "torch" and supports(model):
+        return NativeEngine(model, rows, capacity, window)
+    return TensorEngine(model, rows, capacity, window)
+
+
+def window_of(model: ByteMTP) -> int:
+    """How far back an id sees in decoding: the model's window, but no further than it was trained to look; 0 is all."""
+    return min((limit for limit in (model.config.window, model.trained_length) if limit), default=0)

@@ -1,0 +1,127 @@
+"""From a prompt to new bytes: `generate`, for several prompts `generate_batch`, byte by byte `generate_stream`.
+
+bytemtp.generate(model, b"def add(", 200, mode="speculative").data
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bytemtp.common.errors import UserError
+from bytemtp.decoding.engines.select import ENGINES
+from bytemtp.decoding.loop import VerifyLoop
+from bytemtp.decoding.row import Row
+from bytemtp.decoding.sampling import Rule
+from bytemtp.decoding.tree import Shape, chain, check
+from bytemtp.model.model import ByteMTP
+
+Mode = Literal["ar", "speculative", "tree", "draft"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns."""
+
+    data: bytes
+    """the new bytes; the prompt is not repeated, a stop string not included"""
+    stats: dict[str, Any]
+    """mode, engine, bytes, forwards, bytes_per_forward, seconds, prompt_seconds (of them until the first byte),
+    bytes_per_s, accepted, accept_rate_by_position, stopped_by, exact"""
+    origins: list[int] = field(default_factory=list)
+    """for each byte the number of the draft that it was, 0 if head 1 gave it"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to decode."""
+
+    mode: Mode = "ar"
+    """ar: a byte a pass; speculative: a chain of drafts by the model's own heads; tree: a tree of them; draft: a chain
+    by another model"""
+    heads: int = 0
+    """use the first so many heads (for "draft": draft so many bytes less one); 0 means all (8)"""
+    tree: Shape = ()
+    """shape of the drafts in mode "tree" (tree.py); by default the two best of each head"""
+    temperature: float = 0.0
+    """0 is greedy"""
+    top_k: int = 0
+    """draw from the k likeliest ids; 0 means all"""
+    top_p: float = 1.0
+    """draw from the likeliest ids that have this probability together"""
+    seed: int = 0
+    """of the draws; row r of a batch has random numbers of its own"""
+    stop: Sequence[bytes] = ()
+    """ends before the first of these; the end-of-document id ends, too"""
+    utf8: bool = False
+    """only bytes that continue well-formed UTF-8"""
+    engine: Literal["auto", "native", "torch", "recorded"] = "auto"
+    """native: steps compiled from C++, for float32 on CPU cores; torch: tensor operations, for any device and dtype;
+    recorded: the same, as CUDA graphs (on CPU cores by torch.compile); auto: native where it can be, else torch"""
+
+    def row(self, prompt: bytes, number: int, max_bytes: int) -> Row:
+        """A row that starts with `prompt`.  UserError for options that make no sense."""
+        rule = Rule(self.temperature, self.top_k, self.top_p)
+        return Row(prompt, number, max_bytes, rule, self.seed, tuple(self.stop), self.utf8)
+
+    def shape(self, model: ByteMTP) -> Shape:
+        """Drafts of a pass.  UserError if the model cannot make them."""
+        most = 8 if self.mode == "draft" else model.config.n_future
+        if not 0 <= self.heads <= most:
+            raise UserError(f"heads is {self.heads}; it must be from 1 to {most}, or 0 for all")
+        depth = (self.heads or most) - 1
+        if self.mode == "tree":
+            shape = check(self.tree) if self.tree else check([*chain(depth), *((0,) * i + (1,) for i in range(depth))])
+            if shape and len(shape[-1]) > depth:
+                raise UserError(f"the tree is {len(shape[-1])} deep but {depth + 1} heads draft {depth} bytes")
+            return shape
+        return () if self.mode == "ar" else chain(depth)
+
+    def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None) -> VerifyLoop:
+        """The loop that decodes these rows; draft: the other model of mode "draft"."""
+        if (self.mode == "draft") != (draft is not None):
+            raise UserError("mode 'draft' needs a draft model, and no other mode takes one")
+        shape, as_tree = self.shape(model), self.mode == "tree"
+        return VerifyLoop(model, rows, shape, as_tree=as_tree, engine=self.engine, draft_model=draft)
+
+
+def generate(model: ByteMTP, prompt: bytes, max_bytes: int, draft: ByteMTP | None = None, **options: Any) -> Generation:
+    """Continue `prompt` by up to `max_bytes` bytes; `options` are the fields of `Options`.
+
+    draft: the other model of mode "draft".  An empty prompt starts a document.  UserError for arguments that make no
+    sense.
+    """
+    return generate_batch(model, [prompt], max_bytes, draft, **options)[0]
+
+
+def generate_batch(
+    model: ByteMTP, prompts: Sequence[bytes], max_bytes: int, draft: ByteMTP | None = None, **options: Any
+) -> list[Generation]:
+    """Continue several prompts together; see `generate`."""
+    chosen = Options(**options)
+    rows = [chosen.row(prompt, number, max_bytes) for number, prompt in enumerate(prompts)]
+    loop = chosen.loop(model, rows, draft)
+    loop.run()
+    seconds = loop.seconds()
+    return [_generation(chosen.mode, loop, row, seconds) for row in rows]
+
+
+def generate_stream(
+    model: ByteMTP, prompt: bytes, max_bytes: int, draft: ByteMTP | None = None, **options: Any
+) -> Generator[bytes, None, Generation]:
+    """The bytes of `generate`, each as soon as no stop string can take it back.
+
+    The iterator's return value (what `yield from` gives) is the `Generation`.
+    """
+    chosen = Options(**options)
+    row, sent = chosen.row(prompt, 0, max_bytes), 0
+    loop = chosen.loop(model, [row], draft)
+    for _ in loop.passes():
+        if row.settled > sent:
+            yield bytes(row.data[sent : row.settled])
+            sent = row.settled
+    return _generation(chosen.mode, loop, row, loop.seconds())
+
+
+def _generation(mode: Mode, loop: VerifyLoop, row: Row, seconds: float) -> Generation:
+    stats = {"mode": mode, "engine": ENGINES[type(loop.engine)], **row.stats(seconds)}
+    return Generation(bytes(row.data), {**stats, "prompt_seconds": loop.prompt_seconds}, row.origins)
