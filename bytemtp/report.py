@@ -13,8 +13,8 @@ import tyro
 
 from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import writing
-from bytemtp.reports.curves import check_picture, plot_runs, read_history, run_table
+from bytemtp.reports.curves import plot_runs, read_history, run_table
+from bytemtp.reports.figures import check_picture, save_picture
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Command:
         out = self.out or self.runs[0] / "report.png"
         histories = [read_history(run) for run in self.runs]
         check_picture(out)
-        with writing(out):
-            plot_runs(histories).savefig(out)
+        save_picture(plot_runs(histories), out)
         print(run_table(histories))
         print(f"\npicture: {out}")
 

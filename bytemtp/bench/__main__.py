@@ -30,7 +30,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.settings import DataConfig, Topology
 from bytemtp.evaluation.bits_per_byte import beginnings
-from bytemtp.reports.curves import check_picture
+from bytemtp.reports.figures import check_picture
 
 COUNTS = ("rounds", "steps", "prompts", "prompt_bytes", "new", "workers", "repeats", "counts", "heads", "batches")
 """Options that are one or more."""

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from bytemtp.bench.generating import continued, llama_of
 from bytemtp.bench.turns import machine, markdown_table
@@ -15,6 +15,7 @@ from bytemtp.common.runtime import log, pick_device
 from bytemtp.decoding.generate import Generation, generate_batch
 from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.model import ByteMTP
+from bytemtp.reports.figures import describe, literal, save_picture
 
 PEER_TEXTS = 8
 """Texts that transformers continues: it takes its time."""
@@ -162,22 +163,18 @@ def _print_rows(measured: list[Report]) -> None:
 
 def draw_runs(report: Report, out: Path) -> None:
     """Two panels over the number of heads: bytes a pass and speed-up, behind the prompt, a line for each run."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    axes = figure.subplots(1, 2)
     for run in report["runs"]:
         first = run["rows"][0]
         rows = [
             row for row in run["rows"] if (row["temperature"], row["batch"]) == (first["temperature"], first["batch"])
         ]
-        label = f"{Path(run['run']).name}: {run['topology']}, n={run['n_future']}"
+        label = f"{literal(Path(run['run']).name)}: {run['topology']}, n={run['n_future']}"
         for axis, name in zip(axes, ("bytes_per_forward", "speed_up"), strict=True):
             axis.plot([row["k"] for row in rows], [row["behind_prompt"][name] for row in rows], "o-", label=label)
-    axes[0].set(xlabel="heads that draft and verify, k", ylabel="bytes a forward pass")
-    axes[1].set(xlabel="heads that draft and verify, k", ylabel="speed-up over plain decoding")
+    describe(axes[0], "heads that draft and verify, k", "bytes a forward pass")
+    describe(axes[1], "heads that draft and verify, k", "speed-up over plain decoding")
     axes[1].axhline(1, color="gray", linewidth=0.8)
     axes[0].legend(frameon=False, fontsize="small")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    figure.savefig(out, dpi=150)
+    save_picture(figure, out)

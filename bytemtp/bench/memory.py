@@ -7,11 +7,12 @@ many.  The figures are the memory that steps add to a process that already holds
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.turns import machine, markdown_table, measure
 from bytemtp.common.runtime import log
+from bytemtp.reports.figures import describe, save_picture
 
 HEADS = (1, 2, 4, 8, 16, 32)
 LENGTHS = tuple(1024 * 2**i for i in range(7))
@@ -59,16 +60,15 @@ def print_memory(report: dict[str, Any]) -> None:
 
 def draw_memory(report: dict[str, Any], out: Path) -> None:
     """Two panels: memory by heads, sequential and joint; memory by sequence length, log-log beside a straight line."""
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
     for kind in sorted({(p["topology"], p["mode"]) for p in report["heads"]}):
         points = [p for p in report["heads"] if (p["topology"], p["mode"]) == kind]
         style = "o-" if kind[1] == "sequential" else "s--"
         memory = [p["step_memory_bytes"] / 2**20 for p in points]
         left.plot([p["n"] for p in points], memory, style, label=" ".join(kind))
-    left.set(xlabel="heads n (same total layers)", ylabel="memory of a training step, MiB", ylim=(0, None))
+    left.set_ylim(bottom=0)
+    describe(left, "heads n (same total layers)", "memory of a training step, MiB")
     for documents in sorted({p["documents"] for p in report["lengths"]}):
         points = [p for p in report["lengths"] if p["documents"] == documents]
         label = "one document a row" if documents == 1 else f"{documents} documents a row"
@@ -77,8 +77,7 @@ def draw_memory(report: dict[str, Any], out: Path) -> None:
     line = [p["seq"] for p in report["lengths"] if p["documents"] == 1]
     scale = first["step_memory_bytes"] / 2**20 / first["seq"]
     right.loglog(line, [x * scale for x in line], ":", color="gray", label="exactly linear")
-    right.set(xlabel="sequence, bytes", ylabel="memory of a training step, MiB")
+    describe(right, "sequence, bytes", "memory of a training step, MiB")
     for axis in (left, right):
         axis.legend(frameon=False)
-        axis.grid(alpha=0.3)
-    figure.savefig(out, dpi=150)
+    save_picture(figure, out)

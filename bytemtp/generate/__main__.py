@@ -23,7 +23,6 @@ from bytemtp.decoding.tree import Shape
 from bytemtp.decoding.tree import check as check_tree
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
-from bytemtp.reports.page import page
 from bytemtp.reports.terminal import coloured, whole_characters
 
 
@@ -104,6 +103,8 @@ class Arguments:
         if self.stats:
             write_output(self.stats, json.dumps(out.stats | {"dtype": self.dtype}, indent=2) + "\n")
         if self.html:
+            from bytemtp.reports.page import page  # here, since matplotlib takes half a second to import
+
             title = f"{self.run}, {self.mode}, temperature {self.temperature:g}, {self.dtype}"
             write_output(self.html, page(prompt, out, title=title, plain=plain, difference=difference, greedy=greedy))
 

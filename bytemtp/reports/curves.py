@@ -25,25 +25,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output
+from bytemtp.reports.figures import COLOURS, describe, literal
 
-FORMATS = (".png", ".svg", ".pdf")
 SMOOTH_LINES = 15
 """A point of a training curve is the mean of this many lines of metrics.jsonl around it, at most."""
-RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe & Ito's, which colour-blind readers can tell apart."""
-RUN_STYLES = tuple(product(("-", "--", ":"), RUN_COLOURS))
+RUN_STYLES = tuple(product(("-", "--", ":"), COLOURS))
 """Dashes and colour of each run."""
 HEAD_COLOURS = colormaps["viridis"]
 LABELLED_HEADS = 8
 """With more heads than that, a colour bar takes the place of the legend."""
-
-
-def check_picture(path: Path) -> None:
-    """UserError if no picture could be written there."""
-    if path.suffix not in FORMATS:
-        raise UserError(f"cannot write {path}: its ending must be one of {', '.join(FORMATS)}")
-    check_output(path)
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ def plot_runs(histories: Sequence[History]) -> Figure:
     figure = Figure(figsize=(12, 4), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12))
     curves, by_head, speed = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
     if len(histories) == 1:
-        figure.suptitle(histories[0].name, fontsize=11)
+        figure.suptitle(literal(histories[0].name), fontsize=11)
         _draw_heads(curves, histories[0])
     else:
         _draw_first_heads(curves, histories)
@@ -117,9 +107,9 @@ def plot_runs(histories: Sequence[History]) -> Figure:
         _draw_by_head(by_head, history, dashes, colour)
         speed.plot(history.train.minutes, history.train.bytes_per_s / 1000, dashes, color=colour, linewidth=1)
     _limit_bits(curves, histories)
-    _describe(curves, "bits per byte (lines: training, dots: validation)", "bytes seen (MB)", "bits per byte")
-    _describe(by_head, "bits per byte by head, at the end", "future offset (1 = next byte)", "bits per byte")
-    _describe(speed, "training speed", "time (minutes)", "bytes per second (kB/s)")
+    describe(curves, "bytes seen (MB)", "bits per byte", "bits per byte (lines: training, dots: validation)")
+    describe(by_head, "future offset (1 = next byte)", "bits per byte", "bits per byte by head, at the end")
+    describe(speed, "time (minutes)", "bytes per second (kB/s)", "training speed")
     by_head.xaxis.get_major_locator().set_params(integer=True)
     speed.set_ylim(bottom=0)
     return figure
@@ -185,7 +175,7 @@ def _draw_head_scale(axes: Axes, n: int) -> None:
 
 def _draw_first_heads(axes: Axes, histories: Sequence[History]) -> None:
     for history, (dashes, colour) in zip(histories, cycle(RUN_STYLES)):
-        _draw_curve(axes, history, 0, dashes, colour, f"{history.name}, n = {history.heads}")
+        _draw_curve(axes, history, 0, dashes, colour, f"{literal(history.name)}, n = {history.heads}")
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -215,12 +205,3 @@ def _limit_bits(axes: Axes, histories: Sequence[History]) -> None:
     parts = [bpb[:, heads].ravel() for h in histories for bpb in (h.train.bpb[len(h.train) // 20 :], h.valid.bpb)]
     low, high = np.nanmin(np.concatenate(parts)), np.nanmax(np.concatenate(parts))
     axes.set_ylim(low - 0.1 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
-
-
-def _describe(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

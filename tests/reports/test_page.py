@@ -16,7 +16,10 @@ import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.generate import Generation
 from bytemtp.generate import __main__ as command
-from bytemtp.reports.page import DARK, LIGHT, PROMPT_SHOWN, THEMES, page, pass_sizes
+from bytemtp.reports.html import GROUNDS, THEMES
+from bytemtp.reports.page import PROMPT_SHOWN, acceptance_chart, page, pass_chart, pass_sizes
+
+PALETTES = {theme: [colours[f"g{i}"] for i in range(GROUNDS)] for theme, colours in THEMES.items()}
 
 TEXTS = st.lists(
     st.one_of(st.binary(max_size=4), st.text(st.characters(exclude_categories=["Cs"]), max_size=4).map(str.encode)),
@@ -58,14 +61,17 @@ class Seen(HTMLParser):
         values = dict(attributes)
         self.tags.add(tag)
         self.attributes |= values.keys()
-        if tag not in ("meta", "rect", "line"):
+        if tag != "meta":
             self._open.append("#" + values["id"] if "id" in values else values.get("class", tag))
         if "data-told" in values:
             self.told += values["data-told"].split("; ")
 
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= dict(attributes).keys()
+
     def handle_endtag(self, tag):
-        if tag not in ("rect", "line"):
-            self._open.pop()
+        self._open.pop()
 
     def handle_data(self, data):
         if "#text" in self._open and "note" not in self._open:
@@ -116,7 +122,7 @@ def test_nothing_is_loaded_and_nothing_escapes_its_place():
     seen = Seen(page(AWKWARD, out, title="</title><script>", plain=out))
     assert seen.tags == {
         "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "section", "table", "thead", "tbody",
-        "tr", "th", "td", "p", "strong", "ul", "li", "span", "pre", "div", "svg", "g", "rect", "text", "line",
+        "tr", "th", "td", "p", "strong", "ul", "li", "span", "pre", "div", "svg", "g", "path", "text",
     }  # fmt: skip
     assert not seen.attributes & {"src", "href", "onclick", "onload", "action"}
     assert "url(" not in page(b"", out) and "@import" not in page(b"", out)
@@ -133,6 +139,22 @@ def test_a_character_of_several_drafts_has_their_stripes():
     out = Generation("é".encode(), {}, [1, 0])
     assert "linear-gradient(90deg,var(--g1) 0% 50%,var(--g0) 50% 100%)" in page(b"", out)
     assert "stripe" not in page(b"", Generation(b"a", {}, [0])) and Seen(page(b"", out)).text == "é"
+
+
+def test_charts_have_a_bar_for_each_draft_and_for_each_pass():
+    """As high as the rate, and as the bytes that the pass brought; told while the pointer is on it."""
+    rates, sizes = [0.5, 0.25, 0.0], [3, 1, 8]
+    (acceptance,), (passes,) = acceptance_chart(rates).axes, pass_chart(sizes).axes
+    assert [bar.get_height() for bar in acceptance.patches] == rates
+    assert [(x, top) for (x, _), (_, top) in passes.collections[0].get_segments()] == [(1, 3), (2, 1), (3, 8)]
+    source = page(b"", Generation(b"abcd", {"accept_rate_by_position": rates}, [1, 2, 0, 0]))
+    assert "<title>draft 2: kept in 25.0% of the passes that drafted it</title>" in source
+    assert "<title>pass 1: 3 bytes</title>" in source and "<title>pass 2: 1 byte</title>" in source
+
+
+def test_a_page_is_the_same_every_time():
+    out, _ = generation(b"abcdef")
+    assert page(b"", out) == page(b"", out)
 
 
 def test_an_empty_output_is_a_page_without_charts():
@@ -161,15 +183,15 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize(("theme", "palette"), [("light", LIGHT), ("dark", DARK)])
-def test_everything_can_be_read(theme, palette):
+@pytest.mark.parametrize("theme", THEMES)
+def test_everything_can_be_read(theme):
     """Text 7 to 1 (WCAG AAA), the grey prompt and marks 4.5 to 1, graphics 3 to 1."""
-    colours = THEMES[theme]
+    colours, palette = THEMES[theme], PALETTES[theme]
     assert min(contrast(colours["ink"], ground) for ground in (*palette, colours["paper"])) >= 7
     assert contrast(colours["faint"], colours["paper"]) >= 4.5
     assert min(contrast(colours["mark"], ground) for ground in (*palette, colours["paper"])) >= 4.5
     assert contrast(colours["bar"], colours["paper"]) >= 3 and contrast(colours["line"], colours["paper"]) >= 3
-    assert len(set(palette)) == len(palette) == len(LIGHT)
+    assert len(set(palette)) == len(palette) == GROUNDS
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -193,14 +215,14 @@ def test_a_browser_has_the_same_text(tmp_path):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
-@pytest.mark.parametrize(("scheme", "theme", "palette"), [("1", "light", LIGHT), ("0", "dark", DARK)])
-def test_a_browser_paints_the_drafts_in_their_colours(tmp_path, scheme, theme, palette):
+@pytest.mark.parametrize(("scheme", "theme"), [("1", "light"), ("0", "dark")])
+def test_a_browser_paints_the_drafts_in_their_colours(tmp_path, scheme, theme):
     """In particular the page's own policy does not shut its style out."""
     out, _ = generation(b"the bytes of all the drafts " * 9, drafts=(8,))
     picture = tmp_path / "page.png"
     browse(tmp_path, page(b"", out), f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={picture}")
     pixels = (matplotlib.image.imread(picture)[..., :3] * 255).round().astype(np.uint8)
-    counts = {colour: count(pixels, colour) for colour in (*palette, THEMES[theme]["paper"])}
+    counts = {colour: count(pixels, colour) for colour in (*PALETTES[theme], THEMES[theme]["paper"])}
     assert min(counts.values()) > 500, counts
     assert max(counts, key=lambda colour: counts[colour]) == THEMES[theme]["paper"]
 
