@@ -1,11 +1,9 @@
 """`python -m bytemtp` lists the commands; `python -m bytemtp train ...` is `python -m bytemtp.train ...`."""
 
-import difflib
 import runpy
 import sys
 
-from bytemtp.common.cli import run_main
-from bytemtp.common.errors import UserError
+from bytemtp.common.cli import check_known, run_main, usage
 
 COMMANDS = {
     "train": "train a model on raw files, or go on with a run",
@@ -17,25 +15,18 @@ COMMANDS = {
 }
 
 
+EXAMPLE = "python -m bytemtp train corpora/tiny.txt --out runs/first --preset nano"
+
+
 def main() -> None:
     """Hand the command line to the command that it begins with.  UserError for an unknown one."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
-        print(usage())
+        print(usage("bytemtp", "command", COMMANDS, EXAMPLE))
         return
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(COMMANDS)}"
-        raise UserError(f"unknown command {name!r}; {hint}")
+    check_known(name, COMMANDS, f"command {name!r}")
     sys.argv[1:] = rest
     runpy.run_module(f"bytemtp.{name}", run_name="__main__", alter_sys=True)
-
-
-def usage() -> str:
-    lines = [f"  {name:9} {what}" for name, what in COMMANDS.items()]
-    example = "python -m bytemtp train corpora/tiny.txt --out runs/first --preset nano"
-    explained = "Each command explains itself:  python -m bytemtp train --help"
-    return "\n".join(["usage: python -m bytemtp COMMAND ...", "", *lines, "", f"Example:  {example}", explained])
 
 
 def console() -> None:

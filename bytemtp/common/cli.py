@@ -12,7 +12,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 
@@ -61,20 +61,29 @@ def run_verb(
     """Hand the command line to the verb that it begins with.  UserError for an unknown one."""
     verb, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if verb in ("--help", "-h"):
-        print(usage(verbs, program, example))
+        lines = {name: str(kind.__doc__).splitlines()[0].split("  ")[0] for name, kind in verbs.items()}
+        print(usage(program, "verb", lines, example))
         return
-    if verb not in verbs:
-        near = difflib.get_close_matches(verb, verbs, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(verbs)}"
-        raise UserError(f"unknown verb {verb!r} of {program}; {hint}")
+    check_known(verb, verbs, f"verb {verb!r} of {program}")
     run(verbs[verb], f"python -m {program} {verb}", rest)
 
 
-def usage(verbs: Mapping[str, type[Command]], program: str, example: str) -> str:
-    """A line a verb: the first of its docstring."""
-    lines = [f"  {name:9} {str(kind.__doc__).splitlines()[0].split('  ')[0]}" for name, kind in verbs.items()]
-    explained = f"Each verb explains itself:  python -m {program} {next(iter(verbs))} --help"
-    return "\n".join([f"usage: python -m {program} VERB ...", "", *lines, "", f"Example:  {example}", explained])
+def check_known(name: str, known: Iterable[str], what: str) -> None:
+    """UserError for a name that is not known, with the nearest one or all of them."""
+    if name not in (names := list(known)):
+        near = difflib.get_close_matches(name, names, n=1)
+        raise UserError(
+            f"unknown {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}")
+        )
+
+
+def usage(program: str, kind: str, names: Mapping[str, str], example: str) -> str:
+    """A line a name.  kind: what they are called, as verb."""
+    lines = [f"  {name:9} {what}" for name, what in names.items()]
+    explained = f"Each {kind} explains itself:  python -m {program} {next(iter(names))} --help"
+    return "\n".join(
+        [f"usage: python -m {program} {kind.upper()} ...", "", *lines, "", f"Example:  {example}", explained]
+    )
 
 
 def parse(kind: type[T], program: str, arguments: Sequence[str], default: T = tyro.MISSING_NONPROP) -> T:

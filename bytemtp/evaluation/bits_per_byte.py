@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -244,14 +244,7 @@ def _losses(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> tupl
     return torch.stack([nats[kind].sum() for kind in kinds]), torch.stack([kind.sum() for kind in kinds])
 
 
-class Compressor(Protocol):
-    """What zstandard and lzma have in common."""
-
-    def compress(self, data: bytes, /) -> bytes: ...
-    def flush(self) -> bytes: ...
-
-
-COMPRESSORS: dict[str, Callable[[], Compressor]] = {
+COMPRESSORS: dict[str, Callable[[], Any]] = {
     "zstd-19": lambda: zstandard.ZstdCompressor(level=19).compressobj(),
     "xz-9": lambda: lzma.LZMACompressor(preset=9),
 }

@@ -13,18 +13,17 @@ Try:  python -c "from bytemtp.evaluation.code.problems import *; print(read_prob
 """
 
 import ast
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import zstandard
-
 from bytemtp.common.errors import UserError
+from bytemtp.data.compression import decompress, format_of
+from bytemtp.data.sources import READ_BYTES, Damaged, Source
 from bytemtp.evaluation.code.apart import FunctionTests, function_tests, parsed, parses
 
 Kind = Literal["humaneval", "mbpp", "apps"]
@@ -131,27 +130,12 @@ def records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _read(path: Path) -> bytes:
+    """The bytes of a file, decompressed as its ending says."""
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            return gzip.decompress(data)
-        if path.suffix == ".zst":
-            return _zstd(data)
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    return data
-
-
-def _zstd(data: bytes) -> bytes:
-    """All frames.  EOFError if the last is cut short, which zstandard's own reader passes over."""
-    pieces = []
-    while data:
-        frame = zstandard.ZstdDecompressor().decompressobj()
-        pieces.append(frame.decompress(data))
-        if not frame.eof:
-            raise EOFError("it ends within a frame")
-        data = frame.unused_data
-    return b"".join(pieces)
+        with closing(decompress(Source(str(path), 0).open(), format_of(path.name).compression)) as file:
+            return b"".join(iter(lambda: file.read(READ_BYTES), b""))
+    except Damaged as damage:
+        raise UserError(f"cannot read {path}: {damage.reason}") from None
 
 
 def problem_of(record: Record, number: int = 1) -> Problem:

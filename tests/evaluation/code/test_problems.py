@@ -212,9 +212,9 @@ def test_what_is_no_problem_is_named(tmp_path, records, message):
         ("p.jsonl", b"{", "line 1 is not JSON"),
         ("p.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "cannot read .*p.jsonl.gz"),
         ("p.jsonl.gz", b"{}", "cannot read .*p.jsonl.gz"),
-        ("p.jsonl.zst", zstandard.compress(b"{}" * 99)[:-4], "ends within a frame"),
+        ("p.jsonl.zst", zstandard.compress(b"{}" * 99)[:-4], "is truncated: it ends inside its compressed data"),
         ("p.jsonl.zst", b"{}", "cannot read .*p.jsonl.zst"),
-        ("p.jsonl", None, "cannot read .*: No such file"),
+        ("p.jsonl", None, "cannot read .*: no such file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, data, message):
