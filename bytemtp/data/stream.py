@@ -31,7 +31,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import MAX_FUTURE
 from bytemtp.common.vocab import EOT
 from bytemtp.data.rows import ROWS, IdStream, Packer, Position, RowGroup, Split, permutation
-from bytemtp.data.sources import STANDARD_INPUT, OnCorrupt, SkipLog, find
+from bytemtp.data.sources import STANDARD_INPUT, OnCorrupt, SkipLog, Source, find
 
 SHUFFLED_GROUP_BYTES = 1 << 23
 ORDERED_GROUP_BYTES = 1 << 20
@@ -144,23 +144,24 @@ def stream(
     UserError if an argument is wrong or the files are unusable.
     """
     _check_choices(split=(split, get_args(Split)), on_corrupt=(on_corrupt, get_args(OnCorrupt)))
-    _check_range("seq_len", seq_len, 1)
-    _check_range("batch_size", batch_size, 1)
-    _check_range("n_future", n_future, 1, MAX_FUTURE)
-    _check_range("epochs", 1 if epochs is None else epochs, 1)
-    _check_range("prefetch", prefetch, 0)
-    _check_range("world_size", world_size, 1)
-    _check_range("rank", rank, 0, world_size - 1)
-    _check_range("valid_fraction", valid_fraction, 0, 1)
-    if pin_memory and not torch.cuda.is_available():
-        raise UserError("pin_memory needs a CUDA device and there is none; leave it out")
+    _check_range(seq_len=(seq_len, 1), batch_size=(batch_size, 1), n_future=(n_future, 1, MAX_FUTURE))
+    _check_range(epochs=(1 if epochs is None else epochs, 1), prefetch=(prefetch, 0), world_size=(world_size, 1))
+    _check_range(rank=(rank, 0, world_size - 1), valid_fraction=(valid_fraction, 0, 1))
+    _check_pinning(pin_memory)
     skip_log = SkipLog(on_corrupt)
-    sources = find([paths] if isinstance(paths, str | os.PathLike) else paths, skip_log)
-    if (epochs != 1 or cursor is not None) and any(source.name == STANDARD_INPUT for source in sources):
-        raise UserError("- (standard input) can be read only once; save it to a file to read more epochs or to resume")
+    sources = _sources(paths, skip_log, once=epochs == 1 and cursor is None)
     ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, decompress, text_field)
     batcher = Batcher(ids, seq_len, n_future, batch_size, rank, world_size, pin_memory)
     return Stream(batcher.batches(cursor), skip_log, prefetch)
+
+
+def _sources(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], skip_log: SkipLog, *, once: bool
+) -> list[Source]:
+    sources = find([paths] if isinstance(paths, str | os.PathLike) else paths, skip_log)
+    if not once and any(source.name == STANDARD_INPUT for source in sources):
+        raise UserError("- (standard input) can be read only once; save it to a file to read more epochs or to resume")
+    return sources
 
 
 class Stream(Iterator[Batch]):
@@ -319,6 +320,14 @@ def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
             raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
-def _check_range(name: str, value: int | float, least: int, most: int | float = inf) -> None:
-    if not least <= value <= most:
-        raise UserError(f"{name} is {value}; it must be at least {least}" + (f", at most {most}" if most < inf else ""))
+def _check_pinning(pin_memory: bool) -> None:
+    if pin_memory and not torch.cuda.is_available():
+        raise UserError("pin_memory needs a CUDA device and there is none; leave it out")
+
+
+def _check_range(**values: tuple[int | float, ...]) -> None:
+    """name=(value, least) or (value, least, most)"""
+    for name, (value, least, *most) in values.items():
+        if not least <= value <= min([*most, inf]):
+            limit = f", at most {most[0]}" if most else ""
+            raise UserError(f"{name} is {value}; it must be at least {least}{limit}")
