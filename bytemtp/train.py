@@ -85,7 +85,7 @@ def read_command(arguments: Sequence[str]) -> Command:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--config", "--preset", "--out"):
         first.add_argument(option, nargs="?")
-    first.add_argument("--resume", action="store_true")
+    first.add_argument("--resume", nargs="?", const=True)  # a value that does not belong there is found by `parse`
     asked, _ = first.parse_known_args(arguments)
     base, name = starting_point(asked)
     if asked.config:

@@ -12,7 +12,7 @@ from bytemtp.common.cli import option_names
 from bytemtp.common.settings import Settings, flatten
 from bytemtp.evaluate import VERBS as EVALUATE_VERBS
 from bytemtp.export import Command as Export
-from bytemtp.generate.__main__ import Arguments as Generate
+from bytemtp.generate.__main__ import Command as Generate
 from bytemtp.report import Command as Report
 from bytemtp.train import Command as Train
 

@@ -27,7 +27,7 @@ from bytemtp.reports.terminal import coloured, whole_characters
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Command:
     """Continue a prompt with a trained run.  Standard output is exactly the new bytes, as soon as they are certain.
 
     Some examples:
@@ -110,10 +110,10 @@ class Arguments:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    run(Arguments, "python -m bytemtp.generate", words)
+    run(Command, "python -m bytemtp.generate", words)
 
 
-def check(arguments: Arguments) -> None:
+def check(arguments: Command) -> None:
     """UserError for options that do not go together, and for files that could not be written at the end."""
     for name in ("tree", "draft"):
         if getattr(arguments, name) is not None and arguments.mode != name:
@@ -126,7 +126,7 @@ def check(arguments: Arguments) -> None:
         check_output(path)
 
 
-def load(run: Path, arguments: Arguments) -> ByteMTP:
+def load(run: Path, arguments: Command) -> ByteMTP:
     """The model of a run on the device and in the arithmetic that were asked for."""
     model = load_model(run, pick_device(arguments.device).value)
     if arguments.dtype != "float32":
@@ -134,7 +134,7 @@ def load(run: Path, arguments: Arguments) -> ByteMTP:
     return model
 
 
-def decoding(arguments: Arguments) -> dict[str, Any]:
+def decoding(arguments: Command) -> dict[str, Any]:
     """The fields of `Options`."""
     tree = () if arguments.tree is None else read_tree(arguments.tree)
     names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8", "engine")
@@ -158,7 +158,7 @@ def read_tree(path: Path) -> Shape:
 
 
 def decode(
-    model: ByteMTP, prompt: bytes, draft: ByteMTP | None, options: dict[str, Any], arguments: Arguments
+    model: ByteMTP, prompt: bytes, draft: ByteMTP | None, options: dict[str, Any], arguments: Command
 ) -> Generation:
     """Decode and write to standard output: coloured at the end, or in whole characters on the way."""
     result: list[Generation] = []
@@ -194,7 +194,7 @@ def comparison(plain: Generation, fast: Generation, difference: Divergence | Non
     return "\n".join(lines)
 
 
-def read_prompt(arguments: Arguments) -> bytes:
+def read_prompt(arguments: Command) -> bytes:
     """The bytes of --prompt or --prompt-file."""
     if (arguments.prompt is None) == (arguments.prompt_file is None):
         raise UserError("give either --prompt TEXT or --prompt-file FILE (- for standard input)")

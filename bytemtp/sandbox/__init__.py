@@ -4,4 +4,6 @@ Each worker has two long-lived bubblewrap sandboxes.  In the candidate's, a serv
 process and mount namespace; in the referee's, another forks a process that has the tests and calls the program's
 functions by messages of plain values.  The host starts both, owns the clock, watches the memory, and ends them.
 What is covered and what is not: `docs/sandbox.md`.
+
+Imports common; what runs inside imports the standard library only.
 """

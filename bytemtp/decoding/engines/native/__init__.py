@@ -1,1 +1,4 @@
-"""Decoding steps compiled from C++, for CPU cores: `NativeEngine` does what `TensorEngine` does, faster."""
+"""Decoding steps compiled from C++, for CPU cores: `NativeEngine` does what `TensorEngine` does, faster.
+
+Imports common, model and the protocol of engines.
+"""
