@@ -1,4 +1,9 @@
-"""step.cpp, compiled for this machine when it is first needed (some three seconds), kept in the user's cache folder."""
+"""step.cpp, compiled for this machine when it is first needed (some three seconds), kept in the user's cache folder.
+
+The structures below are those of step.cpp: whoever changes one changes both.
+
+Try:  python -c "from bytemtp.decoding.engines.native.library import library; print(library())"
+"""
 
 import contextlib
 import ctypes
@@ -55,13 +60,13 @@ class Pass(ctypes.Structure):
     ]
 
 
+STRUCTURES = (Shape, Layer, Tokens, Pass)
+
+
 def compiler() -> str | None:
     """Path of a C++ compiler: the environment's CXX, or the first of the usual names that exists."""
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     return next((path for name in names if name and (path := shutil.which(name))), None)
-
-
-STRUCTURES = (Shape, Layer, Tokens, Pass)
 
 
 @cache
