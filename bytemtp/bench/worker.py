@@ -23,7 +23,7 @@ from bytemtp.common.settings import ModelConfig, TrainConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import adamw
+from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.progress import peak_memory_bytes
 
 Result = dict[str, Any]
@@ -54,16 +54,16 @@ def ours(
     )  # fmt: skip
     model = ByteMTP(config).to(device)
     model.use(dtype=getattr(torch, dtype), compiled=compiled, checkpointing=checkpointing)
-    optimizer = adamw(model, TrainConfig())
+    optimizer = Optimizers(model, TrainConfig())
     batches = random_rows(shape, shape.seq + n_future)
 
     def step() -> None:
         ids = next(batches).to(device)
         document_ids = (torch.arange(ids.shape[1], device=device) * documents // ids.shape[1]).expand_as(ids)
         backward(model, ids, document_ids, mode=mode)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(model, 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     return timed(step, shape, steps, model)
 

@@ -7,6 +7,7 @@ Try:  python -m bytemtp.train --help
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -104,6 +105,12 @@ class TrainConfig:
     """input bytes a sequence"""
     lr: float = 1e-3
     """peak learning rate"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices of the transformer layers with adamw for the rest"""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """after the warm-up: half a cosine down to final_lr, or constant and then linear to zero"""
+    decay: float = 0.5
+    """share of the run, at its end, over which wsd falls to zero"""
     warmup: int = 50
     """steps of linear warm-up"""
     final_lr: float = 0.03
@@ -111,7 +118,10 @@ class TrainConfig:
     weight_decay: float = 0.1
     """decoupled weight decay of the matrices; norms have none"""
     grad_clip: float = 1.0
-    """largest gradient norm; 0 means no clipping"""
+    """largest gradient norm, of what head 1 needs and of the other heads apart; 0 means no clipping"""
+    head_weights: str = "far:0.1"
+    """share of each head's gradient that reaches what head 1 needs, too: equal (all of it), far:W (W of heads 2 to n),
+    or geometric:R (R of head 2, R^2 of head 3, ...)"""
     seed: int = 0
     """seed of the weights and of the data order"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -143,12 +153,31 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("steps", "minutes", "warmup", "weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed"):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
+        head_weights(self.head_weights, 1)
+        _require(0 < self.decay <= 1, f"train.decay is {self.decay}; it must be above 0 and at most 1")
         _require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
         _require(0 <= self.final_lr <= 1, f"train.final_lr is {self.final_lr}; it must be from 0 to 1")
         _require(
             self.batch_size % self.accumulate == 0,
             f"train.accumulate is {self.accumulate}; it must divide train.batch_size ({self.batch_size})",
         )
+
+
+def head_weights(text: str, n: int) -> list[float]:
+    """Weights of n heads as `train.head_weights` spells them; that of head 1 is always 1.
+
+    UserError for anything else.
+    """
+    kind, _, number = text.partition(":")
+    try:
+        value = 1.0 if text == "equal" else float(number)
+    except ValueError:
+        value = math.nan
+    _require(
+        0 <= value <= 1 and kind in ("equal", "far", "geometric"),
+        f"train.head_weights is {text!r}; it must be equal, far:W or geometric:R with a number from 0 to 1",
+    )
+    return [1.0] + [value**i if kind == "geometric" else value for i in range(1, n)]
 
 
 @dataclass(frozen=True)

@@ -227,11 +227,11 @@ def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> tu
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids)
         hidden = model.heads(model.run_trunk(context), context)
-    parts = []
+    parts, targets = [], targets_of(ids, document_ids, n)[:, :, -stride:]
     for i, x in enumerate(hidden):
         with model.autocast():
             logits = model.logits(i, x[:, -stride:])
-        parts.append(_losses(logits, targets_of(ids, document_ids, i, n)[:, -stride:]))
+        parts.append(_losses(logits, targets[i]))
     nats, counts = (torch.stack(values).cpu() for values in zip(*parts, strict=True))
     return HeadLosses(nats[:, 0], counts[:, 0]), HeadLosses(nats[:, 1], counts[:, 1])
 

@@ -7,6 +7,9 @@ sequence length on both backends, packed or not, because no backend ever makes a
 - `xformers` (CUDA): memory_efficient_attention with a block-diagonal causal mask.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
+- `matmul` (CPU): rows of at most 512 positions as two matrix products and a softmax over the whole row, where PyTorch's
+  CPU flash kernel is several times slower; longer rows as `sdpa`.  The square is bounded by the longest row, so memory
+  stays linear in the number of positions.
 
 Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple of g), k head width.
 """
@@ -24,15 +27,18 @@ from torch import Tensor
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import Choice
 
+SHORT_ROW = 512
+"""Longest row whose square of scores `matmul` makes."""
+
 
 def pick_attention(requested: str, device: torch.device) -> Choice:
-    """xformers on CUDA, SDPA elsewhere, unless asked otherwise.  UserError if the request cannot be met."""
-    if requested == "sdpa":
-        return Choice("sdpa", "as asked")
+    """xformers on CUDA, matmul on a CPU, unless asked otherwise.  UserError if the request cannot be met."""
+    if requested in ("sdpa", "matmul"):
+        return Choice(requested, "as asked")
     if device.type != "cuda":
         if requested == "xformers":
             raise UserError("attention backend 'xformers' needs a CUDA device; use 'sdpa' or 'auto'")
-        return Choice("sdpa", f"xformers has no {device.type.upper()} kernel")
+        return Choice("matmul", f"fastest on a CPU up to {SHORT_ROW} positions; sdpa beyond")
     try:
         import xformers.ops  # noqa: F401  (imported only where it can run)
     except ImportError as error:
@@ -50,23 +56,39 @@ class Layout:
     """lengths of the runs; a run never crosses a row"""
     window: int = 0
     """how many positions back a query sees, itself included; 0 means the whole run"""
+    rows: int = 1
+    """b"""
 
     @staticmethod
     def of(batch: int, length: int, document_ids: Int[Tensor, "b s"] | None = None, window: int = 0) -> "Layout":
         """Without `document_ids` every row is one run."""
         if document_ids is None:
-            return Layout((length,) * batch, window)
+            return Layout((length,) * batch, window, batch)
         opens = torch.ones(batch, length, dtype=torch.bool)
         ids = document_ids.cpu()
         opens[:, 1:] = ids[:, 1:] != ids[:, :-1]
         starts = opens.flatten().nonzero().flatten()
         ends = torch.cat([starts[1:], torch.tensor([batch * length])])
-        return Layout(tuple((ends - starts).tolist()), window)
+        return Layout(tuple((ends - starts).tolist()), window, batch)
+
+    @property
+    def is_short(self) -> bool:
+        """Rows are short enough for their squares of scores."""
+        return sum(self.segments) <= self.rows * SHORT_ROW
 
     @cached_property
     def is_plain(self) -> bool:
         """All runs have one length: no packing is needed."""
         return len(set(self.segments)) == 1
+
+    @cached_property
+    def hidden(self) -> Bool[Tensor, "b 1 1 s s"]:
+        """Whether a query (second last axis) does not see a key (last axis): made once for all layers."""
+        run = torch.arange(len(self.segments)).repeat_interleave(torch.tensor(self.segments)).view(self.rows, -1)
+        position = torch.arange(run.shape[1])
+        distance = position[:, None] - position
+        outside = (distance < 0) | (distance >= self.window) if self.window else distance < 0
+        return ((run[:, :, None] != run[:, None]) | outside)[:, None, None]
 
     @cached_property
     def xformers_mask(self) -> Any:
@@ -123,11 +145,28 @@ def attend(
     """softmax(q k^T / sqrt(width)) v over the positions that `layout` lets each query see."""
     if backend == "xformers":
         return _attend_xformers(q, k, v, layout)
+    if backend == "matmul" and layout.is_short:
+        return attend_short(q, k, v, layout.hidden)
     if layout.is_plain:
         length = layout.segments[0]
         runs = [rearrange(x, "b (m l) h k -> (b m) l h k", l=length) for x in (q, k, v)]
         return _attend_runs(runs, layout.window).reshape(q.shape)
     return _attend_buckets(q, k, v, layout)
+
+
+def attend_short(
+    q: Float[Tensor, "b s h k"],
+    k: Float[Tensor, "b s g k"],
+    v: Float[Tensor, "b s g k"],
+    hidden: Bool[Tensor, "b 1 1 s s"],
+) -> Float[Tensor, "b s h k"]:
+    """The formula as it stands, scores of whole rows at once; the softmax is in float32 at least."""
+    queries = rearrange(q * q.shape[-1] ** -0.5, "b s (g r) k -> b g r s k", g=k.shape[2])
+    keys, values = (rearrange(x, "b s g k -> b g 1 s k") for x in (k, v))
+    scores = queries @ keys.transpose(-2, -1)
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    weights = wide.masked_fill(hidden, -torch.inf).softmax(-1).to(v.dtype)
+    return rearrange(weights @ values, "b g r s k -> b s (g r) k")
 
 
 def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

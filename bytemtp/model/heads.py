@@ -15,10 +15,11 @@ Shapes:  b batch, s position, d width, n future offset (0 = next byte), v vocabu
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytemtp.common.settings import ModelConfig
@@ -42,6 +43,23 @@ class Context:
         """The ids `offset` positions ahead of each input; EOT stands in for those beyond the end."""
         known = self.ids[:, offset : offset + self.length]
         return F.pad(known, (0, self.length - known.shape[1]), value=EOT)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        return (gradient * weight).to(gradient.dtype), None
+
+
+def scale_gradient(x: Float[Tensor, "*x"], weight: Float[Tensor, "*w"]) -> Float[Tensor, "*x"]:
+    """`x` itself, whose gradient is multiplied by `weight` (one that broadcasts to x) on its way back."""
+    return _ScaledGradient.apply(x, weight)  # type: ignore[no-any-return]
 
 
 class DeepSeekModule(nn.Module):

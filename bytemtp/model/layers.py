@@ -5,7 +5,8 @@ within rounding below).  Two things differ in form only: the q, k, v matrices ar
 because one wide matrix product is faster than several narrow ones.
 
 A layer is two halves around attention, `project` and `finish`.  The halves are what torch.compile compiles: each is
-compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside.
+compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside; where
+attention is plain matrix products (`matmul`, short rows), layer and attention are compiled as one.
 
 Shapes:  b batch, s position, d width, h query heads, g key/value heads, k head width, f inner width.
 Sources: RMSNorm (Zhang & Sennrich 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer 2020), Llama (Touvron et al. 2023).
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bytemtp.common.settings import ModelConfig
-from bytemtp.model.attention import Layout, attend
+from bytemtp.model.attention import Layout, attend, attend_short
 
 NORM_EPSILON = 1e-5
 
@@ -40,7 +41,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight)
 
 
-def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, " d"]) -> Float[Tensor, "*b d"]:
+def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, "*w d"]) -> Float[Tensor, "*b d"]:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPSILON)
     return weight * normed.to(x.dtype)
@@ -62,10 +63,17 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
+        if self.attention_backend == "matmul" and layout.is_short:
+            whole = compile_once(Block.on_short_rows) if self.compiled else Block.on_short_rows
+            return whole(self, x, *rope, layout.hidden)
         project = compile_once(Block.project) if self.compiled else Block.project
         finish = compile_once(Block.finish) if self.compiled else Block.finish
         q, k, v = project(self, x, *rope)
         return finish(self, x, attend(q, k, v, layout, self.attention_backend))
+
+    def on_short_rows(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
+        q, k, v = self.project(x, cos, sin)
+        return self.finish(x, attend_short(q, k, v, hidden))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [b s d] -> rotated q [b s h k], rotated k [b s g k], v [b s g k]."""

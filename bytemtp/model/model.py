@@ -24,7 +24,7 @@ from bytemtp.common.runtime import Choice
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.model.attention import Layout, pick_attention
-from bytemtp.model.heads import Context, DeepSeekModule, chains_for, links_for
+from bytemtp.model.heads import Context, DeepSeekModule, chains_for, links_for, scale_gradient
 from bytemtp.model.layers import Block, RMSNorm, rms_norm, rope_table
 
 T = TypeVar("T")
@@ -74,6 +74,12 @@ class ByteMTP(nn.Module):
         """Heads on the way to head 1's logits, in order of computation."""
         chain = next(chain for chain in self.chains if 0 in chain)
         return chain[: chain.index(0) + 1]
+
+    def shared_parameters(self) -> set[str]:
+        """Names of the parameters that head 1's logits depend on; those of the other heads alone are left out."""
+        path = tuple(f"links.{i}." for i in self.path_to_first_head)
+        shared = ("embed.", "trunk.", "norm.", "unembed.0.", *path)
+        return {name for name, _ in self.named_parameters() if name.startswith(shared)}
 
     @property
     def device(self) -> torch.device:
@@ -144,11 +150,25 @@ class ByteMTP(nn.Module):
                 x = hidden[i] = self.link(i, x, context)
         return [hidden[i] for i in range(self.config.n_future)]
 
-    def link(self, i: int, x: Float[Tensor, "b s d"], context: Context) -> Float[Tensor, "b s d"]:
-        """Head i's own computation on `x`, the output of whatever comes before it in its chain."""
+    def link(
+        self,
+        i: int,
+        x: Float[Tensor, "b s d"],
+        context: Context,
+        weight: Float[Tensor, ""] | None = None,
+        embed_weight: Float[Tensor, ""] | None = None,
+    ) -> Float[Tensor, "b s d"]:
+        """Head i's own computation on `x`, the output of whatever comes before it in its chain.
+
+        weight, embed_weight: factors of the gradient that leaves the head for `x` and for the embedding of the ids
+        ahead; 1 unless given.
+        """
         link = self.links[i]
+        if weight is not None:
+            x = scale_gradient(x, weight)
         if isinstance(link, DeepSeekModule):
-            return link(x, self.embed(context.ahead(i)), context)
+            ahead = self.embed(context.ahead(i))
+            return link(x, ahead if embed_weight is None else scale_gradient(ahead, embed_weight), context)
         if isinstance(link, Block):
             return link(x, context.rope, context.layout)
         return link(x)

@@ -1,15 +1,19 @@
 """The training loss, and the backward pass whose memory does not grow with the number of heads.
 
-    loss = mean over heads i of  (sum over valid positions p of -log P_i(id[p + 1 + i])) / (number of valid positions)
+    loss = sum over heads i of  (sum over valid positions p of -log P_i(id[p + 1 + i])) / (number of valid positions)
+
+Each head learns from its own loss in full.  What head i's loss does to the parameters that head 1 needs, too (trunk,
+embedding, final norm, a shared unembedding), is scaled by a weight w_i, and w_0 is 1: with w_i = 0 head 1 trains as if
+it were alone, with w_i = 1 this is the sum that Gloeckle et al. 2024 train on.
 
 Sequential backward (Gloeckle et al. 2024, section 2): the trunk runs once; each head in turn runs forward and backward
 down to a detached copy of the trunk's output, which frees that head's activations before the next head starts; then
-one backward pass through the trunk takes the summed gradient.  Chained heads (causal, anticausal, deepseek) are cut the
-same way at every link and walked in reverse, so only one head's logits are alive at a time, though every link's
-activations are.  `mode="joint"` is the slow, obvious twin: one graph, one backward.  Tests hold the two equal for every
-topology.
+one backward pass through the trunk takes the summed gradient.  Heads without a layer of their own go in groups, whose
+logits fit into `GROUP_BYTES`.  Chained heads (causal, anticausal, deepseek) are cut the same way at every link and
+walked in reverse, so only one head's logits are alive at a time, though every link's activations are.  `mode="joint"`
+is the slow, obvious twin: one graph, one backward.  Tests hold the two equal for every topology.
 
-Shapes:  b batch, s position, d width, n future offset; ids are [b, s + n].
+Shapes:  b batch, s position, d width, n future offset, g heads of a group, v vocabulary; ids are [b, s + n].
 """
 
 import math
@@ -21,12 +25,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bytemtp.model.heads import Context
-from bytemtp.model.layers import compile_once
-from bytemtp.model.model import ByteMTP, unembed
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.model.heads import Context, scale_gradient
+from bytemtp.model.layers import compile_once, rms_norm
+from bytemtp.model.model import ByteMTP
 
 IGNORED = -100
 """Target of a position that has none: its document has ended, or the row has."""
+GROUP_BYTES = 32 * 2**20
+"""Most that the float32 logits of a group of heads take; a single head may take more."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +63,22 @@ class HeadLosses:
         return (self.per_head / math.log(2)).tolist()
 
 
-def targets_of(ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], i: int, n: int) -> Int[Tensor, "b s"]:
+def targets_of(ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], n: int) -> Int[Tensor, "n b s"]:
     """Ids i + 1 ahead of each input; IGNORED beyond the end of its document (whose EOT still counts) and on padding.
 
     `document_ids` count the EOTs up to and including a position, so an EOT belongs to the document that it opens as an
     input, and ends the document before it as a target: the target at q is valid for p when q - 1 is in p's document.
     """
     s = ids.shape[1] - n
-    targets, here = ids[:, i + 1 : i + 1 + s], document_ids[:, :s]
-    same_document = (document_ids[:, i : i + s] == here) & (here >= 0) & (document_ids[:, i + 1 : i + 1 + s] >= 0)
-    return targets.masked_fill(~same_document, IGNORED)
+    here, before = document_ids[:, None, :s], document_ids[:, :-1].unfold(1, s, 1)
+    targets, itself = (x[:, 1:].unfold(1, s, 1) for x in (ids, document_ids))  # [b n s]
+    valid = (before == here) & (here >= 0) & (itself >= 0)
+    return targets.masked_fill(~valid, IGNORED).transpose(0, 1)
 
 
 def valid_target_counts(ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], n: int) -> Int[Tensor, " n"]:
     """Valid targets of each head."""
-    return torch.stack([(targets_of(ids, document_ids, i, n) != IGNORED).sum() for i in range(n)])
+    return (targets_of(ids, document_ids, n) != IGNORED).sum((1, 2))
 
 
 def backward(
@@ -79,20 +87,25 @@ def backward(
     document_ids: Int[Tensor, "b sn"],
     counts: Int[Tensor, " n"] | None = None,
     mode: Literal["sequential", "joint"] = "sequential",
+    weights: Float[Tensor, " n"] | None = None,
 ) -> HeadLosses:
     """Forward and backward; gradients are added to `.grad`.  Returns the losses, detached.
 
     When a batch is split for accumulation, pass the whole batch's `valid_target_counts` as `counts`: the gradients of
     the parts then sum to exactly the whole batch's gradient.
+
+    weights: how much of each head's gradient reaches the parameters that head 1 needs, too; all of it unless given.
     """
     n = model.config.n_future
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids)
         z = model.run_trunk(context)
-    targets = Targets(ids, document_ids, valid_target_counts(ids, document_ids, n) if counts is None else counts)
-    nats = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, context, targets)
-    own_counts = targets.counts if counts is None else valid_target_counts(ids, document_ids, n)
-    return HeadLosses(torch.stack(nats).double(), own_counts)
+    targets = targets_of(ids, document_ids, n)
+    own_counts = (targets != IGNORED).sum((1, 2))
+    weights = torch.ones(n, device=ids.device) if weights is None else weights
+    objective = Objective(targets, own_counts if counts is None else counts, weights)
+    nats = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, context, objective)
+    return HeadLosses(nats.double(), own_counts)
 
 
 @torch.no_grad()
@@ -102,72 +115,125 @@ def evaluate(model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor,
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids)
         hidden = model.heads(model.run_trunk(context), context)
-    targets = Targets(ids, document_ids, valid_target_counts(ids, document_ids, n))
-    nats = torch.stack([_head_nats(model, i, x, targets.of(i)) for i, x in enumerate(hidden)])
-    return HeadLosses(nats.double(), targets.counts)
+    targets = targets_of(ids, document_ids, n)
+    objective = Objective(targets, (targets != IGNORED).sum((1, 2)), torch.ones(n, device=ids.device))
+    nats = [_head_nats(model, slice(i, i + 1), x[None], objective) for i, x in enumerate(hidden)]
+    return HeadLosses(torch.cat(nats).double(), objective.counts)
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Targets and weights of all heads, each made only when its head's turn comes."""
+class Objective:
+    """What all heads are trained on."""
 
-    ids: Tensor
-    document_ids: Tensor
-    counts: Tensor
+    targets: Int[Tensor, "n b s"]
+    counts: Int[Tensor, " n"]
+    """valid targets that each head's summed nats are divided by"""
+    weights: Float[Tensor, " n"]
+    """how much of each head's gradient reaches the parameters that head 1 needs, too"""
 
-    def of(self, i: int) -> Int[Tensor, "b s"]:
-        return targets_of(self.ids, self.document_ids, i, len(self.counts))
+    def loss(self, heads: slice, nats: Float[Tensor, " g"]) -> Float[Tensor, ""]:
+        return (nats / self.counts[heads].clamp_min(1)).sum()
 
-    def weight(self, i: int) -> Tensor:
-        """Factor of head i's summed nats in the loss."""
-        return 1 / (self.counts[i].clamp_min(1) * len(self.counts))
+    def entry_weight(self, chain: list[int], place: int, path: list[int]) -> Tensor | None:
+        """Factor of the gradient that leaves a head's link for what it reads; None is 1.
+
+        Links on head 1's path are shared, and there each loss is scaled where it enters (`_head_nats`).  Off the path
+        the factors along a chain multiply to the head's own weight where the chain leaves the path.
+        """
+        i, before = chain[place], chain[place - 1] if place else None
+        if i in path:
+            return None
+        if before is None or before in path:
+            return self.weights[i]
+        return torch.where(self.weights[before] > 0, self.weights[i] / self.weights[before], 1.0)
 
 
-def _backward_joint(model: ByteMTP, z: Tensor, context: Context, targets: Targets) -> list[Tensor]:
-    with model.autocast():
-        hidden = model.heads(z, context)
-    nats = [_head_nats(model, i, x, targets.of(i)) for i, x in enumerate(hidden)]
-    torch.stack([x * targets.weight(i) for i, x in enumerate(nats)]).sum().backward()
-    return [x.detach() for x in nats]
-
-
-def _backward_sequential(model: ByteMTP, z: Tensor, context: Context, targets: Targets) -> list[Tensor]:
-    leaf = z.detach().requires_grad_()
-    nats: dict[int, Tensor] = {}
+def _backward_joint(model: ByteMTP, z: Tensor, context: Context, objective: Objective) -> Tensor:
+    hidden: dict[int, Tensor] = {}
     for chain in model.chains:
-        _walk_chain(model, chain, leaf, context, targets, nats)
+        x = z
+        for place, i in enumerate(chain):
+            x = hidden[i] = _run_link(model, chain, place, x, context, objective)
+    nats = [_head_nats(model, slice(i, i + 1), hidden[i][None], objective) for i in range(len(hidden))]
+    objective.loss(slice(None), torch.cat(nats)).backward()
+    return torch.cat(nats).detach()
+
+
+def _backward_sequential(model: ByteMTP, z: Tensor, context: Context, objective: Objective) -> Tensor:
+    leaf = z.detach().requires_grad_()
+    nats = torch.zeros(len(objective.counts), dtype=z.dtype, device=z.device)
+    if model.config.topology in ("linear", "replicated"):
+        for heads in groups_of(len(nats), z.shape[0] * z.shape[1]):
+            links = [_run_link(model, [i], 0, leaf, context, objective) for i in range(heads.start, heads.stop)]
+            nats[heads] = _loss_backward(model, heads, torch.stack(links), objective)
+    else:
+        for chain in model.chains:
+            _walk_chain(model, chain, leaf, context, objective, nats)
     z.backward(leaf.grad)
-    return [nats[i] for i in range(len(nats))]
+    return nats
+
+
+def groups_of(n: int, positions: int) -> list[slice]:
+    """Heads in groups whose logits at `positions` take no more than `GROUP_BYTES`; at least one head each."""
+    size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * positions))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _walk_chain(
-    model: ByteMTP, chain: list[int], leaf: Tensor, context: Context, targets: Targets, nats: dict[int, Tensor]
+    model: ByteMTP, chain: list[int], leaf: Tensor, context: Context, objective: Objective, nats: Tensor
 ) -> None:
     """Forward along the chain with a cut after every link, then loss and backward link by link from its far end."""
     links: list[tuple[int, Tensor, Tensor]] = []
     x = leaf
-    for i in chain:
-        with model.autocast():
-            out = model.link(i, x, context)
+    for place, i in enumerate(chain):
+        out = _run_link(model, chain, place, x, context, objective)
         x = out.detach().requires_grad_()
         links.append((i, out, x))
     while links:
         i, out, x = links.pop()
-        loss = _head_nats(model, i, x, targets.of(i))
-        (loss * targets.weight(i)).backward()
+        nats[i] = _loss_backward(model, slice(i, i + 1), x[None], objective)[0]
         out.backward(x.grad)
-        nats[i] = loss.detach()
-        del out, x, loss  # frees this link's activations before the next link's backward
+        del out, x  # frees this link's activations before the next link's backward
 
 
-def _head_nats(model: ByteMTP, i: int, x: Tensor, targets: Tensor) -> Tensor:
-    """Summed cross-entropy of head i from its hidden states [b s d]."""
+def _run_link(
+    model: ByteMTP, chain: list[int], place: int, x: Tensor, context: Context, objective: Objective
+) -> Float[Tensor, "b s d"]:
+    i, weight = chain[place], objective.entry_weight(chain, place, model.path_to_first_head)
+    with model.autocast():
+        return model.link(i, x, context, weight, objective.weights[i])
+
+
+def _loss_backward(
+    model: ByteMTP, heads: slice, hidden: Float[Tensor, "g b s d"], objective: Objective
+) -> Float[Tensor, " g"]:
+    nats = _head_nats(model, heads, hidden, objective)
+    objective.loss(heads, nats).backward()
+    return nats.detach()
+
+
+def _head_nats(
+    model: ByteMTP, heads: slice, hidden: Float[Tensor, "g b s d"], objective: Objective
+) -> Float[Tensor, " g"]:
+    """Summed cross-entropy of each of `heads` from its hidden states; gradients into what is shared are scaled."""
+    weights = objective.weights[heads]
+    if len(model.path_to_first_head) > 1:  # anticausal: head 1 reads what all heads have written
+        hidden = scale_gradient(hidden, weights[:, None, None, None])
+    norm = scale_gradient(model.norm.weight.expand(len(hidden), -1), weights[:, None])
+    unembeddings = [unembed.weight for unembed in model.unembed]
+    if len(unembeddings) > 1:
+        unembedding = torch.stack(unembeddings[heads])
+    else:
+        unembedding = scale_gradient(unembeddings[0].expand(len(hidden), -1, -1), weights[:, None, None])
     function = compile_once(_nats) if model.compiled else _nats
     with model.autocast():
-        return function(x, *model.unembedding(i), targets)
+        return function(hidden, norm, unembedding, model.padding, objective.targets[heads])
 
 
-def _nats(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor) -> Tensor:
-    logits = unembed(x, norm, unembedding, padding)
+def _nats(hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor) -> Tensor:
+    """hidden [g b s d], norm [g d], unembedding [g v d], padding [v], targets [g b s] -> [g]."""
+    normed = rms_norm(hidden, norm[:, None, None]).flatten(1, 2)
+    logits = normed @ unembedding.transpose(1, 2) + padding.to(unembedding.dtype)
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    nats = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return nats.view(len(hidden), -1).sum(1)

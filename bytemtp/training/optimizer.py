@@ -1,41 +1,103 @@
-"""AdamW with decay groups, and the learning rate: linear warm-up, then a cosine (Loshchilov & Hutter 2017, 2019).
+"""AdamW or Muon with decay groups, gradient clipping, and the learning rate over the run.
 
-Betas, decay and the cosine's end follow Gloeckle et al. 2024, table S13.
+AdamW (Loshchilov & Hutter 2019) with the betas, decay and cosine of Gloeckle et al. 2024, table S13.  Muon (Jordan et
+al. 2024) for the matrices of the transformer layers, at the root mean square of AdamW's updates, so that learning rate
+and decay mean the same (Liu et al. 2025, section 2.2); everything else stays with AdamW.
 
 Try:  python -c "from bytemtp.common.settings import TrainConfig; from bytemtp.training.optimizer import learning_rate
       print([round(learning_rate(TrainConfig(steps=10, warmup=4), step, 0), 6) for step in range(10)])"
 """
 
 import math
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bytemtp.common.settings import TrainConfig
+from bytemtp.model.model import ByteMTP
 
 BETAS = (0.9, 0.95)
+MOMENTUM = 0.95
+"""Of Muon (Jordan et al. 2024)."""
 
 
-def adamw(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """Decoupled decay on matrices only: decaying a norm's scale would pull it from 1 to 0, not towards simplicity.
+class Optimizers:
+    """One optimizer for each kind of parameter, stepped together.
 
     Parameters are named in the groups (`param_names`), so that checkpoints can store the state by name.
     """
-    named = list(model.named_parameters())
+
+    def __init__(self, model: ByteMTP, train: TrainConfig) -> None:
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        matrices = [(name, p) for name, p in named if train.optimizer == "muon" and is_layer_matrix(name, p)]
+        taken = {name for name, _ in matrices}
+        rest = [(name, parameter) for name, parameter in named if name not in taken]
+        self.parts: list[torch.optim.Optimizer] = [adamw(rest, train)]
+        if matrices:
+            self.parts.append(muon(matrices, train))
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return list(chain.from_iterable(part.param_groups for part in self.parts))
+
+    def states(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        """Name, parameter and state (to be read or written to) of every parameter."""
+        for part in self.parts:
+            for group in part.param_groups:
+                for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                    yield name, parameter, part.state[parameter]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+
+def is_layer_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon is for this parameter: a matrix from hidden states to hidden states, not an (un)embedding."""
+    return parameter.dim() == 2 and name.startswith(("trunk.", "links."))
+
+
+def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.optim.AdamW:
+    """Decoupled decay on matrices only: decaying a norm's scale would pull it from 1 to 0, not towards simplicity."""
     matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2]
     scales = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
     groups = [
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=BETAS, fused=True)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, betas=BETAS, fused=True)
+
+
+def muon(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.optim.Muon:
+    group = {"params": named, "weight_decay": train.weight_decay}
+    return torch.optim.Muon([group], lr=train.lr, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+
+
+def clip_gradients(model: ByteMTP, largest: float) -> Tensor:
+    """Clip what head 1 needs and the rest apart, each to the norm `largest` (0: not at all).  Returns the first's norm.
+
+    Apart, because a norm of everything would let the unembeddings of seven more heads shrink the trunk's steps.
+    """
+    shared = model.shared_parameters()
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        parts[name not in shared].append(parameter)
+    norm, _ = [torch.nn.utils.clip_grad_norm_(part, largest or math.inf) for part in parts]
+    return norm
 
 
 def learning_rate(train: TrainConfig, step: int, elapsed_s: float) -> float:
     """Learning rate of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
 
-    By steps, the last step of the warm-up is at the peak and the last step of all at `final_lr` of it.  By minutes, the
-    cosine follows the clock.  During the warm-up the rate depends on nothing but the step.
+    By steps, the last step of the warm-up is at the peak and the last step of all at the end of the schedule.  By
+    minutes, the schedule follows the clock.  During the warm-up the rate depends on nothing but the step.
     """
     if step < train.warmup:
         return train.lr * (step + 1) / train.warmup
@@ -43,10 +105,22 @@ def learning_rate(train: TrainConfig, step: int, elapsed_s: float) -> float:
         progress = elapsed_s / (60 * train.minutes)
     else:
         progress = (step + 1 - train.warmup) / max(1, train.steps - train.warmup)
-    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    return train.lr * (train.final_lr + (1 - train.final_lr) * cosine)
+    return train.lr * SCHEDULES[train.schedule](train, min(1.0, progress))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
+def cosine(train: TrainConfig, progress: float) -> float:
+    """Half a cosine down to `final_lr` (Loshchilov & Hutter 2017)."""
+    return train.final_lr + (1 - train.final_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def wsd(train: TrainConfig, progress: float) -> float:
+    """Constant, then linear to zero over the last `decay` of the run (warm-up, stable, decay: Hu et al. 2024)."""
+    return min(1.0, (1 - progress) / train.decay)
+
+
+SCHEDULES = {"cosine": cosine, "wsd": wsd}
+
+
+def set_learning_rate(optimizers: Optimizers, lr: float) -> None:
+    for group in optimizers.param_groups:
         group["lr"] = lr

@@ -26,7 +26,7 @@ import torch
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.common.settings import Settings, to_toml
+from bytemtp.common.settings import Settings, head_weights, to_toml
 from bytemtp.data.rows import EmptySplit, Split
 from bytemtp.data.sources import SkipLog, find
 from bytemtp.data.stream import Batch, Cursor, Stream, stream
@@ -35,7 +35,7 @@ from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, valid_target_counts
-from bytemtp.training.optimizer import adamw, learning_rate, set_learning_rate
+from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
 from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
@@ -121,7 +121,9 @@ class Trainer:
     ) -> None:
         self.settings, self.paths, self.folder, self.model, self.sample = settings, paths, run, model, sample
         self.train = settings.train
-        self.optimizer = adamw(model, self.train)
+        weights = head_weights(self.train.head_weights, settings.model.n_future)
+        self.head_weights = torch.tensor(weights, device=model.device)
+        self.optimizer = Optimizers(model, self.train)
         self.state = self._restore()
         self.unlogged = _unpack(self.state.unlogged, model.device)
         self.lr = 0.0
@@ -165,7 +167,7 @@ class Trainer:
         began = time.monotonic()
         batch = next(self.batches)
         losses = self._backward(batch.to(self.model.device))
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip or math.inf).item()
+        norm = clip_gradients(self.model, self.train.grad_clip).item()
         self._check_finite(losses.mean, norm)
         self.lr = learning_rate(self.train, self.state.step, self.state.elapsed_s)
         set_learning_rate(self.optimizer, self.lr)
@@ -179,7 +181,8 @@ class Trainer:
         ids, document_ids = batch.ids, batch.document_ids
         counts = valid_target_counts(ids, document_ids, self.model.config.n_future)
         parts = zip(ids.split(self._round_rows), document_ids.split(self._round_rows), strict=True)
-        return reduce(add, [backward(self.model, *part, counts, self.train.backward) for part in parts])
+        mode = self.train.backward
+        return reduce(add, [backward(self.model, *part, counts, mode, self.head_weights) for part in parts])
 
     def _advance(self, batch: Batch, norm: float, seconds: float) -> None:
         new_bytes = self.train.batch_size * self.train.seq_len

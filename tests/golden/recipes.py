@@ -24,7 +24,7 @@ import bytemtp
 from bytemtp.common.settings import ModelConfig, Topology, TrainConfig
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import adamw, learning_rate, set_learning_rate
+from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 
 HERE = Path(__file__).parent
 TEXT = HERE.parent.parent / "corpora" / "tiny.txt"
@@ -52,12 +52,12 @@ def trained(topology: Topology, dtype: str) -> tuple[ByteMTP, list[float]]:
     model = ByteMTP(ModelConfig(32, 6, 2, 1, 48, n_future=HEADS, topology=topology))
     model.use(dtype=getattr(torch, dtype))
     train = TrainConfig(steps=STEPS, lr=4e-3, warmup=2)
-    optimizer, losses = adamw(model, train), []
+    optimizer, losses = Optimizers(model, train), []
     batches = bytemtp.stream(TEXT, SEQ_LEN, 4, n_future=HEADS, epochs=None, prefetch=0)
     for step in range(STEPS):
         batch = next(batches)
         losses.append(backward(model, batch.ids, batch.document_ids).mean)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(model, 1.0)
         set_learning_rate(optimizer, learning_rate(train, step, 0.0))
         optimizer.step()
         optimizer.zero_grad()

@@ -36,14 +36,20 @@ def packed_rows(draw):
     return torch.tensor(steps).view(b, s).cumsum(1)
 
 
-@given(ids=packed_rows(), groups=st.integers(1, 2), repeats=st.integers(1, 2), window=st.integers(0, 12))
-def test_sdpa_equals_dense_softmax(ids, groups, repeats, window):
+@given(
+    ids=packed_rows(),
+    groups=st.integers(1, 2),
+    repeats=st.integers(1, 2),
+    window=st.integers(0, 12),
+    backend=st.sampled_from(["sdpa", "matmul"]),
+)
+def test_attention_equals_dense_softmax(ids, groups, repeats, window, backend):
     torch.manual_seed(ids.numel())
     b, s = ids.shape
     layout = Layout.of(b, s, ids, window)
     q = torch.randn(b, s, groups * repeats, 8, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(b, s, groups, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    out, expected = attend(q, k, v, layout, "sdpa"), reference(q, k, v, layout)
+    out, expected = attend(q, k, v, layout, backend), reference(q, k, v, layout)
     torch.testing.assert_close(out, expected)
     upstream = torch.randn_like(out)
     grads = torch.autograd.grad(out, (q, k, v), upstream)
@@ -84,7 +90,8 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("documents", [1, 3])
 @pytest.mark.parametrize("window", [0, 64])
 @pytest.mark.parametrize("kv_heads", [1, 2])
-def test_memory_is_linear_in_length(documents, window, kv_heads):
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+def test_memory_is_linear_in_length(documents, window, kv_heads, backend):
     """SDPA drops to its s x s path without a word when an option does not suit the fast one; this would show it."""
 
     def largest(s):
@@ -92,14 +99,14 @@ def test_memory_is_linear_in_length(documents, window, kv_heads):
         q = torch.randn(1, s, 2, 16, requires_grad=True)
         k, v = (torch.randn(1, s, kv_heads, 16, requires_grad=True) for _ in range(2))
         with LargestTensor() as seen:
-            attend(q, k, v, Layout.of(1, s, ids, window), "sdpa").sum().backward()
+            attend(q, k, v, Layout.of(1, s, ids, window), backend).sum().backward()
         return seen.largest
 
     assert largest(4096) <= 4.5 * largest(1024)
 
 
 def test_a_backend_that_cannot_run_is_refused():
-    assert pick_attention("auto", torch.device("cpu")).value == "sdpa"
+    assert pick_attention("auto", torch.device("cpu")).value == "matmul"
     with pytest.raises(UserError, match="needs a CUDA device"):
         pick_attention("xformers", torch.device("cpu"))
 

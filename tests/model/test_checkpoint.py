@@ -17,7 +17,7 @@ from bytemtp.model import checkpoint
 from bytemtp.model.checkpoint import TrainState, latest, load_model, load_training, save, settings_of
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import adamw
+from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.run_folder import claim, clear, remove_partial
 
 MODEL = ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2, topology="parallel")
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
 def trained(steps: int = 2) -> tuple[ByteMTP, torch.optim.Optimizer]:
     """A model and an optimiser that have done some steps, so that all of their state differs from the start."""
     model = ByteMTP(MODEL)
-    optimizer = adamw(model, SETTINGS.train)
+    optimizer = Optimizers(model, SETTINGS.train)
     for step in range(steps):
         ids = torch.arange(step, step + 20).repeat(2, 1)
         backward(model, ids, torch.zeros_like(ids, dtype=torch.int32))

@@ -55,7 +55,7 @@ def test_targets_stop_where_their_document_does(batch):
                 real = document_ids[b, p] >= 0 and document_ids[b, q] >= 0
                 if real and EOT not in ids[b, p + 1 : q]:
                     expected[b, p] = ids[b, q]
-        assert torch.equal(targets_of(ids, document_ids, i, n), expected)
+        assert torch.equal(targets_of(ids, document_ids, n)[i], expected)
 
 
 @given(batch=rows(), topology=st.sampled_from(TOPOLOGIES))
@@ -67,7 +67,7 @@ def test_losses_equal_the_full_forward_pass(batch, topology):
         logits = model(ids[:, : s + 3], document_ids[:, : s + 3])[:, :, :s].log_softmax(-1)
     losses = evaluate(model, ids, document_ids)
     for i in range(4):
-        targets = targets_of(ids, document_ids, i, 4)
+        targets = targets_of(ids, document_ids, 4)[i]
         picked = logits[i].gather(-1, targets.clamp_min(0)[..., None])[..., 0]
         nats = -picked[targets != IGNORED].sum()
         assert losses.counts[i] == (targets != IGNORED).sum()
@@ -75,12 +75,18 @@ def test_losses_equal_the_full_forward_pass(batch, topology):
 
 
 @settings(max_examples=60)
-@given(batch=rows(), topology=st.sampled_from(TOPOLOGIES), window=st.sampled_from([0, 3]), checkpointing=st.booleans())
-def test_sequential_backward_equals_joint_in_float64(batch, topology, window, checkpointing):
-    model = model_for(topology, window=window)
-    joint, expected = gradients(model, *batch, mode="joint")
+@given(
+    batch=rows(),
+    topology=st.sampled_from(TOPOLOGIES),
+    window=st.sampled_from([0, 3]),
+    checkpointing=st.booleans(),
+    far=st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3),
+)
+def test_sequential_backward_equals_joint_in_float64(batch, topology, window, checkpointing, far):
+    model, weights = model_for(topology, window=window), torch.tensor([1.0, *far])
+    joint, expected = gradients(model, *batch, mode="joint", weights=weights)
     model.use(checkpointing=checkpointing)
-    sequential, found = gradients(model, *batch, mode="sequential")
+    sequential, found = gradients(model, *batch, mode="sequential", weights=weights)
     torch.testing.assert_close(sequential.nats, joint.nats, atol=1e-10, rtol=0)
     assert found.keys() == expected.keys()
     for name in expected:
@@ -99,6 +105,58 @@ def test_sequential_backward_equals_joint_for_any_head_count(topology, n, dtype)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-6
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=0, msg=name)
+
+
+def path_parameters(model):
+    """Names of what head 1's logits depend on."""
+    model.zero_grad()
+    ids = torch.arange(12)[None]
+    model(ids)[0, ..., :257].sum().backward()
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_weight_zero_trains_head_1_as_if_it_were_alone(topology):
+    model, ids = model_for(topology), torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(5))
+    document_ids = torch.zeros_like(ids)
+    _, found = gradients(model, ids, document_ids, weights=torch.tensor([1.0, 0, 0, 0]))
+    path = path_parameters(model)
+    model.zero_grad()
+    logits = model(ids[:, :24])[0]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:25].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        if name in path:
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-6, rtol=0, msg=name)  # norms are float32
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_weights_scale_what_reaches_shared_parameters_and_nothing_else(topology):
+    """Shared gradients are linear in the weight of the far heads; a head's own do not change at all."""
+    model, ids = model_for(topology), torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(6))
+    path = path_parameters(model)
+
+    def at(far):
+        return gradients(model, ids, torch.zeros_like(ids), weights=torch.tensor([1.0, far, far, far]))[1]
+
+    none, quarter, full = at(0.0), at(0.25), at(1.0)
+    for name in full:
+        expected = none[name] + 0.25 * (full[name] - none[name])
+        torch.testing.assert_close(quarter[name], expected, atol=1e-6, rtol=0, msg=name)  # norms are float32
+        assert name in path or torch.equal(quarter[name], full[name]), name
+
+
+@pytest.mark.parametrize("topology", ["linear", "replicated"])
+def test_heads_in_groups_equal_one_head_at_a_time(topology, monkeypatch):
+    model, ids = model_for(topology), torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(7))
+    batch = ids, torch.zeros_like(ids)
+    grouped, expected = gradients(model, *batch)
+    for size in (3, 1):
+        monkeypatch.setattr(loss_module, "GROUP_BYTES", size * 4 * 264 * 48)
+        assert max(group.stop - group.start for group in loss_module.groups_of(4, 48)) == size
+        alone, found = gradients(model, *batch)
+        torch.testing.assert_close(alone.nats, grouped.nats, atol=1e-10, rtol=0)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-10, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -123,14 +181,14 @@ def test_split_batch_adds_up_to_the_whole(topology):
 def test_only_one_head_has_logits_at_a_time(topology, monkeypatch):
     alive: list[weakref.ref] = []
 
-    def watched(*args):
+    def watched(logits, *args, **kwargs):
         assert all(ref() is None for ref in alive), "an earlier head's logits are still in memory"
-        logits = loss_module_read_out(*args)
         alive.append(weakref.ref(logits))
-        return logits
+        return cross_entropy(logits, *args, **kwargs)
 
-    loss_module_read_out = loss_module.unembed
-    monkeypatch.setattr(loss_module, "unembed", watched)
+    cross_entropy = loss_module.F.cross_entropy
+    monkeypatch.setattr(loss_module.F, "cross_entropy", watched)
+    monkeypatch.setattr(loss_module, "GROUP_BYTES", 0)
     ids = torch.zeros(1, 20, dtype=torch.long)
     backward(model_for(topology), ids, ids)
     assert len(alive) == 4

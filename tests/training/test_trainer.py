@@ -24,7 +24,7 @@ from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training.auto import pick_compile
 from bytemtp.training.loss import HeadLosses, backward
-from bytemtp.training.optimizer import adamw, learning_rate
+from bytemtp.training.optimizer import Optimizers, learning_rate
 from bytemtp.training.progress import drop_lines_after
 from bytemtp.training.trainer import train
 
@@ -334,7 +334,7 @@ def test_learning_rate() -> None:
 
 
 def test_decay_spares_the_norms() -> None:
-    groups = adamw(ByteMTP(SETTINGS.model), SETTINGS.train).param_groups
+    groups = Optimizers(ByteMTP(SETTINGS.model), SETTINGS.train).param_groups
     decay = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
     assert decay.keys() == dict(ByteMTP(SETTINGS.model).named_parameters()).keys()
     assert {name for name, value in decay.items() if value == 0} == {name for name in decay if "norm" in name}
