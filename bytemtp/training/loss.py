@@ -132,11 +132,12 @@ def _backward_joint(model: ByteMTP, z: Tensor, context: Context, targets: Target
 
 
 def _backward_sequential(model: ByteMTP, z: Tensor, context: Context, targets: Targets) -> list[Tensor]:
-    leaf = z.detach().requires_grad_()
+    leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
     nats: dict[int, Tensor] = {}
     for chain in model.chains:
         _walk_chain(model, chain, leaf, context, targets, nats)
-    z.backward(leaf.grad)
+    if z.requires_grad:
+        z.backward(leaf.grad)
     return [nats[i] for i in range(len(nats))]
 
 
@@ -149,13 +150,15 @@ def _walk_chain(
     for i in chain:
         with model.autocast():
             out = model.link(i, x, context)
-        x = out.detach().requires_grad_()
+        x = out.detach().requires_grad_(out.requires_grad)
         links.append((i, out, x))
     while links:
         i, out, x = links.pop()
         loss = _head_nats(model, i, x, targets.of(i))
-        (loss * targets.weight(i)).backward()
-        out.backward(x.grad)
+        if loss.requires_grad:
+            (loss * targets.weight(i)).backward()
+        if out.requires_grad:
+            out.backward(x.grad)
         nats[i] = loss.detach()
         del out, x, loss  # frees this link's activations before the next link's backward
 

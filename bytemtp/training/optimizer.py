@@ -19,15 +19,17 @@ BETAS = (0.9, 0.95)
 def adamw(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     """Decoupled decay on matrices only: decaying a norm's scale would pull it from 1 to 0, not towards simplicity.
 
-    Parameters are named in the groups (`param_names`), so that checkpoints can store the state by name.
+    Parameters are named in the groups (`param_names`), so that checkpoints can store the state by name.  Frozen ones
+    (`requires_grad` is False) are in no group.
     """
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2]
     scales = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
     groups = [
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # frozen runs may have no scales left
     return torch.optim.AdamW(groups, lr=train.lr, betas=BETAS, fused=True)
 
 
