@@ -118,13 +118,6 @@ def best(run: Path) -> Path | None:
     return _target(run / "checkpoints" / "best")
 
 
-def point_to_best(run: Path, state: TrainState) -> None:
-    """Let `best` name the checkpoint that `state` says, if it is still there and not named yet."""
-    folder = step_folder(run, state.best_step)
-    if state.best_bpb is not None and folder.exists() and best(run) != folder:
-        write_file(folder.parent / "best", folder.name + "\n")
-
-
 def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
@@ -146,6 +139,7 @@ def save(run: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Op
     """
     folder = step_folder(run, state.step)
     if latest(run) == folder:
+        _point_to_best(run, state)  # a kill may have come between `latest` and `best`
         return folder  # training is deterministic: the same step is the same checkpoint
     partial = folder.with_name(folder.name + PARTIAL)
     try:
@@ -156,7 +150,7 @@ def save(run: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Op
         partial.rename(folder)
         sync(folder.parent)
         write_file(folder.parent / "latest", folder.name + "\n")
-        point_to_best(run, state)
+        _point_to_best(run, state)
     except (OSError, SafetensorError) as error:
         remove_folder(partial)
         raise UserError(f"cannot write {folder}: {error}; {last_good(run)}") from error
@@ -197,6 +191,13 @@ def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: tor
     (folder / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         sync(path)
+
+
+def _point_to_best(run: Path, state: TrainState) -> None:
+    """Let `best` name the checkpoint that `state` says, if it is still there and not named yet."""
+    folder = step_folder(run, state.best_step)
+    if state.best_bpb is not None and folder.exists() and best(run) != folder:
+        write_file(folder.parent / "best", folder.name + "\n")
 
 
 def _prune(newest: Path, keep: int, spared: Path | None) -> None:

@@ -9,8 +9,8 @@ of the other's, whether it belongs to the trunk or to a head.  Further heads are
       norm, unembedding ─────────────────▶ norm, unembedding
       layers of heads 2 and 3   dropped    matrix of head 2   drawn anew
 
-New heads are drawn at random, a `replicated` one's unembedding, too: a copy of head 1's would be sure of the wrong byte
-and would have to unlearn that first.
+New heads are drawn at random, except that a `replicated` one begins with head 1's unembedding: tried on a small frozen
+model, that was ahead from the first steps on (head 2 after 100 steps: 4.47 bits per byte, drawn at random 4.56).
 
 Try:  python -m bytemtp.train PATH --out RUN2 --init RUN --model.n-future 8
 """
@@ -114,12 +114,12 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
     shared = min(n, theirs_n) if model.config.topology == source.config.topology else 1
     for i in range(1, shared):
         _copy(model.links[i], source.links[i])
-        if len(model.unembed) > 1:
-            _copy(model.unembed[i], source.unembed[i])
+    for i in range(1, n if model.config.topology == "replicated" else 0):
+        _copy(model.unembed[i], source.unembed[i if i < shared else 0])
+    new = {"anticausal": "read layers of that path", "replicated": "begin as copies of head 1"}
     parts = {
         "taken": f"embedding, {path_layers(model.config)} layers, norm, {_heads(0, shared)}",
-        # anticausal heads are layers of the path, all of it taken
-        "drawn anew": "" if model.config.topology == "anticausal" else _heads(shared, n),
+        new.get(model.config.topology, "drawn anew"): _heads(shared, n),
         "dropped": _heads(shared, theirs_n),
     }
     return "; ".join(f"{what}: {which}" for what, which in parts.items() if which)

@@ -31,7 +31,7 @@ from bytemtp.common.settings import Settings, TrainConfig, to_toml
 from bytemtp.data.rows import EmptySplit, Split
 from bytemtp.data.sources import SkipLog, find
 from bytemtp.data.stream import Batch, Cursor, Stream, stream
-from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, point_to_best, save
+from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
 from bytemtp.training.interrupts import Interrupts
@@ -268,11 +268,7 @@ class Trainer:
 
     def _restore(self) -> TrainState:
         folder = latest(self.folder)
-        if folder is None:
-            return TrainState()
-        state = load_training(folder, self.model, self.optimizer)
-        point_to_best(self.folder, state)  # a kill may have come between `latest` and `best`
-        return state
+        return TrainState() if folder is None else load_training(folder, self.model, self.optimizer)
 
     def _is_finished(self) -> bool:
         if self.train.minutes:
