@@ -99,6 +99,10 @@ def _named_by(path: Path) -> Path | None:
     """The step folder, if `path` is one or is a file beside it that names one; None for a run."""
     if path.name in POINTERS and path.is_file():
         return _target(path)
+    if path.name == "best" and (path.parent / "latest").exists():
+        raise UserError(
+            f"{path} does not exist: the run has not been validated; give the run for its newest checkpoint"
+        )
     return path if (path / WEIGHTS).exists() else None
 
 

@@ -335,6 +335,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_last(run: Path, monkeypatch: pyte
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [folder.name]
 
 
+def test_no_best_yet(run: Path) -> None:
+    save(run, TrainState(step=1), *trained(), keep=1)
+    for use in (load_model, settings_of):
+        with pytest.raises(UserError, match="checkpoints/best does not exist: the run has not been validated"):
+            use(run / "checkpoints" / "best")
+
+
 def test_no_checkpoint_yet(run: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_model(run)

@@ -135,6 +135,26 @@ def test_an_exported_folder_comes_back(tmp_path: Path, topology: Topology) -> No
     assert back.config == replace(MODEL, topology="replicated", n_future=1, layers=path_layers(source.config))
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Mistral"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_folder_that_transformers_wrote(tmp_path: Path, kind: str, tied: bool) -> None:
+    """As others make them: no tokenizer, other ids of special tokens by default, several files."""
+    transformers = pytest.importorskip("transformers")
+    more = {"sliding_window": 5} if kind == "Mistral" else {}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=260, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, rms_norm_eps=1e-5, tie_word_embeddings=tied, max_position_embeddings=64, **more,
+    )  # fmt: skip
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    theirs.save_pretrained(tmp_path / "hf", max_shard_size="10KB")
+    assert (tmp_path / "hf" / "model.safetensors.index.json").exists()
+    model = load_folder(tmp_path / "hf").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            logits(model)[..., :VOCAB_SIZE], theirs(IDS).logits[..., :VOCAB_SIZE], atol=1e-5, rtol=0
+        )
+
+
 def rewrite(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
