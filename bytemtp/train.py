@@ -18,8 +18,10 @@ from bytemtp.common.cli import parse, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import Settings, load_settings
+from bytemtp.common.settings import MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
 from bytemtp.decoding.generate import generate
+from bytemtp.model.checkpoint import best
+from bytemtp.model.initial import source_config, with_path_of
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.trainer import TrainOutcome, train
 
@@ -49,6 +51,9 @@ class Command:
     """TOML file of settings; those on the command line are stronger"""
     preset: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = DEFAULT_PRESET
     """settings to start from"""
+    init: tyro.conf.DisallowNone[Path | None] = None
+    """start from the weights of a run (the newest, or RUN2/checkpoints/best) or of a Hugging Face folder of bytes; its
+    shape goes before the preset's, the heads may be others"""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """go on with the run in OUT from its newest checkpoint"""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -69,6 +74,7 @@ class Command:
             overwrite=self.overwrite,
             stop_after=self.stop_after,
             preset=self.preset,
+            init=self.init,
             sample=lambda model: show(model, self.settings),
         )
         report(outcome, self.out)
@@ -83,17 +89,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_command(arguments: Sequence[str]) -> Command:
     """Parse on top of what the preset, or the run to resume, and the TOML file say."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--config", "--preset", "--out"):
+    for option in ("--config", "--preset", "--out", "--init"):
         first.add_argument(option, nargs="?")
     first.add_argument("--resume", nargs="?", const=True)  # a value that does not belong there is found by `parse`
     asked, _ = first.parse_known_args(arguments)
     base, name = starting_point(asked)
+    source = None if asked.init is None or asked.resume else source_config(Path(asked.init))
+    if source is not None:
+        # Room for any heads while they are not known yet; then `layers` follows from the source.
+        base = replace(base, model=replace(source, layers=source.layers + MAX_FUTURE))
     if asked.config:
         base, _ = load_settings(Path(asked.config), base)
     options = parse(Command, "python -m bytemtp.train", arguments, Command(paths=(), preset=name, settings=base))
     if asked.out is None:
         raise UserError("--out is missing; name the folder that the run is to be written to")
+    if source is not None and not names_layers(arguments, asked.config):
+        options = replace(options, settings=with_layers_of(source, options.settings))
     return replace(options, preset=name)
+
+
+def names_layers(arguments: Sequence[str], config: str | None) -> bool:
+    """Whether the user says how many layers there are to be."""
+    names = [argument.partition("=")[0] for argument in arguments]
+    return "--model.layers" in names or (config is not None and "model.layers" in read_toml(Path(config))[0])
+
+
+def with_layers_of(source: ModelConfig, settings: Settings) -> Settings:
+    return replace(settings, model=with_path_of(settings.model, source))
 
 
 def starting_point(asked: argparse.Namespace) -> tuple[Settings, str]:
@@ -126,6 +148,8 @@ def report(outcome: TrainOutcome, out: Path) -> None:
     if outcome.valid is not None:
         log(f"validation, bits per byte by head: {' '.join(f'{bits:.3f}' for bits in outcome.valid.bits_per_byte)}")
     log(f"finished at step {step}, saved in {outcome.checkpoint}")
+    if (folder := best(out)) not in (None, outcome.checkpoint):
+        log(f"validation was best at {folder.name}, kept too: {out / 'checkpoints' / 'best'}")
     log(f'next: python -m bytemtp.generate {out} --prompt "The " --max-bytes 200')
     log(f"      python -m bytemtp.evaluate bpb {out} PATH...")
 

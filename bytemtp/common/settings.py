@@ -141,11 +141,13 @@ class TrainConfig:
     checkpoint_every: int = 500
     """steps between two checkpoints; there is always one at the end"""
     keep_checkpoints: int = 2
-    """newest checkpoints to keep"""
+    """newest checkpoints to keep, beside the best in validation"""
     sample_bytes: int = 160
     """bytes of sample printed at each validation; 0 means none"""
     tensorboard: bool = False
     """also write TensorBoard event files into RUN/tensorboard (extra: tensorboard)"""
+    freeze: Literal["none", "trunk"] = "none"
+    """trunk: whatever head 1's logits come from stays as --init gave it, and only the other heads learn"""
 
     def __post_init__(self) -> None:
         every = ("log_every", "checkpoint_every")

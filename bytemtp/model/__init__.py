@@ -1,4 +1,4 @@
-"""The model: attention, the transformer layer, head topologies, ByteMTP, checkpoints, export to Hugging Face.
+"""The model: attention, layers, head topologies, ByteMTP, checkpoints, Hugging Face folders, weights to start from.
 
 Imports common.
 """

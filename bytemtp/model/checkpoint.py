@@ -3,9 +3,10 @@
     RUN/checkpoints/
         step-00000100/      model.safetensors  optimizer.safetensors  rng.safetensors  state.json
         latest              name of the newest complete checkpoint
+        best                name of the one that was best in validation; not there before the first validation
 
 A checkpoint is written into `step-00000100.partial`, every file is synced to the disk, and then the folder is renamed;
-`latest` is replaced by a rename as well.  Renames are atomic, so what `latest` names is always complete.
+`latest` and then `best` are replaced by renames as well.  Renames are atomic, so what they name is always complete.
 
 Try:  python -c "from bytemtp.model.checkpoint import load_model; print(load_model('RUN'))"
 """
@@ -14,7 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -23,9 +24,17 @@ from torch import Tensor
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import PARTIAL, remove_folder, sync, write_file
+from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, load_settings
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.model import ByteMTP
+
+
+class OptimizerStates(Protocol):
+    """What a checkpoint needs of an optimizer."""
+
+    def states(self) -> Iterator[tuple[str, Tensor, dict[str, Any], tuple[str, ...]]]:
+        """Name, parameter, state (to be read and written to) and that state's names, of every parameter."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +53,24 @@ class TrainState:
     """gradient norm of the last step"""
     unlogged: dict[str, list[Any]] = field(default_factory=dict)
     """losses summed since the last line of metrics.jsonl: `nats` and `counts` of each head"""
+    best_step: int = 0
+    """step of the best validation so far; its checkpoint is kept"""
+    best_bpb: float | None = None
+    """bits per byte of that validation; None before the first"""
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the validation of this very step was the best so far."""
+        return self.best_bpb is not None and self.best_step == self.step
 
 
 def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
-    """The model of a RUN (its newest checkpoint) or of one `RUN/checkpoints/step-*` folder, in eval mode.
+    """The model of a RUN (its newest checkpoint), of one `RUN/checkpoints/step-*` folder or of `RUN/checkpoints/best`.
 
+    In eval mode.  If the newest checkpoint of a RUN is not the best in validation, a line on standard error says so.
     UserError if there is no checkpoint, or if it or the run's config.toml is damaged; it names the file.
     """
-    path = Path(path)
-    folder = path if (path / WEIGHTS).exists() else latest(path)
-    if folder is None:
-        lack = f"holds no checkpoint ({WEIGHTS} or checkpoints/latest)" if path.exists() else "does not exist"
-        raise UserError(f"{path} {lack}; {GIVE_A_RUN}")
+    folder = checkpoint_of(path)
     settings = settings_of(path)
     model = ByteMTP(settings.model)
     model.trained_length = settings.train.seq_len
@@ -63,19 +78,62 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
     return model.to(device).eval()
 
 
+def checkpoint_of(path: Path | str) -> Path:
+    """The step folder that `path` stands for: see `load_model`.  UserError if there is none."""
+    path = Path(path)
+    if (named := _named_by(path)) is not None:
+        return named
+    folder = latest(path)
+    if folder is None:
+        lack = f"holds no checkpoint ({WEIGHTS} or checkpoints/latest)" if path.exists() else "does not exist"
+        raise UserError(f"{path} {lack}; {GIVE_A_RUN}")
+    _tell_of_best(path, folder)
+    return folder
+
+
 def settings_of(path: Path | str) -> Settings:
     """Settings of a RUN, or of the run that a step folder belongs to.  UserError names the file that is amiss."""
     path = Path(path)
-    is_step = (path / WEIGHTS).exists() and not (path / "config.toml").exists()
+    folder = _named_by(path)
+    is_step = folder is not None and not (folder / "config.toml").exists()
     config = (path.resolve().parent.parent if is_step else path) / "config.toml"
     if not config.exists():
         raise UserError(f"{path} is not a run: there is no {config}; {GIVE_A_RUN}")
     return load_settings(config)[0]
 
 
+def _named_by(path: Path) -> Path | None:
+    """The step folder, if `path` is one or is a file beside it that names one; None for a run."""
+    if path.name in POINTERS and path.is_file():
+        return _target(path)
+    if path.name == "best" and (path.parent / "latest").exists():
+        raise UserError(
+            f"{path} does not exist: the run has not been validated; give the run for its newest checkpoint"
+        )
+    return path if (path / WEIGHTS).exists() else None
+
+
+def _tell_of_best(run: Path, newest: Path) -> None:
+    folder = best(run)
+    if folder is not None and folder != newest and folder.exists():
+        log(f"taking {newest.name}, the newest; validation was best at {folder.name}: {folder.with_name('best')}")
+
+
 def latest(run: Path) -> Path | None:
     """Folder of the newest complete checkpoint; None if there is none yet.  UserError if the pointer is damaged."""
-    pointer = run / "checkpoints" / "latest"
+    return _target(run / "checkpoints" / "latest")
+
+
+def best(run: Path) -> Path | None:
+    """Folder of the checkpoint that was best in validation; None if there is none.  UserError as for `latest`."""
+    return _target(run / "checkpoints" / "best")
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def _target(pointer: Path) -> Path | None:
     if not pointer.exists():
         return None
     try:
@@ -85,13 +143,14 @@ def latest(run: Path) -> Path | None:
     return pointer.parent / name
 
 
-def save(run: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Optimizer, keep: int) -> Path:
-    """Write the checkpoint of `state.step`, name it in `latest`, then delete all but the newest `keep`.
+def save(run: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerStates, keep: int) -> Path:
+    """Write the checkpoint of `state.step`, name it in `latest`, then delete all but the newest `keep` and the best.
 
     UserError if the disk does not take it; the checkpoints before it are then still there.
     """
-    folder = run / "checkpoints" / f"step-{state.step:08d}"
+    folder = step_folder(run, state.step)
     if latest(run) == folder:
+        _point_to_best(run, state)  # a kill may have come between `latest` and `best`
         return folder  # training is deterministic: the same step is the same checkpoint
     partial = folder.with_name(folder.name + PARTIAL)
     try:
@@ -102,14 +161,15 @@ def save(run: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Op
         partial.rename(folder)
         sync(folder.parent)
         write_file(folder.parent / "latest", folder.name + "\n")
+        _point_to_best(run, state)
     except (OSError, SafetensorError) as error:
         remove_folder(partial)
         raise UserError(f"cannot write {folder}: {error}; {last_good(run)}") from error
-    _prune(run, folder, keep)
+    _prune(folder, keep, spared=best(run))
     return folder
 
 
-def load_training(folder: Path, model: ByteMTP, optimizer: torch.optim.Optimizer) -> TrainState:
+def load_training(folder: Path, model: ByteMTP, optimizer: OptimizerStates) -> TrainState:
     """Put weights, optimiser and random generators back as they were at a checkpoint.  UserError if it is damaged."""
     _load_weights(model, folder / WEIGHTS)
     _load_optimizer(optimizer, folder / "optimizer.safetensors")
@@ -130,11 +190,12 @@ def last_good(run: Path) -> str:
 
 
 WEIGHTS = "model.safetensors"
+POINTERS = ("latest", "best")
 GIVE_A_RUN = "give a folder that `python -m bytemtp.train --out` wrote"
 ANOTHER = "use another checkpoint: write its folder's name into checkpoints/latest"
 
 
-def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: torch.optim.Optimizer) -> None:
+def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerStates) -> None:
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
     save_file(_generator_states(), folder / "rng.safetensors")
@@ -143,12 +204,20 @@ def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: tor
         sync(path)
 
 
-def _prune(run: Path, newest: Path, keep: int) -> None:
-    """Keep `newest` and the `keep - 1` checkpoints before it."""
+def _point_to_best(run: Path, state: TrainState) -> None:
+    """Let `best` name the checkpoint that `state` says, if it is still there and not named yet."""
+    folder = step_folder(run, state.best_step)
+    if state.best_bpb is not None and folder.exists() and best(run) != folder:
+        write_file(folder.parent / "best", folder.name + "\n")
+
+
+def _prune(newest: Path, keep: int, spared: Path | None) -> None:
+    """Keep `newest`, the `keep - 1` checkpoints before it, and `spared`."""
     folders = sorted(path for path in newest.parent.glob("step-*") if path.name < newest.name)
     for folder in folders[: max(0, len(folders) - (keep - 1))]:
-        # Renamed first: a kill while deleting must not leave half a checkpoint under a whole one's name.
-        remove_folder(folder.rename(folder.with_name(folder.name + PARTIAL)))
+        if folder != spared:
+            # Renamed first: a kill while deleting must not leave half a checkpoint under a whole one's name.
+            remove_folder(folder.rename(folder.with_name(folder.name + PARTIAL)))
 
 
 def _load_weights(model: ByteMTP, path: Path) -> None:
@@ -172,34 +241,22 @@ VOCABULARY = f"not the {PADDED_VOCAB_SIZE} of our vocabulary (bytes, end of text
 OTHER_MODEL = "the config.toml of the run does not describe this checkpoint"
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(optimizer: OptimizerStates) -> dict[str, Tensor]:
     """State as `<parameter>/<name>`: independent of the order in which parameters were registered."""
-    return {
-        f"{name}/{key}": tensor
-        for name, parameter in _named_parameters(optimizer)
-        for key, tensor in optimizer.state[parameter].items()
-    }
+    return {f"{name}/{key}": tensor for name, _, state, _ in optimizer.states() for key, tensor in state.items()}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+def _load_optimizer(optimizer: OptimizerStates, path: Path) -> None:
     tensors = _load_tensors(path)
     if not tensors:
         return  # saved before the first step
-    for name, parameter in _named_parameters(optimizer):
-        for key in ADAMW_STATE:
+    for name, parameter, state, keys in optimizer.states():
+        for key in keys:
             tensor = tensors.get(f"{name}/{key}")
             shape = torch.Size() if key == "step" else parameter.shape
             if tensor is None or tensor.shape != shape:
                 raise UserError(f"{path} holds no {key} of {name} with shape {list(shape)}; {OTHER_MODEL}")
-            optimizer.state[parameter][key] = tensor.to(parameter.device)
-
-
-ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-
-
-def _named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for group in optimizer.param_groups:
-        yield from zip(group["param_names"], group["params"], strict=True)
+            state[key] = tensor.to(parameter.device)
 
 
 def _generator_states() -> dict[str, Tensor]:

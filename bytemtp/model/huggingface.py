@@ -125,6 +125,11 @@ def path_to_head_1(model: ByteMTP) -> list[Block]:
 
 def llama_weights(model: ByteMTP) -> dict[str, Tensor]:
     """Weights by Llama's names, each with memory of its own, as safetensors wants them."""
+    return {name: weight.detach().cpu().clone().contiguous() for name, weight in llama_views(model).items()}
+
+
+def llama_views(model: ByteMTP) -> dict[str, Tensor]:
+    """The parts of the model's own weights by Llama's names: what is written to them is written to the model."""
     _, unembedding, _ = model.unembedding(0)
     weights = {
         "model.embed_tokens.weight": model.embed.weight[:VOCAB_SIZE],
@@ -133,7 +138,7 @@ def llama_weights(model: ByteMTP) -> dict[str, Tensor]:
     }
     for i, block in enumerate(path_to_head_1(model)):
         weights |= {f"model.layers.{i}.{name}.weight": weight for name, weight in _layer_weights(block).items()}
-    return {name: weight.detach().cpu().clone().contiguous() for name, weight in weights.items()}
+    return weights
 
 
 def _layer_weights(block: Block) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""From batches to a trained run: loss, optimizer, run folder, resuming, progress, and the trainer itself.
+"""From batches to a trained run: start, loss, optimizer, run folder, resuming, progress, and the trainer itself.
 
 Imports common, data and model; never decoding.
 """

@@ -160,7 +160,7 @@ def _backward_joint(model: ByteMTP, z: Tensor, context: Context, objective: Obje
 
 
 def _backward_sequential(model: ByteMTP, z: Tensor, context: Context, objective: Objective) -> Tensor:
-    leaf = z.detach().requires_grad_()
+    leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
     nats = torch.zeros(len(objective.counts), dtype=z.dtype, device=z.device)
     if model.config.topology in ("linear", "replicated"):
         for heads in groups_of(len(nats), z.shape[0] * z.shape[1]):
@@ -169,7 +169,8 @@ def _backward_sequential(model: ByteMTP, z: Tensor, context: Context, objective:
     else:
         for chain in model.chains:
             _walk_chain(model, chain, leaf, context, objective, nats)
-    z.backward(leaf.grad)
+    if z.requires_grad:
+        z.backward(leaf.grad)
     return nats
 
 
@@ -187,12 +188,13 @@ def _walk_chain(
     x = leaf
     for place, i in enumerate(chain):
         out = _run_link(model, chain, place, x, context, objective)
-        x = out.detach().requires_grad_()
+        x = out.detach().requires_grad_(out.requires_grad)
         links.append((i, out, x))
     while links:
         i, out, x = links.pop()
         nats[i] = _loss_backward(model, slice(i, i + 1), x[None], objective)[0]
-        out.backward(x.grad)
+        if out.requires_grad:
+            out.backward(x.grad)
         del out, x  # frees this link's activations before the next link's backward
 
 
@@ -208,7 +210,9 @@ def _loss_backward(
     model: ByteMTP, heads: slice, hidden: Float[Tensor, "g b s d"], objective: Objective
 ) -> Float[Tensor, " g"]:
     nats = _head_nats(model, heads, hidden, objective)
-    objective.loss(heads, nats).backward()
+    loss = objective.loss(heads, nats)
+    if loss.requires_grad:
+        loss.backward()
     return nats.detach()
 
 

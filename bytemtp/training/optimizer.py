@@ -23,11 +23,14 @@ BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
 """Of Muon (Jordan et al. 2024)."""
 
+STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+
 
 class Optimizers:
     """One optimizer for each kind of parameter, stepped together.
 
-    Parameters are named in the groups (`param_names`), so that checkpoints can store the state by name.
+    Parameters are named in the groups (`param_names`), so that checkpoints can store the state by name.  Frozen ones
+    (`requires_grad` is False) are in no group.
     """
 
     def __init__(self, model: ByteMTP, train: TrainConfig) -> None:
@@ -43,12 +46,12 @@ class Optimizers:
     def param_groups(self) -> list[dict[str, Any]]:
         return list(chain.from_iterable(part.param_groups for part in self.parts))
 
-    def states(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        """Name, parameter and state (to be read or written to) of every parameter."""
+    def states(self) -> Iterator[tuple[str, Tensor, dict[str, Any], tuple[str, ...]]]:
+        """Name, parameter, state (to be read and written to) and that state's names, of every parameter."""
         for part in self.parts:
             for group in part.param_groups:
                 for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                    yield name, parameter, part.state[parameter]
+                    yield name, parameter, part.state[parameter], STATES[type(part)]
 
     def step(self) -> None:
         for part in self.parts:
@@ -81,16 +84,17 @@ def muon(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.opt
 
 
 def clip_gradients(model: ByteMTP, largest: float) -> Tensor:
-    """Clip what head 1 needs and the rest apart, each to the norm `largest` (0: not at all).  Returns the first's norm.
+    """Clip what head 1 needs and the rest apart, each to the norm `largest` (0: not at all).
 
     Apart, because a norm of everything would let the unembeddings of seven more heads shrink the trunk's steps.
+    Returns the norm of what head 1 needs, or of the rest if that is all that learns, or not finite.
     """
     shared = model.shared_parameters()
     parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
         parts[name not in shared].append(parameter)
-    norm, _ = [torch.nn.utils.clip_grad_norm_(part, largest or math.inf) for part in parts]
-    return norm
+    first, rest = (torch.nn.utils.clip_grad_norm_(part, largest or math.inf) for part in parts)
+    return torch.where(rest.isfinite() & (first > 0), first, rest)
 
 
 def learning_rate(train: TrainConfig, step: int, elapsed_s: float) -> float:
@@ -121,6 +125,6 @@ def wsd(train: TrainConfig, progress: float) -> float:
 SCHEDULES = {"cosine": cosine, "wsd": wsd}
 
 
-def set_learning_rate(optimizers: Optimizers, lr: float) -> None:
-    for group in optimizers.param_groups:
+def set_learning_rate(optimizer: Optimizers | torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
         group["lr"] = lr

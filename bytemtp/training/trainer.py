@@ -1,7 +1,8 @@
 """The training loop: batches in; checkpoints, metrics and a model out.
 
     step:  batch -> backward in `accumulate` rounds -> clip -> AdamW
-    after: a train line every log_every steps, a validation every valid_every, a checkpoint every checkpoint_every
+    after: a train line every log_every steps, a validation every valid_every, a checkpoint every checkpoint_every and
+           after each validation that is the best so far
 
 A run is a function of its settings, its corpus and the machine: after any kill or stop, `train(..., resume=True)` goes
 on to the same weights, bit for bit, as a run that nobody stopped.  Only `train.minutes` breaks this, because the clock
@@ -26,7 +27,7 @@ import torch
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.common.settings import Settings, head_weights, to_toml
+from bytemtp.common.settings import Settings, TrainConfig, head_weights, to_toml
 from bytemtp.data.rows import EmptySplit, Split
 from bytemtp.data.sources import SkipLog, find
 from bytemtp.data.stream import Batch, Cursor, Stream, stream
@@ -39,6 +40,7 @@ from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
 from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
+from bytemtp.training.start import freeze, record_source, start_from
 
 VALID_SEED = 0
 """Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
@@ -70,12 +72,14 @@ def train(
     overwrite: bool = False,
     stop_after: int = 0,
     preset: str = "",
+    init: Path | None = None,
     sample: Sampler | None = None,
 ) -> TrainOutcome:
     """Train a model into the folder `run`, or go on with the run there.
 
     stop_after: pause when that many steps are done in all; 0 means train to the end.
     preset: the name of where `settings` started from, only to be written down.
+    init: a run, a step folder or a Hugging Face folder whose weights to start from (`bytemtp.model.initial`).
     sample: makes the bytes that are shown after each validation.
 
     UserError for bad input, a folder that is taken, a damaged checkpoint, or a loss that is not finite.
@@ -83,7 +87,7 @@ def train(
     if stop_after < 0:
         raise UserError(f"stop_after is {stop_after}; it must be a step, or 0 to train to the end")
     claim(run, resume=resume, overwrite=overwrite)
-    info: dict[str, Any] = {"preset": preset, "paths": list(paths)}
+    info: dict[str, Any] = {"preset": preset, "paths": list(paths)} | record_source(init, run, resume=resume)
     if resume:
         settings, info = check_resumable(run, settings, info)
         remove_partial(run)
@@ -93,6 +97,9 @@ def train(
     # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
     torch.manual_seed(settings.train.seed)
     model = ByteMTP(settings.model, settings.train.seed).to(place.value)
+    if "init" in info and not (resume and latest(run)):
+        start_from(model, Path(info["init"]), settings.train.seed)
+    freeze(model, settings.train, has_source="init" in info)
     settings = choose(settings, model, place)
     if not resume:
         clear(run)
@@ -158,7 +165,7 @@ class Trainer:
                 self._log_unlogged()
             if finished or self._is_due(self.train.valid_every):
                 self._validate()
-            if self._is_due(self.train.checkpoint_every):
+            if self.state.is_best or self._is_due(self.train.checkpoint_every):
                 self._save()
         checkpoint = self._save()
         return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self.interrupts.signal)
@@ -217,9 +224,15 @@ class Trainer:
             self.valid_losses = reduce(add, [self._evaluate(batch.to(self.model.device)) for batch in self.valid])
             size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
+            self._note_best(self.valid_losses)
         if self.sample is not None and self.train.sample_bytes:
             self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")
         apply(self.settings, self.model)
+
+    def _note_best(self, losses: HeadLosses) -> None:
+        bits, so_far = to_compare(losses, self.train), self.state.best_bpb
+        if math.isfinite(bits) and (so_far is None or bits < so_far):
+            self.state = replace(self.state, best_step=self.state.step, best_bpb=bits)
 
     def _evaluate(self, batch: Batch) -> HeadLosses:
         parts = zip(batch.ids.split(self._round_rows), batch.document_ids.split(self._round_rows), strict=True)
@@ -306,6 +319,11 @@ class Trainer:
             return []
         log(f"validation: {sum(len(batch.octets) for batch in batches)} rows of {self.train.seq_len} bytes")
         return batches
+
+
+def to_compare(losses: HeadLosses, train: TrainConfig) -> float:
+    """Bits per byte by which two validations of a run are compared: head 1's, or the mean where head 1 is frozen."""
+    return losses.bits_per_byte[0] if train.freeze == "none" else losses.mean / math.log(2)
 
 
 def _pack(losses: HeadLosses | None) -> dict[str, list[Any]]:

@@ -14,7 +14,16 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_file, write_output
 from bytemtp.common.settings import ModelConfig, Settings, to_toml
 from bytemtp.model import checkpoint
-from bytemtp.model.checkpoint import TrainState, latest, load_model, load_training, save, settings_of
+from bytemtp.model.checkpoint import (
+    TrainState,
+    best,
+    latest,
+    load_model,
+    load_training,
+    save,
+    settings_of,
+    step_folder,
+)
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
 from bytemtp.training.optimizer import Optimizers
@@ -46,7 +55,7 @@ def trained(steps: int = 2) -> tuple[ByteMTP, torch.optim.Optimizer]:
 
 def test_everything_comes_back(run: Path) -> None:
     model, optimizer = trained()
-    state = TrainState(7, 99, 1.5, {"epoch": 3}, 0.1, {"nats": [0.1 + 0.2], "counts": [3]})
+    state = TrainState(7, 99, 1.5, {"epoch": 3}, 0.1, {"nats": [0.1 + 0.2], "counts": [3]}, 5, 1.25)
     torch.manual_seed(5)
     folder = save(run, state, model, optimizer, keep=1)
     expected_draw = torch.rand(3)
@@ -85,6 +94,27 @@ def test_only_the_newest_are_kept(run: Path) -> None:
             save(run, TrainState(step=step), *trained(), keep=keep)
         names = sorted(path.name for path in (run / "checkpoints").iterdir() if path.is_dir())
         assert names == [f"step-{step:08d}" for step in expected]
+
+
+def test_the_best_is_kept_and_can_be_loaded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RUN is its newest checkpoint, and a line tells of a better one; checkpoints/best is the best in validation."""
+    models = {step: trained(steps=step) for step in range(1, 6)}
+    for step, (best_step, bits) in enumerate([(0, None), (2, 3.0), (2, 3.0), (2, 3.0), (5, 2.5)], start=1):
+        save(run, TrainState(step=step, best_step=best_step, best_bpb=bits), *models[step], keep=1)
+        capsys.readouterr()
+        assert torch.equal(load_model(run).embed.weight, models[step][0].embed.weight)
+        told = f"taking step-{step:08d}, the newest; validation was best at step-00000002: {run}/checkpoints/best\n"
+        assert capsys.readouterr().err == (told if step in (3, 4) else "")
+        names = {path.name for path in (run / "checkpoints").glob("step-*")}
+        if bits is not None:
+            pointer = run / "checkpoints" / "best"
+            assert names == {f"step-{step:08d}", f"step-{best_step:08d}"}
+            assert best(run) == step_folder(run, best_step)
+            assert torch.equal(load_model(pointer).embed.weight, models[best_step][0].embed.weight)
+            assert load_model(pointer).trained_length == SETTINGS.train.seq_len
+            assert settings_of(pointer) == settings_of(run / "checkpoints" / "latest") == SETTINGS
+            assert capsys.readouterr().err == ""
+    assert names == {"step-00000005"}
 
 
 class Killed(BaseException):
@@ -128,6 +158,35 @@ def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(run: Path, monkeypatc
         remove_partial(run)
     assert not killed
     assert outcomes == {1, 2}
+
+
+def test_a_kill_at_any_moment_leaves_a_complete_best(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`best` may be one step behind `latest`; the next save puts that right, even of the same step."""
+    first, second = trained(steps=1), trained(steps=2)
+    save(run, TrainState(step=1, best_step=1, best_bpb=3.0), *first, keep=1)
+    outcomes = set()
+    for allowed in range(20):
+        killed = False
+        for _ in writes_of(run, monkeypatch, allowed):
+            try:
+                save(run, TrainState(step=2, best_step=2, best_bpb=2.0), *second, keep=1)
+            except Killed:
+                killed = True
+        pointed = best(run)
+        assert pointed is not None
+        expected = first if pointed == step_folder(run, 1) else second
+        assert torch.equal(load_model(run / "checkpoints" / "best").embed.weight, expected[0].embed.weight)
+        newest = latest(run)
+        assert newest is not None
+        outcomes.add((newest.name[-1], pointed.name[-1]))
+        remove_partial(run)
+        before = trained(steps=1)
+        save(run, load_training(newest, *before), *before, keep=1)
+        assert best(run) == newest
+        if not killed:
+            break
+    assert not killed
+    assert outcomes == {("1", "1"), ("2", "1"), ("2", "2")}
 
 
 def test_what_a_kill_left_behind_goes(run: Path) -> None:
@@ -191,7 +250,8 @@ def test_whatever_is_wrong_with_a_file_load_model_names_it(run: Path, name: str,
     path.unlink()
     match damage:
         case "truncated":
-            path.write_bytes(content[: len(content) // 2])
+            # A text file inside a line: the first lines of a config.toml are a valid one.
+            path.write_bytes(content[: content.rindex(b" =") if name == "config.toml" else len(content) // 2])
         case "empty":
             path.touch()
         case "noise":
@@ -273,6 +333,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_last(run: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=f"No space left.*last good checkpoint is {folder}"):
         save(run, TrainState(step=2), *trained(), keep=1)
     assert [path.name for path in (run / "checkpoints").iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_no_best_yet(run: Path) -> None:
+    save(run, TrainState(step=1), *trained(), keep=1)
+    for use in (load_model, settings_of):
+        with pytest.raises(UserError, match="checkpoints/best does not exist: the run has not been validated"):
+            use(run / "checkpoints" / "best")
 
 
 def test_no_checkpoint_yet(run: Path) -> None:

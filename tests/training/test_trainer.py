@@ -19,14 +19,14 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
-from bytemtp.model.checkpoint import latest, load_model
+from bytemtp.model.checkpoint import best, latest, load_model
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training.auto import pick_compile
 from bytemtp.training.loss import HeadLosses, backward
 from bytemtp.training.optimizer import Optimizers, learning_rate
 from bytemtp.training.progress import drop_lines_after
-from bytemtp.training.trainer import train
+from bytemtp.training.trainer import TrainOutcome, train
 
 SETTINGS = Settings(
     ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2),
@@ -189,8 +189,43 @@ def test_config_says_what_the_run_was(whole: Path, corpus: str) -> None:
 
 
 def test_old_checkpoints_go(whole: Path) -> None:
+    """All but the newest two, and the best in validation: here, where the loss falls, the last."""
     names = sorted(path.name for path in (whole / "checkpoints").iterdir())
-    assert names == ["latest", "step-00000008", "step-00000012"]
+    assert names == ["best", "latest", "step-00000010", "step-00000012"]
+
+
+def test_the_best_validation_is_kept(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third of six validations is the best; a run that is cut and resumed comes to the same."""
+    bits = {1: 5.0, 2: 4.0, 3: 2.0, 4: 3.0, 5: math.nan, 6: 2.0}
+
+    def train_with(run: Path, **more: Any) -> TrainOutcome:
+        step = int(latest(run).name[-8:]) if latest(run) else 0  # type: ignore[union-attr]
+        coming = iter([bits[i] for i in range(step + 1, 7)])
+        monkeypatch.setattr("bytemtp.training.trainer.to_compare", lambda *_: next(coming))
+        paths = [] if more.get("resume") else [corpus]
+        short = settings(steps=6, valid_every=1, checkpoint_every=100, keep_checkpoints=1)
+        return train(short, paths, run, device="cpu", **more)
+
+    for cuts in ([], [2], [3, 5]):
+        run = tmp_path / str(cuts)
+        for i, cut in enumerate(cuts):
+            train_with(run, stop_after=cut, resume=i > 0)
+            names = {path.name for path in (run / "checkpoints").glob("step-*")}
+            assert names == {f"step-{cut:08d}", f"step-{min(cut, 3):08d}"}
+            if cut <= 3:  # as a kill between the writing of `latest` and of `best` leaves it
+                (run / "checkpoints" / "best").unlink()
+        state = train_with(run, resume=bool(cuts)).state
+        assert (state.best_step, state.best_bpb) == (3, 2.0)
+        names = {path.name for path in (run / "checkpoints").glob("step-*")}
+        assert best(run) == run / "checkpoints" / "step-00000003"
+        assert names == {"step-00000003", "step-00000006"}
+
+
+def test_head_1_decides_which_validation_is_best(whole: Path) -> None:
+    valid = [line for line in lines(whole) if line["split"] == "valid"]
+    expected = min(valid, key=lambda line: float(line["bpb"]))
+    state = json.loads((latest(whole) / "state.json").read_text())  # type: ignore[operator]
+    assert (state["best_step"], state["best_bpb"]) == (expected["step"], expected["bpb"])
 
 
 def test_accumulation_is_the_full_batch(corpus: str, tmp_path: Path) -> None:
@@ -228,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
 
     monkeypatch.setattr("bytemtp.training.trainer.backward", spoilt)
     run = tmp_path / "run"
-    with pytest.raises(UserError, match=r"step 7 has loss inf.*last good checkpoint is .*step-00000004"):
+    with pytest.raises(UserError, match=r"step 7 has loss inf.*last good checkpoint is .*step-00000005"):
         train(SETTINGS, [corpus], run, device="cpu")
     monkeypatch.undo()
     assert train(SETTINGS, [], run, device="cpu", resume=True).finished

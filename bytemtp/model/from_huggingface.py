@@ -1,0 +1,185 @@
+"""A model from a Hugging Face folder: the way back from `bytemtp.model.huggingface`, for training to start from.
+
+    config.json         LlamaForCausalLM or MistralForCausalLM with 256 to 264 ids, of which 0-255 are the bytes
+    model.safetensors   or its parts, which model.safetensors.index.json names
+    tokenizer.json      optional: if it is there, it must say the same about the bytes
+
+The model has one head, so that its layers are the folder's.  Rows of ids that the folder lacks (256, the end of text,
+if it has only the bytes) are drawn anew; rows beyond 256 are left behind.
+
+Try:  python -c "from bytemtp.model.from_huggingface import load_folder; print(load_folder('DIR'))"
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import ModelConfig
+from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
+from bytemtp.model.huggingface import byte_alphabet, llama_views
+from bytemtp.model.layers import NORM_EPSILON
+from bytemtp.model.model import ByteMTP
+
+BYTES = 256
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+ROWS = ("model.embed_tokens.weight", "lm_head.weight")
+NEEDED = "to start from it, it must be a byte-level Llama or Mistral, as `python -m bytemtp.export` writes"
+
+
+def load_folder(folder: Path, seed: int = 0) -> ByteMTP:
+    """The folder's model in float32, with one head; `seed` draws the rows that the folder lacks.
+
+    UserError says what the folder holds that is none of ours.
+    """
+    config = config_of_folder(folder)
+    _check_tokenizer(folder)
+    model = ByteMTP(config, seed)
+    tensors = _tensors(folder)
+    if _json(folder / "config.json").get("tie_word_embeddings"):
+        tensors["lm_head.weight"] = tensors.get(ROWS[0], torch.empty(0))
+    _fill(llama_views(model), tensors, folder)
+    if len(tensors[ROWS[0]]) == BYTES:
+        log(f"{folder} has no row of the end of text: row {EOT} is drawn anew")
+    return model
+
+
+def config_of_folder(folder: Path) -> ModelConfig:
+    """Shape of the model in a Hugging Face folder, with one head.  UserError if bytemtp has no such model."""
+    path = folder / "config.json"
+    found = _json(path)
+    try:
+        _refuse(_differences(found))
+        return ModelConfig(
+            dim=found["hidden_size"],
+            layers=found["num_hidden_layers"],
+            attention_heads=found["num_attention_heads"],
+            kv_heads=_kv_heads(found),
+            ffn_dim=found["intermediate_size"],
+            n_future=1,
+            topology="replicated",
+            rope_theta=float(_rope(found).get("rope_theta", found.get("rope_theta", 10000.0))),
+            window=(found.get("sliding_window") or 0) if _architecture(found) == "MistralForCausalLM" else 0,
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except KeyError as error:
+        raise UserError(f"{path} lacks {error}; {NEEDED}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); {NEEDED}") from None
+
+
+def _differences(found: dict[str, Any]) -> dict[str, bool]:
+    """What the file says that our layers do not do: `name = value`, and whether it is so."""
+    heads, eos = found.get("num_attention_heads", 1), found.get("eos_token_id")
+    width = found.get("hidden_size", 0) / heads if isinstance(heads, int) and heads else 0
+    wrong: dict[str, Callable[[Any], bool]] = {
+        "vocab_size": lambda size: size not in range(BYTES, PADDED_VOCAB_SIZE + 1),
+        "hidden_act": lambda name: name not in (None, "silu"),
+        "rms_norm_eps": lambda epsilon: epsilon != NORM_EPSILON,
+        "head_dim": lambda dim: dim not in (None, width),
+        "attention_bias": bool,
+        "mlp_bias": bool,
+        "rope_scaling": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
+        "rope_parameters": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
+        # transformers writes 2 where nobody has set it: a byte, so no id for the end of text
+        "eos_token_id": lambda _: any(i in range(BYTES, PADDED_VOCAB_SIZE) and i != EOT for i in _as_list(eos)),
+    }
+    lines = {f"{name} = {found.get(name)!r}": is_wrong(found.get(name)) for name, is_wrong in wrong.items()}
+    return {f"architectures = {found.get('architectures')!r}": _architecture(found) not in ARCHITECTURES} | lines
+
+
+def _refuse(differences: dict[str, bool]) -> None:
+    if found := [what for what, is_wrong in differences.items() if is_wrong]:
+        raise UserError(f"found {', '.join(found)}; {NEEDED}")
+
+
+def _architecture(found: dict[str, Any]) -> str:
+    return str((_as_list(found.get("architectures")) or [""])[0])
+
+
+def _kv_heads(found: dict[str, Any]) -> int:
+    heads = found["num_key_value_heads"]
+    return 0 if heads == found["num_attention_heads"] else heads
+
+
+def _rope(found: dict[str, Any]) -> dict[str, Any]:
+    return found.get("rope_parameters") or {}
+
+
+def _is_plain(scaling: dict[str, Any]) -> bool:
+    return scaling.get("rope_type", scaling.get("type", "default")) == "default"
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value is not None else []
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Many a byte vocabulary begins with special ids, so that byte b is not id b."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        log(f"{folder} has no tokenizer.json: its ids 0-255 are taken for the bytes 0-255")
+        return
+    found = _json(path).get("model")
+    vocabulary = found.get("vocab") if isinstance(found, dict) else None
+    ids = vocabulary if isinstance(vocabulary, dict) else {}
+    for byte, character in enumerate(byte_alphabet()):
+        if (found_id := ids.get(character, ids.get(f"<0x{byte:02X}>"))) != byte:
+            raise UserError(f"{path} gives byte {byte} the id {found_id}, ours is {byte}; {NEEDED}")
+
+
+def _fill(views: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy every tensor into its place.  UserError if one is missing, is left over or has another shape."""
+    unknown = sorted(name for name in tensors.keys() - views.keys() if not name.endswith("rotary_emb.inv_freq"))
+    if unknown:
+        raise UserError(f"{folder} holds {unknown[0]} (and {len(unknown) - 1} more), which Llama lacks; {NEEDED}")
+    for name, view in views.items():
+        if name not in tensors:
+            raise UserError(f"{folder} lacks the weights {name}; {NEEDED}")
+        with torch.no_grad():
+            _copy_rows(view, tensors[name], name, folder)
+
+
+def _copy_rows(view: Tensor, tensor: Tensor, name: str, folder: Path) -> None:
+    rows = len(tensor) if tensor.dim() else 0
+    allowed = range(BYTES, PADDED_VOCAB_SIZE + 1) if name in ROWS else (len(view),)
+    if rows not in allowed or tensor.shape[1:] != view.shape[1:]:
+        raise UserError(f"{folder}: {name} has shape {list(tensor.shape)}, config.json means {list(view.shape)}")
+    view[:rows].copy_(tensor[: len(view)])
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    parts = {"model.safetensors"}
+    if index.exists():
+        places = _json(index).get("weight_map")
+        if not isinstance(places, dict) or not places:
+            raise UserError(f"{index} names no weights; {NEEDED}")
+        parts = set(places.values())
+    tensors: dict[str, Tensor] = {}
+    for part in sorted(parts):
+        try:
+            tensors |= load_file(folder / part)
+        except FileNotFoundError:
+            raise UserError(f"{folder / part} does not exist; {NEEDED}") from None
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder / part} is damaged ({error})") from error
+    return tensors
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no JSON object")
+    return value

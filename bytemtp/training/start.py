@@ -1,0 +1,45 @@
+"""Where a run starts: from weights drawn at random or from those that exist (`--init`), with the trunk frozen or not.
+
+Try:  python -m bytemtp.train PATH --out RUN2 --init RUN --model.n-future 8 --train.freeze trunk
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import TrainConfig
+from bytemtp.model.initial import check_shape, find_source, freeze_path, load_source, source_config, take
+from bytemtp.model.model import ByteMTP
+
+
+def record_source(init: Path | None, run: Path, *, resume: bool) -> dict[str, Any]:
+    """What the `[run]` table says about `init`: the step folder that it stands for now; nothing without `init`.
+
+    UserError if there is nothing to start from, or if it is the run itself.
+    """
+    if init is None:
+        return {}
+    if resume:
+        raise UserError("--init and --resume exclude each other; a resumed run goes on from its own checkpoint")
+    source = find_source(init)
+    if run.resolve() in (source.resolve(), *source.resolve().parents):
+        raise UserError(f"--init {init} lies in --out {run}, which is to be written; choose another --out")
+    return {"init": str(source)}
+
+
+def start_from(model: ByteMTP, source: Path, seed: int) -> None:
+    """Take the weights of a folder that `record_source` named.  UserError if they do not fit the model."""
+    check_shape(model.config, source_config(source), source)
+    log(f"init: {source}: {take(model, load_source(source, seed))}")
+
+
+def freeze(model: ByteMTP, train: TrainConfig, *, has_source: bool) -> None:
+    """What `train.freeze` says.  UserError if that leaves nothing to train, or if what it keeps has never learned."""
+    if train.freeze == "none":
+        return
+    if not has_source:
+        raise UserError("train.freeze is trunk, but the trunk is drawn at random; name trained weights with --init")
+    freeze_path(model)
+    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    log(f"frozen: all that head 1's logits come from; {learning:,} parameters of the other heads learn")
