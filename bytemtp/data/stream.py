@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import get_args
 
@@ -152,7 +152,7 @@ def stream(
     sources = _sources(paths, skip_log, once=epochs == 1 and cursor is None)
     ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, decompress, text_field)
     batcher = Batcher(ids, seq_len, n_future, batch_size, rank, world_size, pin_memory)
-    return Stream(batcher.batches(cursor), skip_log, prefetch)
+    return Stream(batcher.batches(cursor), ids, prefetch)
 
 
 def _sources(
@@ -167,9 +167,10 @@ def _sources(
 class Stream(Iterator[Batch]):
     """Batches in order, once.  Close it, or leave its `with` block, to stop its thread and close its files early."""
 
-    def __init__(self, batches: Generator[Batch, None, None], skip_log: SkipLog, prefetch: int) -> None:
+    def __init__(self, batches: Generator[Batch, None, None], ids: IdStream, prefetch: int) -> None:
         self._batches = _read_ahead(batches, prefetch) if prefetch else batches
-        self._skip_log = skip_log
+        self._ids = ids
+        self._skip_log = ids.skip_log
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -180,6 +181,15 @@ class Stream(Iterator[Batch]):
     def skipped_count(self) -> int:
         """How many damaged inputs were left out since the stream was made; once an epoch each."""
         return self._skip_log.count
+
+    def count_epoch(self) -> int:
+        """Ids in one epoch, the end-of-text ids included.
+
+        It reads the whole corpus, apart from the batches; what is left out as damaged adds to `skipped`.
+        """
+        once = replace(self._ids, epochs=1)
+        # The last item is no id: it marks where the next epoch would start.
+        return sum(len(ids.octets) or 1 for ids in once.read(Position(), row_width=1)) - 1
 
     def __next__(self) -> Batch:
         return next(self._batches)

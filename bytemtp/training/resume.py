@@ -1,6 +1,7 @@
 """What a resumed run may change, and warnings where the result will not be that of one run without a stop."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ import torch
 import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import Settings, TrainConfig, flatten, load_settings, unflatten
+from bytemtp.common.settings import Settings, TrainConfig, changed, flatten, load_settings, unflatten
 from bytemtp.model.checkpoint import latest
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.batches import with_steps_of_epochs
 from bytemtp.training.optimizer import learning_rate
+from bytemtp.training.run_folder import on_disk
 
 MAY_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         "steps",
         "minutes",
+        "epochs",
         "log_every",
         "valid_every",
         "checkpoint_every",
@@ -34,7 +38,8 @@ MAY_CHANGE = frozenset(
 def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """The settings to go on with, and the run's `[run]` table.
 
-    UserError if a setting differs from the run's that must not; what is "auto" stays what it was resolved to.
+    What is "auto" stays what it was resolved to, and so does the number of steps in the same `train.epochs`.  UserError
+    if a setting differs from the run's that must not.
     """
     saved, saved_info = load_settings(run / "config.toml")
     old, new = flatten(saved), flatten(settings)
@@ -45,9 +50,19 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
                 f"{name} is {value!r} but the run was made with {old[name]!r}; leave it out to resume, "
                 "or start a new run"
             )
-    warn_of_schedule(run, saved.train, unflatten(new).train)
-    given = {name: value for name, value in info.items() if value}
-    return unflatten(new), saved_info | given
+    info = saved_info | {name: value for name, value in info.items() if value}
+    settings = with_new_length(run, saved.train, unflatten(new), info["paths"])
+    warn_of_schedule(run, saved.train, settings.train)
+    return settings, info
+
+
+def with_new_length(run: Path, old: TrainConfig, new: Settings, paths: Sequence[str]) -> Settings:
+    """Other `train.epochs` become steps anew; other `train.steps` end the run instead of the epochs it was made for."""
+    if new.train.epochs != old.epochs:
+        return with_steps_of_epochs(new, on_disk(paths, run, decompress=new.data.decompress))
+    if new.train.steps != old.steps:
+        return changed(new, **{"train.epochs": 0})
+    return new
 
 
 def warn_of_schedule(run: Path, old: TrainConfig, new: TrainConfig) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from itertools import islice
 from operator import add
 from pathlib import Path
 from typing import Any, Literal
@@ -25,23 +24,19 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
-from bytemtp.common.runtime import log, pick_device
+from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Settings, to_toml
-from bytemtp.data.rows import EmptySplit, Split
-from bytemtp.data.sources import SkipLog, find
-from bytemtp.data.stream import Batch, Cursor, Stream, stream
+from bytemtp.data.stream import Batch, Cursor
 from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
+from bytemtp.training.batches import check_paths, collect_valid, training_rows, with_steps_of_epochs
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, valid_target_counts
 from bytemtp.training.optimizer import adamw, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
 from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
-
-VALID_SEED = 0
-"""Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
 
 Sampler = Callable[[ByteMTP], bytes]
 
@@ -93,24 +88,18 @@ def train(
     # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
     torch.manual_seed(settings.train.seed)
     model = ByteMTP(settings.model, settings.train.seed).to(place.value)
-    settings = choose(settings, model, place)
     if not resume:
         clear(run)
         run.mkdir(parents=True, exist_ok=True)
+    paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
+    if not resume:
+        settings = with_steps_of_epochs(settings, paths)
+    settings = choose(settings, model, place)
     warn_if_elsewhere(info, facts(model))
     info |= facts(model)
     write_file(run / "config.toml", to_toml(settings, info))
-    paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
     with Trainer(settings, paths, run, model, sample) as trainer:
         return trainer.run(stop_after)
-
-
-def check_paths(paths: Sequence[str], settings: Settings) -> None:
-    """UserError if there is nothing to read: before an old run is deleted for the sake of a misspelt path."""
-    if not paths:
-        raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
-    sources = find(paths, SkipLog(settings.data.on_corrupt))
-    log(f"data: {len(sources):,} files in {', '.join(paths)}")
 
 
 class Trainer:
@@ -125,7 +114,8 @@ class Trainer:
         self.state = self._restore()
         self.unlogged = _unpack(self.state.unlogged, model.device)
         self.lr = 0.0
-        self.valid = self._collect_valid()
+        self._pin_memory = model.device.type == "cuda"
+        self.valid = collect_valid(settings, paths, pin_memory=self._pin_memory)
         self.valid_losses: HeadLosses | None = None
         self._timed_bytes, self._timed_seconds = 0, 0.0
         self._told: set[str] = set()
@@ -134,7 +124,8 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         with ExitStack() as stack:
             cursor = None if self.state.cursor is None else Cursor(**self.state.cursor)
-            self.batches = stack.enter_context(self._stream("train", cursor))
+            rows = training_rows(self.settings, self.paths, cursor, pin_memory=self._pin_memory)
+            self.batches = stack.enter_context(rows)
             progress = Progress(self.folder, self.train, self.state.step, self.state.elapsed_s)
             self.progress = stack.enter_context(progress)
             self.interrupts = stack.enter_context(Interrupts())
@@ -211,16 +202,14 @@ class Trainer:
         apply(self.settings, self.model, compiled=False)
         if self.valid:
             began = time.monotonic()
-            self.valid_losses = reduce(add, [self._evaluate(batch.to(self.model.device)) for batch in self.valid])
+            batches = (batch.to(self.model.device) for batch in self.valid)
+            losses = [evaluate(self.model, batch.ids, batch.document_ids) for batch in batches]
+            self.valid_losses = reduce(add, losses)
             size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
         if self.sample is not None and self.train.sample_bytes:
             self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")
         apply(self.settings, self.model)
-
-    def _evaluate(self, batch: Batch) -> HeadLosses:
-        parts = zip(batch.ids.split(self._round_rows), batch.document_ids.split(self._round_rows), strict=True)
-        return reduce(add, [evaluate(self.model, *part) for part in parts])
 
     def _log_unlogged(self) -> None:
         if self.unlogged is not None:
@@ -243,6 +232,7 @@ class Trainer:
                 lr=self.lr,
                 grad_norm=state.grad_norm,
                 bytes_seen=state.bytes_seen,
+                epoch=0 if state.cursor is None else state.cursor["epoch"],
                 bytes_per_s=bytes_per_s,
                 elapsed_s=time.monotonic() - self._started,
                 peak_memory_bytes=peak_memory_bytes(self.model.device),
@@ -268,41 +258,6 @@ class Trainer:
     @property
     def _round_rows(self) -> int:
         return self.train.batch_size // self.train.accumulate
-
-    def _stream(self, split: Split, cursor: Cursor | None = None) -> Stream:
-        """The training rows without end, or the validation rows once."""
-        train, data = self.train, self.settings.data
-        valid = split == "valid"
-        return stream(
-            self.paths,
-            train.seq_len,
-            train.batch_size,
-            VALID_SEED if valid else train.seed,
-            n_future=self.settings.model.n_future,
-            epochs=1 if valid else None,
-            shuffle=valid or data.shuffle,
-            split=split if data.valid_fraction else "all",
-            valid_fraction=data.valid_fraction,
-            decompress=data.decompress,
-            text_field=data.text_field,
-            on_corrupt=data.on_corrupt,
-            cursor=cursor,
-            pin_memory=self.model.device.type == "cuda",
-        )
-
-    def _collect_valid(self) -> list[Batch]:
-        """The first `valid_batches` held-out batches, kept in memory."""
-        if not self.settings.data.valid_fraction:
-            log("validation: none, because data.valid_fraction is 0")
-            return []
-        try:
-            with self._stream("valid") as rows:
-                batches = list(islice(rows, self.train.valid_batches))
-        except EmptySplit:
-            log("warning: no document fell into the validation split; there will be no validation")
-            return []
-        log(f"validation: {sum(len(batch.octets) for batch in batches)} rows of {self.train.seq_len} bytes")
-        return batches
 
 
 def _pack(losses: HeadLosses | None) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
+from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import latest, load_model
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training.auto import pick_compile
+from bytemtp.training.batches import collect_valid
 from bytemtp.training.loss import HeadLosses, backward
 from bytemtp.training.optimizer import adamw, learning_rate
 from bytemtp.training.progress import drop_lines_after
@@ -32,13 +35,13 @@ SETTINGS = Settings(
     ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2),
     TrainConfig(
         steps=12, batch_size=4, seq_len=32, lr=1e-2, warmup=2, dtype="float32", log_every=3, valid_every=5,
-        valid_batches=2, checkpoint_every=4, sample_bytes=0,
+        valid_bytes=256, checkpoint_every=4, sample_bytes=0,
     ),
     DataConfig(valid_fraction=0.2),
 )  # fmt: skip
 KEYS = {
-    "step", "split", "loss", "bpb", "bpb_per_head", "lr", "grad_norm", "bytes_seen", "bytes_per_s", "elapsed_s",
-    "peak_memory_bytes",
+    "step", "split", "loss", "bpb", "bpb_per_head", "lr", "grad_norm", "bytes_seen", "epoch", "bytes_per_s",
+    "elapsed_s", "peak_memory_bytes",
 }  # fmt: skip
 CLOCK = {"bytes_per_s", "elapsed_s", "peak_memory_bytes"}
 """What may differ between two equal runs."""
@@ -57,11 +60,11 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """40 documents of 50 to 250 bytes: an epoch is some 11 batches, so the runs here cross its end."""
+    """40 documents of 10 to 70 bytes: an epoch is some 10 batches, so the runs here cross its end."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(0)
     for i in range(40):
-        words = draw.choices(WORDS, k=draw.randint(8, 40))
+        words = draw.choices(WORDS, k=draw.randint(2, 9))
         (folder / f"{i:02}.txt").write_text("".join(words))
     return str(folder)
 
@@ -163,8 +166,10 @@ def test_resume_on_the_command_line_takes_everything_from_the_run(corpus: str, t
         read_command(["--out", str(run), "--resume", "--preset", "small"])
 
 
-def test_metrics_have_all_keys(whole: Path) -> None:
+def test_metrics_have_all_keys(whole: Path, corpus: str) -> None:
     records = lines(whole)
+    epoch_steps = steps_of(corpus, epochs=1)
+    assert 8 <= epoch_steps < 12
     assert [(line["step"], line["split"]) for line in records] == [
         (3, "train"), (5, "valid"), (6, "train"), (9, "train"), (10, "valid"), (12, "train"), (12, "valid"),
     ]  # fmt: skip
@@ -174,6 +179,7 @@ def test_metrics_have_all_keys(whole: Path) -> None:
         assert len(line["bpb_per_head"]) == 2
         assert line["loss"] == pytest.approx(sum(line["bpb_per_head"]) / 2 * math.log(2))
         assert line["bytes_seen"] == line["step"] * 4 * 32
+        assert line["epoch"] == (line["step"] >= epoch_steps)
         assert line["lr"] == learning_rate(SETTINGS.train, line["step"] - 1, 0.0)
         assert line["peak_memory_bytes"] > 10**6
         assert line["bytes_per_s"] > 0
@@ -232,6 +238,115 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
         train(SETTINGS, [corpus], run, device="cpu")
     monkeypatch.undo()
     assert train(SETTINGS, [], run, device="cpu", resume=True).finished
+
+
+def steps_of(corpus: str, epochs: int) -> int:
+    """Steps until every row of so many epochs was in a batch: by reading the rows."""
+    options: dict[str, Any] = {"split": "train", "valid_fraction": 0.2, "n_future": 2}
+    with stream(corpus, 32, 4, epochs=None, **options) as batches:
+        return 1 + sum(1 for _ in takewhile(lambda batch: batch.cursor.epoch < epochs, batches))
+
+
+def test_epochs_become_steps(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run ends with the batch that holds the last row of the last epoch, and its schedule is that of its steps."""
+    steps = steps_of(corpus, epochs=2)
+    outcome = train(settings(epochs=2, steps=7), [corpus], tmp_path / "epochs", device="cpu")
+    assert (outcome.finished, outcome.state.step) == (True, steps)
+    assert outcome.state.cursor is not None
+    assert outcome.state.cursor["epoch"] == 2
+    assert lines(tmp_path / "epochs")[-1]["epoch"] == 2
+    assert f"train.epochs 2: {steps} steps of 4 x 32 bytes" in capsys.readouterr().err
+    saved, _ = load_settings(tmp_path / "epochs" / "config.toml")
+    assert (saved.train.epochs, saved.train.steps) == (2, steps)
+    train(settings(steps=steps), [corpus], tmp_path / "steps", device="cpu")
+    assert weights(tmp_path / "epochs") == weights(tmp_path / "steps")
+
+
+def test_a_run_by_epochs_is_resumed_without_counting_again(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(settings(epochs=2), [corpus], whole, device="cpu")
+    train(settings(epochs=2), [corpus], cut, device="cpu", stop_after=5)
+    capsys.readouterr()
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    assert "counting" not in capsys.readouterr().err
+    assert weights(cut) == weights(whole)
+    assert without_clock(cut) == without_clock(whole)
+
+
+def test_a_run_by_epochs_may_get_another_length(corpus: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(settings(epochs=1, warmup=100), [corpus], run, device="cpu")
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.epochs=2"])
+    assert load_settings(run / "config.toml")[0].train.steps == steps_of(corpus, epochs=2)
+    train(settings(epochs=2, warmup=100), [corpus], tmp_path / "other", device="cpu")
+    assert weights(run) == weights(tmp_path / "other")
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50"])
+    saved, _ = load_settings(run / "config.toml")
+    assert (saved.train.epochs, saved.train.steps) == (0, 50)
+    assert lines(run)[-1]["step"] == 50
+
+
+def test_epochs_of_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept before it is counted, and read once."""
+    (tmp_path / "text").write_bytes(b"abcdefgh" * 100)
+    with (tmp_path / "text").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        outcome = train(settings(epochs=3), ["-"], tmp_path / "run", device="cpu")
+    assert outcome.state.step == math.ceil(3 * 801 / (4 * 32))
+
+
+def held_out(folder: Path) -> str:
+    path = folder / "held-out.jsonl"
+    path.write_text("".join(json.dumps({"text": word * 20}) + "\n" for word in WORDS))
+    return str(path)
+
+
+def test_files_can_be_named_for_validation(corpus: str, tmp_path: Path) -> None:
+    """They are validated on, all of PATH is trained on, and a resumed run does the same."""
+    run, cut = tmp_path / "run", tmp_path / "cut"
+    named = changed(settings(valid_bytes=10**6), **{"data.valid_paths": [held_out(tmp_path)]})
+    outcome = train(named, [corpus], run, device="cpu")
+    assert outcome.valid is not None
+    assert outcome.valid.counts[0] == sum(20 * len(word) + 1 for word in WORDS) - 1  # the first id is no target
+    train(named, [corpus], cut, device="cpu", stop_after=5)
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    assert without_clock(cut) == without_clock(run)
+    whole_corpus = changed(settings(), **{"data.valid_fraction": 0.0})
+    train(whole_corpus, [corpus], tmp_path / "other", device="cpu")
+    assert weights(run) == weights(tmp_path / "other")
+    with pytest.raises(UserError, match=r"data.valid_paths is \(\) but the run was made with \('.*held-out.jsonl',\)"):
+        train(settings(valid_bytes=10**6), [], cut, device="cpu", resume=True)
+
+
+def test_wrong_validation_files_are_told_before_anything_is_written(corpus: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(Path(corpus) / "00.txt")
+    for path, message in {
+        str(tmp_path / "misspelt"): "data.valid_paths: .*misspelt: no such file or folder",
+        str(tmp_path / "link"): "data.valid_paths: .*link is also among the files to train on; name PATHs that leave",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            train(changed(SETTINGS, **{"data.valid_paths": [path]}), [corpus], tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("accumulate", "rows"), [(1, 4), (2, 4), (4, 3)])
+def test_validation_reads_its_bytes_in_rounds(corpus: str, accumulate: int, rows: int) -> None:
+    """As many batches as cover train.valid_bytes, each of the rows that a round of training has."""
+    batches = collect_valid(settings(valid_bytes=96, accumulate=accumulate), [corpus], pin_memory=False)
+    assert {len(batch.octets) for batch in batches} == {4 // accumulate}
+    assert sum(len(batch.octets) for batch in batches) == rows
+
+
+def test_a_run_of_an_older_version_goes_on(corpus: str, whole: Path, tmp_path: Path) -> None:
+    """Its config.toml says train.valid_batches, which is now train.valid_bytes."""
+    run = tmp_path / "run"
+    train(SETTINGS, [corpus], run, device="cpu", stop_after=5)
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace("valid_bytes = 256", "valid_batches = 2"))
+    main(["--out", str(run), "--resume", "--device=cpu"])
+    assert weights(run) == weights(whole)
 
 
 def test_minutes_end_a_run(corpus: str, tmp_path: Path) -> None:
