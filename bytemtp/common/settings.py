@@ -22,6 +22,7 @@ LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepse
 """Topologies whose heads are transformer layers and therefore count against `model.layers`."""
 
 MAX_FUTURE = 32
+MAX_SWEEPS = 16
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,16 @@ class DataConfig:
     """a damaged or unreadable input: stop, or leave it out and count it"""
     valid_paths: tuple[str, ...] = ()
     """files, folders and globs to validate on; nothing of PATH is then held out"""
+    sweeps: int = 0
+    """go through the files so often in an epoch, each time for another random share; 0 chooses by the files' sizes"""
 
     def __post_init__(self) -> None:
         _require(
             0 <= self.valid_fraction < 1, f"data.valid_fraction is {self.valid_fraction}; it must be from 0 to below 1"
+        )
+        _require(
+            0 <= self.sweeps <= (MAX_SWEEPS if self.shuffle else 1),
+            f"data.sweeps is {self.sweeps}; it must be from 0 to {MAX_SWEEPS}, and 0 or 1 where data.shuffle is false",
         )
         _require(
             "-" not in self.valid_paths,

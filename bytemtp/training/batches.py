@@ -16,7 +16,7 @@ from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, changed
 from bytemtp.data.rows import EmptySplit
 from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, find
-from bytemtp.data.stream import Batch, Cursor, Stream, stream
+from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
 
 VALID_SEED = 0
 """Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
@@ -48,6 +48,7 @@ def training_rows(settings: Settings, paths: Sequence[str], cursor: Cursor | Non
         valid_fraction=fraction,
         decompress=data.decompress,
         text_field=data.text_field,
+        sweeps=max(1, data.sweeps),  # 0 in the config.toml of a run from before there were sweeps
         on_corrupt=data.on_corrupt,
         cursor=cursor,
         pin_memory=pin_memory,
@@ -70,6 +71,17 @@ def collect_valid(settings: Settings, paths: Sequence[str], *, pin_memory: bool)
     count = sum(len(batch.octets) for batch in batches)
     log(f"validation: {count * train.seq_len:,} bytes in {count:,} rows")
     return batches
+
+
+def with_sweeps(settings: Settings, paths: Sequence[str]) -> Settings:
+    """The settings with `data.sweeps` chosen, if that is left open."""
+    data = settings.data
+    if data.sweeps:
+        return settings
+    sweeps = choose_sweeps(find(paths, SkipLog(data.on_corrupt))) if data.shuffle else 1
+    if sweeps > 1:
+        log(f"data.sweeps: {sweeps} (large files; each sweep reads another random share of their documents)")
+    return changed(settings, **{"data.sweeps": sweeps})
 
 
 def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:

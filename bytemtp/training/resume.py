@@ -38,12 +38,12 @@ MAY_CHANGE = frozenset(
 def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """The settings to go on with, and the run's `[run]` table.
 
-    What is "auto" stays what it was resolved to, and so does the number of steps in the same `train.epochs`.  UserError
-    if a setting differs from the run's that must not.
+    What is left open stays what it was resolved to: "auto", `data.sweeps` 0, the number of steps in `train.epochs`.
+    UserError if a setting differs from the run's that must not.
     """
     saved, saved_info = load_settings(run / "config.toml")
     old, new = flatten(saved), flatten(settings)
-    new |= {name: old[name] for name, value in new.items() if value == "auto"}
+    new |= {name: old[name] for name, value in new.items() if value == "auto" or (name, value) == ("data.sweeps", 0)}
     for name, value in new.items():
         if value != old[name] and name not in MAY_CHANGE:
             raise UserError(
@@ -57,11 +57,12 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
 
 
 def with_new_length(run: Path, old: TrainConfig, new: Settings, paths: Sequence[str]) -> Settings:
-    """Other `train.epochs` become steps anew; other `train.steps` end the run instead of the epochs it was made for."""
+    """Other `train.epochs` become steps anew; the same ones keep the steps that they have become."""
     if new.train.epochs != old.epochs:
         return with_steps_of_epochs(new, on_disk(paths, run, decompress=new.data.decompress))
-    if new.train.steps != old.steps:
-        return changed(new, **{"train.epochs": 0})
+    if old.epochs and new.train.steps != old.steps:
+        log(f"train.steps stays {old.steps}, by train.epochs {old.epochs}; to change it, set train.epochs to 0, too")
+        return changed(new, **{"train.steps": old.steps})
     return new
 
 

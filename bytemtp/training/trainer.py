@@ -30,7 +30,7 @@ from bytemtp.data.stream import Batch, Cursor
 from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
-from bytemtp.training.batches import check_paths, collect_valid, training_rows, with_steps_of_epochs
+from bytemtp.training.batches import check_paths, collect_valid, training_rows, with_steps_of_epochs, with_sweeps
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, valid_target_counts
 from bytemtp.training.optimizer import adamw, learning_rate, set_learning_rate
@@ -93,7 +93,7 @@ def train(
         run.mkdir(parents=True, exist_ok=True)
     paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
     if not resume:
-        settings = with_steps_of_epochs(settings, paths)
+        settings = with_steps_of_epochs(with_sweeps(settings, paths), paths)
     settings = choose(settings, model, place)
     warn_if_elsewhere(info, facts(model))
     info |= facts(model)

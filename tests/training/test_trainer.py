@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
 from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import latest, load_model
@@ -188,7 +189,7 @@ def test_metrics_have_all_keys(whole: Path, corpus: str) -> None:
 
 def test_config_says_what_the_run_was(whole: Path, corpus: str) -> None:
     saved, info = load_settings(whole / "config.toml")
-    assert saved == changed(SETTINGS, **{"train.compile": "false"})
+    assert saved == changed(SETTINGS, **{"train.compile": "false", "data.sweeps": 1})
     assert info["paths"] == [corpus]
     assert info["parameters"] == ByteMTP(SETTINGS.model).num_parameters()
     assert info["torch"] == torch.__version__
@@ -269,13 +270,16 @@ def test_a_run_by_epochs_is_resumed_without_counting_again(
     train(settings(epochs=2), [corpus], whole, device="cpu")
     train(settings(epochs=2), [corpus], cut, device="cpu", stop_after=5)
     capsys.readouterr()
-    main(["--out", str(cut), "--resume", "--device=cpu"])
+    main(["--out", str(cut), "--resume", "--device=cpu", "--stop-after=15"])
+    train(settings(epochs=2), [], cut, device="cpu", resume=True)  # these settings name other steps
     assert "counting" not in capsys.readouterr().err
     assert weights(cut) == weights(whole)
     assert without_clock(cut) == without_clock(whole)
 
 
-def test_a_run_by_epochs_may_get_another_length(corpus: str, tmp_path: Path) -> None:
+def test_a_run_by_epochs_may_get_another_length(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     train(settings(epochs=1, warmup=100), [corpus], run, device="cpu")
     main(["--out", str(run), "--resume", "--device=cpu", "--train.epochs=2"])
@@ -283,6 +287,9 @@ def test_a_run_by_epochs_may_get_another_length(corpus: str, tmp_path: Path) -> 
     train(settings(epochs=2, warmup=100), [corpus], tmp_path / "other", device="cpu")
     assert weights(run) == weights(tmp_path / "other")
     main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50"])
+    assert "set train.epochs to 0, too" in capsys.readouterr().err
+    assert load_settings(run / "config.toml")[0].train.steps == steps_of(corpus, epochs=2)
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50", "--train.epochs=0"])
     saved, _ = load_settings(run / "config.toml")
     assert (saved.train.epochs, saved.train.steps) == (0, 50)
     assert lines(run)[-1]["step"] == 50
@@ -339,14 +346,39 @@ def test_validation_reads_its_bytes_in_rounds(corpus: str, accumulate: int, rows
     assert sum(len(batch.octets) for batch in batches) == rows
 
 
+@pytest.mark.parametrize(("preset", "kib"), [("nano", 32), ("tiny", 256), ("small", 256), ("300m", 256)])
+def test_presets_validate_on_enough_bytes(preset: str, kib: int, corpus: str, tmp_path: Path) -> None:
+    """Eight batches of 4 x 512 bytes, as it once was, are 16 KiB: too few to tell two models apart."""
+    (tmp_path / "held-out").write_bytes(bytes(400 << 10))
+    named = changed(PRESETS[preset], **{"data.valid_paths": [str(tmp_path / "held-out")]})
+    batches = collect_valid(named, [corpus], pin_memory=False)
+    assert sum(len(batch.octets) for batch in batches) * named.train.seq_len == kib << 10
+
+
 def test_a_run_of_an_older_version_goes_on(corpus: str, whole: Path, tmp_path: Path) -> None:
-    """Its config.toml says train.valid_batches, which is now train.valid_bytes."""
+    """Its config.toml says train.valid_batches, which is now train.valid_bytes, and lacks newer settings."""
     run = tmp_path / "run"
     train(SETTINGS, [corpus], run, device="cpu", stop_after=5)
     config = run / "config.toml"
-    config.write_text(config.read_text().replace("valid_bytes = 256", "valid_batches = 2"))
+    text = config.read_text().replace("valid_bytes = 256", "valid_batches = 2")
+    for name in ("valid_paths = []", "sweeps = 1", "epochs = 0"):
+        assert text.count(f"{name}\n") == 1
+        text = text.replace(f"{name}\n", "")
+    config.write_text(text)
     main(["--out", str(run), "--resume", "--device=cpu"])
     assert weights(run) == weights(whole)
+
+
+def test_sweeps_are_chosen_once_and_kept(tmp_path: Path) -> None:
+    """A corpus beyond one buffer of rows is swept more often, and the resumed run goes on in the same order."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(random.Random(0).randbytes(20 << 20))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(settings(steps=4), [str(path)], whole, device="cpu")
+    assert load_settings(whole / "config.toml")[0].data.sweeps == 3
+    train(settings(steps=4), [str(path)], cut, device="cpu", stop_after=2)
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    assert weights(cut) == weights(whole)
 
 
 def test_minutes_end_a_run(corpus: str, tmp_path: Path) -> None:
