@@ -16,13 +16,14 @@ import tyro
 
 from bytemtp.common.cli import parse, run_main
 from bytemtp.common.errors import UserError
-from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
-from bytemtp.common.runtime import log
+from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
+from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.settings import MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
 from bytemtp.decoding.generate import generate
 from bytemtp.model.checkpoint import best
 from bytemtp.model.initial import source_config, with_path_of
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.auto import pick_preset
 from bytemtp.training.trainer import TrainOutcome, train
 
 SAMPLE_TEMPERATURE = 0.8
@@ -49,8 +50,8 @@ class Command:
     """folder of the run"""
     config: tyro.conf.DisallowNone[Path | None] = None
     """TOML file of settings; those on the command line are stronger"""
-    preset: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = DEFAULT_PRESET
-    """settings to start from"""
+    preset: Annotated[str, tyro.conf.arg(metavar="{" + ",".join([AUTO, *PRESETS]) + "}")] = DEFAULT_PRESET
+    """settings to start from; auto chooses what is best in train.minutes on this machine"""
     init: tyro.conf.DisallowNone[Path | None] = None
     """start from the weights of a run (the newest, or RUN2/checkpoints/best) or of a Hugging Face folder of bytes; its
     shape goes before the preset's, the heads may be others"""
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_command(arguments: Sequence[str]) -> Command:
     """Parse on top of what the preset, or the run to resume, and the TOML file say."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--config", "--preset", "--out", "--init"):
+    for option in ("--config", "--preset", "--out", "--init", "--device", "--train.minutes"):
         first.add_argument(option, nargs="?")
     first.add_argument("--resume", nargs="?", const=True)  # a value that does not belong there is found by `parse`
     asked, _ = first.parse_known_args(arguments)
@@ -122,7 +123,7 @@ def starting_point(asked: argparse.Namespace) -> tuple[Settings, str]:
     """The settings before anything is changed, and the name of their preset."""
     if not asked.resume or asked.out is None or not (Path(asked.out) / "config.toml").exists():
         name = asked.preset or DEFAULT_PRESET
-        return preset(name), name
+        return (preset(name), name) if name != AUTO else preset_for_minutes(asked)
     saved, info = load_settings(Path(asked.out) / "config.toml")
     name = info.get("preset", "")
     if asked.preset not in (None, name):
@@ -130,6 +131,21 @@ def starting_point(asked: argparse.Namespace) -> tuple[Settings, str]:
             f"the run in {asked.out} started from preset {name!r}, not {asked.preset!r}; leave --preset out to resume"
         )
     return saved, name
+
+
+def preset_for_minutes(asked: argparse.Namespace) -> tuple[Settings, str]:
+    """What `--preset auto` stands for on this machine."""
+    values = read_toml(Path(asked.config))[0] if asked.config else {}
+    given = vars(asked)["train.minutes"] or values.get("train.minutes", 0)
+    try:
+        minutes = float(given)
+    except ValueError:
+        raise UserError(f"train.minutes is {given!r}; it must be a number") from None
+    if minutes <= 0:
+        raise UserError("--preset auto chooses a model for the time there is; say it with --train.minutes M")
+    choice = pick_preset(minutes, pick_device(asked.device or "auto").value)
+    log(f"preset: {choice}")
+    return preset(choice.value), choice.value
 
 
 def show(model: ByteMTP, settings: Settings) -> bytes:

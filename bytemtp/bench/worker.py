@@ -23,7 +23,7 @@ from bytemtp.common.settings import ModelConfig, TrainConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import Optimizers
+from bytemtp.training.optimizer import Optimizers, clip_gradients
 from bytemtp.training.progress import peak_memory_bytes
 
 Result = dict[str, Any]

@@ -4,6 +4,10 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig, Settings, TrainConfig
 
 DEFAULT_PRESET = "tiny"
+AUTO = "auto"
+"""In place of a preset's name: whichever is best in `train.minutes` on this machine."""
+MINUTES = {"nano": 1, "tiny": 5, "mini": 20, "midi": 60, "small": 600}
+"""Time on two cores (AVX512-BF16) that a preset is meant for."""
 
 
 def _paper(dim: int, layers: int, heads: int, ffn_dim: int) -> Settings:
@@ -17,11 +21,20 @@ def _paper(dim: int, layers: int, heads: int, ffn_dim: int) -> Settings:
 PRESETS: dict[str, Settings] = {
     "nano": Settings(
         ModelConfig(dim=64, layers=9, attention_heads=2, ffn_dim=176),
-        TrainConfig(steps=200, batch_size=8, seq_len=256, lr=4e-3, warmup=20, valid_every=100, checkpoint_every=100),
+        TrainConfig(
+            steps=200,
+            batch_size=8,
+            seq_len=256,
+            lr=4e-3,
+            warmup=20,
+            valid_every=100,
+            valid_bytes=1 << 15,
+            checkpoint_every=100,
+        ),
     ),
     "tiny": Settings(
         ModelConfig(dim=128, layers=10, attention_heads=2, ffn_dim=352),
-        TrainConfig(steps=4000, batch_size=4, seq_len=512, lr=4e-3, warmup=100),
+        TrainConfig(steps=4000, batch_size=4, seq_len=512, lr=4e-3, warmup=100, valid_every=800),
     ),
     "small": Settings(
         ModelConfig(dim=512, layers=12, attention_heads=8, ffn_dim=1408),

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -23,6 +23,7 @@ LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepse
 """Topologies whose heads are transformer layers and therefore count against `model.layers`."""
 
 MAX_FUTURE = 32
+MAX_SWEEPS = 16
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class TrainConfig:
     """input bytes a sequence"""
     lr: float = 1e-3
     """peak learning rate"""
+    far_rows: float = 1.0
+    """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the matrices of the transformer layers with adamw for the rest"""
     schedule: Literal["cosine", "wsd"] = "cosine"
@@ -136,8 +139,8 @@ class TrainConfig:
     """steps between two train lines of metrics.jsonl"""
     valid_every: int = 200
     """steps between two validations; 0 means only at the end"""
-    valid_batches: int = 8
-    """batches held out for validation, at most"""
+    valid_bytes: int = 1 << 18
+    """bytes of held-out rows that a validation reads, if there are so many; rounded up to whole batches"""
     checkpoint_every: int = 500
     """steps between two checkpoints; there is always one at the end"""
     keep_checkpoints: int = 2
@@ -148,15 +151,23 @@ class TrainConfig:
     """also write TensorBoard event files into RUN/tensorboard (extra: tensorboard)"""
     freeze: Literal["none", "trunk"] = "none"
     """trunk: whatever head 1's logits come from stays as --init gave it, and only the other heads learn"""
+    epochs: int = 0
+    """train for this many passes over the data; they are counted first and then set `steps`.  0 means by steps"""
 
     def __post_init__(self) -> None:
         every = ("log_every", "checkpoint_every")
-        for name in ("batch_size", "accumulate", "seq_len", "valid_batches", "keep_checkpoints", *every):
+        for name in ("batch_size", "accumulate", "seq_len", "valid_bytes", "keep_checkpoints", *every):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("steps", "minutes", "warmup", "weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed"):
+        sizes = ("weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed")
+        for name in ("steps", "minutes", "epochs", "warmup", *sizes):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
         head_weights(self.head_weights, 1)
+        _require(0 < self.far_rows <= 1, f"train.far_rows is {self.far_rows}; it must be above 0 and at most 1")
         _require(0 < self.decay <= 1, f"train.decay is {self.decay}; it must be above 0 and at most 1")
+        _require(
+            not (self.minutes and self.epochs),
+            f"train.minutes is {self.minutes:g} and train.epochs {self.epochs}; a run has one length, so set one to 0",
+        )
         _require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
         _require(0 <= self.final_lr <= 1, f"train.final_lr is {self.final_lr}; it must be from 0 to 1")
         _require(
@@ -176,7 +187,7 @@ def head_weights(text: str, n: int) -> list[float]:
     except ValueError:
         value = math.nan
     _require(
-        0 <= value <= 1 and kind in ("equal", "far", "geometric"),
+        0 <= value <= 1 and (text == "equal" or kind in ("far", "geometric")),
         f"train.head_weights is {text!r}; it must be equal, far:W or geometric:R with a number from 0 to 1",
     )
     return [1.0] + [value**i if kind == "geometric" else value for i in range(1, n)]
@@ -196,10 +207,22 @@ class DataConfig:
     """shuffle the files of each epoch, and the rows inside a bounded buffer, by train.seed"""
     on_corrupt: Literal["error", "skip"] = "error"
     """a damaged or unreadable input: stop, or leave it out and count it"""
+    valid_paths: tuple[str, ...] = ()
+    """files, folders and globs to validate on; nothing of PATH is then held out"""
+    sweeps: int = 0
+    """go through the files so often in an epoch, each time for another random share; 0 chooses by the files' sizes"""
 
     def __post_init__(self) -> None:
         _require(
             0 <= self.valid_fraction < 1, f"data.valid_fraction is {self.valid_fraction}; it must be from 0 to below 1"
+        )
+        _require(
+            0 <= self.sweeps <= (MAX_SWEEPS if self.shuffle else 1),
+            f"data.sweeps is {self.sweeps}; it must be from 0 to {MAX_SWEEPS}, and 0 or 1 where data.shuffle is false",
+        )
+        _require(
+            "-" not in self.valid_paths,
+            "data.valid_paths holds -, but standard input can only be trained on; save it to a file and name that",
         )
 
 
@@ -210,6 +233,10 @@ class Settings:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+
+RETIRED = frozenset({"train.valid_batches"})
+"""Settings of older versions.  Files that a run wrote may name them; in files written by hand they are unknown."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -263,6 +290,9 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         # A name outside any section stays as it is, and is then reported as unknown.
         entries = table.items() if isinstance(table, dict) else [("", table)]
         values |= {f"{section}.{key}".rstrip(".").replace("-", "_"): value for key, value in entries}
+    if run:
+        # A run of an older version can be resumed and decoded; it validates as this version does.
+        values = {name: value for name, value in values.items() if name not in RETIRED}
     check_names(values, flatten(Settings()), str(path))
     return values, run
 
@@ -296,6 +326,10 @@ def _typed(name: str, value: Any) -> Any:
     """`value`, if it has the type of the setting; a whole number may stand for a real one."""
     section, _, key = name.partition(".")
     kind = get_type_hints(get_type_hints(Settings)[section])[key]
+    if get_origin(kind) is tuple:
+        words = isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
+        _require(words, f"{name} is {value!r}; it must be a list of strings")
+        return tuple(value)
     if choices := get_args(kind):
         _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
         return value

@@ -2,7 +2,8 @@
 
 The stream is `doc0 256 doc1 256 ...` over all files of an epoch, then of the next epoch.  Row i holds the ids from
 i * seq_len on, seq_len + n_future of them, so that each head predicts every id once.  A row group (Parquet's term) is
-as many rows as fit a buffer of bounded size: memory stays flat, and rows can be shuffled inside it.
+as many rows as fit a buffer of bounded size: memory stays flat, and rows can be shuffled inside it.  To shuffle beyond
+it, an epoch can be read in several sweeps: each goes through all files and keeps another random share of the documents.
 
 Try:  python -c "from bytemtp.data.rows import *; from bytemtp.data.sources import *; log = SkipLog('error');
       print(next(IdStream(find(['README.md'], log), log).read(Position(), 1)))"
@@ -29,7 +30,7 @@ Split = Literal["all", "train", "valid"]
 
 MAX_GROUP_ENDS = 1 << 20
 """A row group with so many documents is ended early.  It shapes the order of rows, and so what a cursor means."""
-FILES, ROWS = 0, 1
+FILES, ROWS, SHARES = 0, 1, 2
 """What a permutation is of."""
 
 
@@ -42,7 +43,7 @@ class Position(NamedTuple):
 
     epoch: int = 0
     file: int = 0
-    """place in the epoch's order of files"""
+    """place in the epoch's order of files, counted over all of its sweeps"""
     document: int = -1
     """-1: before the first piece of the file"""
     section: int = 0
@@ -71,10 +72,14 @@ class IdStream:
     valid_fraction: float = 0.0
     decompress: bool = True
     text_field: str = "text"
+    sweeps: int = 1
+    """how often an epoch goes through the files"""
 
     def fingerprint(self, *row_shape: int) -> str:
         """16 hexadecimal digits of the file names and of the settings that shape the rows."""
         options = [self.seed, self.shuffle, self.split, self.valid_fraction, self.decompress, self.text_field]
+        if self.sweeps > 1:
+            options.append(self.sweeps)  # so that cursors from before there were sweeps still hold
         digest = hashlib.blake2b(json.dumps([*row_shape, *options]).encode(), digest_size=8)
         for source in self.sources:
             digest.update(b"\0" + os.fsencode(source.key))
@@ -98,13 +103,10 @@ class IdStream:
         yield Ids(Position(epoch), b"")
 
     def _read_epoch(self, start: Position) -> Iterator[Ids]:
-        count = len(self.sources)
-        order = permutation(count, self.seed, FILES, start.epoch) if self.shuffle else np.arange(count)
-        for file in range(start.file, count):
-            source = self.sources[order[file]]
+        for file, source, share in self._plan(start):
             seeking = file == start.file and start.document >= 0
             try:
-                for *place, octets in self._read_file(source, start if seeking else None):
+                for *place, octets in self._read_file(source, share, start if seeking else None):
                     seeking = False
                     yield Ids(Position(start.epoch, file, *place), octets)
             except Damaged as damage:
@@ -112,14 +114,39 @@ class IdStream:
                     raise  # to leave this out would not be to go on where the cursor is
                 self.skip_log.report(damage)
 
-    def _read_file(self, source: Source, start: Position | None) -> Iterator[tuple[int, int, int, bytes]]:
+    def _plan(self, start: Position) -> Iterator[tuple[int, Source, int]]:
+        """The files of an epoch from a position on: place, file, and the share of its documents that is wanted."""
+        count = len(self.sources)
+        shares = permutation(self.sweeps, self.seed, SHARES, start.epoch)
+        for sweep in range(start.file // count, self.sweeps):
+            number = start.epoch * self.sweeps + sweep
+            order = permutation(count, self.seed, FILES, number) if self.shuffle else np.arange(count)
+            for file in range(max(start.file - sweep * count, 0), count):
+                yield sweep * count + file, self.sources[order[file]], int(shares[sweep])
+
+    def _read_file(self, source: Source, share: int, start: Position | None) -> Iterator[tuple[int, int, int, bytes]]:
         with closing(open_documents(source, self.skip_log, self.text_field, self.decompress)) as documents:
-            reader = SplitReader(documents, self._keep(source.key))
+            reader = SplitReader(documents, self._keep(source.key, share))
             if start and not reader.seek(start.document, start.section, start.byte):
                 raise UserError(f"{source.name}: holds less than when the cursor was made; restore it or start anew")
             yield from reader.read()
 
-    def _keep(self, key: str) -> Keep:
+    def _keep(self, key: str, share: int) -> Keep:
+        """Which documents and sections of a file are wanted now: those of the split that fall to the share."""
+        in_split = self._in_split(key)
+        if self.sweeps == 1:
+            return in_split
+        name = os.fsencode(key)
+
+        def keep(document: int, section: int) -> bool:
+            digest = hashlib.blake2b(
+                b"%d %d %d " % (self.seed, document, section) + name, digest_size=8, person=b"share"
+            )
+            return int.from_bytes(digest.digest(), "big") % self.sweeps == share and in_split(document, section)
+
+        return keep
+
+    def _in_split(self, key: str) -> Keep:
         """Which documents and sections of a file belong to the split; the same under every seed."""
         name = os.fsencode(key)
         bound = self.valid_fraction * 2**64

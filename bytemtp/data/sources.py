@@ -43,8 +43,8 @@ class Damaged(UserError):
 class SkipLog:
     """The policy for damaged inputs, and the record of those left out.
 
-    `count` is all of them; `listed` holds (name, reason) of the first 1000, so that memory stays bounded.  An endless
-    stream meets, and counts, a damaged file once an epoch.
+    `count` is all of them; `listed` holds (name, reason) of the first 1000, so that memory stays bounded.  A damaged
+    file is met, and counted, each time that it is read: in every sweep of every epoch.
     """
 
     def __init__(self, on_corrupt: OnCorrupt) -> None:
@@ -111,6 +111,14 @@ class Source:
     def key(self) -> str:
         """The name relative to the path that the user gave: the same on every machine that holds the corpus."""
         return self.name[self.key_start :].replace(os.sep, "/")
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk; 0 where asking would fail or cost: unreadable files, URLs and standard input."""
+        try:
+            return 0 if self.name == STANDARD_INPUT or _is_url(self.name) else os.stat(self.name).st_size
+        except OSError:
+            return 0
 
     def open(self) -> "RawFile":
         """Open for reading from the start.  Damaged if that is not possible."""

@@ -17,8 +17,8 @@ import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, replace
+from math import ceil, inf
 from typing import get_args
 
 import numpy as np
@@ -28,14 +28,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.settings import MAX_FUTURE
+from bytemtp.common.settings import MAX_FUTURE, MAX_SWEEPS
 from bytemtp.common.vocab import EOT
+from bytemtp.data.compression import format_of
 from bytemtp.data.rows import ROWS, IdStream, Packer, Position, RowGroup, Split, permutation
 from bytemtp.data.sources import STANDARD_INPUT, OnCorrupt, SkipLog, Source, find
 
 SHUFFLED_GROUP_BYTES = 1 << 23
 ORDERED_GROUP_BYTES = 1 << 20
 STOP_SECONDS = 2.0
+FILES_A_GROUP = 16
+"""A row group mixes well if it has rows of so many files, each of no more than its share."""
+TEXT_IN_COMPRESSED = 4
+"""Bytes of text in a byte of a compressed file, roughly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,7 @@ def stream(
     valid_fraction: float = 0.0,
     decompress: bool = True,
     text_field: str = "text",
+    sweeps: int = 1,
     on_corrupt: OnCorrupt = "error",
     rank: int = 0,
     world_size: int = 1,
@@ -134,6 +140,8 @@ def stream(
     split, valid_fraction: "train" and "valid" share out the documents, by a hash of file name and document number that
         does not depend on the seed; documents above 256 KiB are shared out in sections of that size.
     decompress: False reads every file as it lies, as one document.
+    sweeps: how often an epoch goes through the files, each time for another random share of their documents; more mix
+        better what lies far apart in large files, and take as much longer to read.
     on_corrupt: "error" raises at a damaged input; "skip" leaves out the rest of that file, and counts it in `skipped`.
     rank, world_size: this process gets every world_size-th row, of the same order on all.  A loader with w workers a
         rank passes rank * w + worker and world_size * w.
@@ -147,12 +155,25 @@ def stream(
     _check_range(seq_len=(seq_len, 1), batch_size=(batch_size, 1), n_future=(n_future, 1, MAX_FUTURE))
     _check_range(epochs=(1 if epochs is None else epochs, 1), prefetch=(prefetch, 0), world_size=(world_size, 1))
     _check_range(rank=(rank, 0, world_size - 1), valid_fraction=(valid_fraction, 0, 1))
+    _check_range(sweeps=(sweeps, 1, inf if shuffle else 1))
     _check_pinning(pin_memory)
     skip_log = SkipLog(on_corrupt)
-    sources = _sources(paths, skip_log, once=epochs == 1 and cursor is None)
-    ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, decompress, text_field)
+    sources = _sources(paths, skip_log, once=epochs == 1 and sweeps == 1 and cursor is None)
+    ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, decompress, text_field, sweeps)
     batcher = Batcher(ids, seq_len, n_future, batch_size, rank, world_size, pin_memory)
-    return Stream(batcher.batches(cursor), skip_log, prefetch)
+    return Stream(batcher.batches(cursor), ids, prefetch)
+
+
+def choose_sweeps(sources: list[Source]) -> int:
+    """So many sweeps an epoch that rows of the whole corpus, or of many files of it, meet in each row group.
+
+    1 for a corpus that fits a group and for one of many small files, whose order is random anyway; at most 16, since
+    each one reads all the files.
+    """
+    sizes = [source.size * (TEXT_IN_COMPRESSED if format_of(source.name).compression else 1) for source in sources]
+    whole = ceil(sum(sizes) / SHUFFLED_GROUP_BYTES)
+    spread = ceil(max(sizes) * FILES_A_GROUP / SHUFFLED_GROUP_BYTES)
+    return max(1, min(whole, spread, MAX_SWEEPS))
 
 
 def _sources(
@@ -160,16 +181,17 @@ def _sources(
 ) -> list[Source]:
     sources = find([paths] if isinstance(paths, str | os.PathLike) else paths, skip_log)
     if not once and any(source.name == STANDARD_INPUT for source in sources):
-        raise UserError("- (standard input) can be read only once; save it to a file to read more epochs or to resume")
+        raise UserError("- (standard input) can be read only once; save it to a file to read it again or to resume")
     return sources
 
 
 class Stream(Iterator[Batch]):
     """Batches in order, once.  Close it, or leave its `with` block, to stop its thread and close its files early."""
 
-    def __init__(self, batches: Generator[Batch, None, None], skip_log: SkipLog, prefetch: int) -> None:
+    def __init__(self, batches: Generator[Batch, None, None], ids: IdStream, prefetch: int) -> None:
         self._batches = _read_ahead(batches, prefetch) if prefetch else batches
-        self._skip_log = skip_log
+        self._ids = ids
+        self._skip_log = ids.skip_log
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -178,8 +200,17 @@ class Stream(Iterator[Batch]):
 
     @property
     def skipped_count(self) -> int:
-        """How many damaged inputs were left out since the stream was made; once an epoch each."""
+        """How many damaged inputs were left out since the stream was made; once a sweep each."""
         return self._skip_log.count
+
+    def count_epoch(self) -> int:
+        """Ids in one epoch, the end-of-text ids included.
+
+        It reads the whole corpus, apart from the batches; what is left out as damaged adds to `skipped`.
+        """
+        once = replace(self._ids, epochs=1)
+        # The last item is no id: it marks where the next epoch would start.
+        return sum(len(ids.octets) or 1 for ids in once.read(Position(), row_width=1)) - 1
 
     def __next__(self) -> Batch:
         return next(self._batches)

@@ -74,12 +74,18 @@ class Command:
     stride: tyro.conf.DisallowNone[int | None] = None
     """bytes scored a window, the rest is context: fewer is slower and a little better.  Half of train.seq_len unless
     given"""
+    contexts: tuple[int, ...] = ()
+    """also score in windows of these lengths (--contexts 64 256 512), to see what a longer context is worth"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
     def main(self) -> None:
         if not self.paths:
             raise UserError("no PATH given; name the files to score, or - for standard input")
+        if any(length < 1 for length in self.contexts):
+            raise UserError(f"contexts is {self.contexts}; each must be at least 1")
+        if self.contexts and "-" in self.paths:
+            raise UserError("--contexts reads the files again, and standard input can be read only once; name a file")
         check_output(self.json)
         settings = settings_of(self.run)
         device = pick_device(self.device)
@@ -90,9 +96,11 @@ class Command:
         seq_len = settings.train.seq_len
         stride = max(1, seq_len // 2) if self.stride is None else self.stride
         score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=settings.data)
-        print(score)
+        contexts = by_context(model, self.paths, self.contexts, settings.data)
+        print("\n".join([str(score), *(f"context {length:<6} {bits:.4f}" for length, bits in contexts.items())]))
         if self.json is not None:
-            write_output(self.json, json.dumps(score.as_dict(), indent=1) + "\n")
+            record = score.as_dict() | ({"bpb_by_context": contexts} if contexts else {})
+            write_output(self.json, json.dumps(record, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -147,16 +155,32 @@ def bits_per_byte(
     """
     if not 1 <= stride <= seq_len:
         raise UserError(f"stride is {stride}; it must be from 1 to the window's length, {seq_len}")
-    n = model.config.n_future
     compressors = Compressors()
-    bytes_lost = ends_lost = HeadLosses(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64))
     ids = compressors.watch(read_ids(paths, data or DataConfig()))
+    return Score(*_score(model, ids, seq_len, stride), compressors.sizes())
+
+
+def by_context(model: ByteMTP, paths: Sequence[str], lengths: Sequence[int], data: DataConfig) -> dict[int, float]:
+    """Head 1's bits per byte in windows of each of `lengths`, half of a window counted: what a long context is worth.
+
+    UserError as from `bits_per_byte`.
+    """
+    scores = {length: _score(model, read_ids(paths, data), length, max(1, length // 2)) for length in lengths}
+    return {length: bytes_lost.bits_per_byte[0] for length, (bytes_lost, _) in scores.items()}
+
+
+def _score(
+    model: ByteMTP, ids: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int
+) -> tuple[HeadLosses, HeadLosses]:
+    """Losses of all bytes, and of all ends of documents."""
+    n = model.config.n_future
+    bytes_lost = ends_lost = HeadLosses(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64))
     with tqdm(unit="B", unit_scale=True, desc="scored", disable=None, file=sys.stderr) as bar:
         for rows in batched(windows(ids, seq_len, stride, n), max(1, IDS_A_PASS // seq_len)):
             new_bytes, new_ends = score_windows(model, torch.stack(rows), stride)
             bytes_lost, ends_lost = bytes_lost + new_bytes, ends_lost + new_ends
             bar.update(int(new_bytes.counts[0]))
-    return Score(bytes_lost, ends_lost, compressors.sizes())
+    return bytes_lost, ends_lost
 
 
 def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k"]]:

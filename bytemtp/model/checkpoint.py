@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,7 @@ from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.model import ByteMTP
 
 
+@runtime_checkable
 class OptimizerStates(Protocol):
     """What a checkpoint needs of an optimizer."""
 

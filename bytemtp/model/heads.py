@@ -52,14 +52,14 @@ class _ScaledGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
         return (gradient * weight).to(gradient.dtype), None
 
 
 def scale_gradient(x: Float[Tensor, "*x"], weight: Float[Tensor, "*w"]) -> Float[Tensor, "*x"]:
     """`x` itself, whose gradient is multiplied by `weight` (one that broadcasts to x) on its way back."""
-    return _ScaledGradient.apply(x, weight)  # type: ignore[no-any-return]
+    return _ScaledGradient.apply(x, weight)
 
 
 class DeepSeekModule(nn.Module):

@@ -1,16 +1,21 @@
-"""What is decided for the user: dtype, attention backend and torch.compile.
+"""What is decided for the user: preset, dtype, attention backend and torch.compile.
 
 Every choice is shown with its reason.  What "auto" became is written into RUN/config.toml, for resumed runs to follow.
 """
 
+import math
 import os
 import shutil
+import statistics
+import time
 
 import torch
 
+from bytemtp.common.presets import MINUTES, preset
 from bytemtp.common.runtime import Choice, log, pick_dtype
 from bytemtp.common.settings import Settings, changed
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.loss import backward
 
 COMPILE_SECONDS = 40
 """Wall time that compiling costs on two CPU cores."""
@@ -18,6 +23,35 @@ COMPILE_SAVES = 0.1
 """Share of a step that compiled layers save on a CPU; measured 14 % (nano) and 7 % (tiny) of a bfloat16 step's time."""
 FLOPS_PER_THREAD = 3e10
 """Training speed of one CPU thread, float32, roughly; good enough to tell seconds from hours."""
+
+REFERENCE = "tiny"
+"""The preset whose step is timed to see how fast a machine is."""
+REFERENCE_BYTES_PER_S = 13_000
+"""Its speed, not compiled, on the two cores that `presets.MINUTES` counts the minutes of."""
+
+
+def pick_preset(minutes: float, device: torch.device) -> Choice:
+    """The preset that is best in so many minutes on this machine, whose speed is measured for a second or two."""
+    speed = measure_speed(preset(REFERENCE), device)
+    worth = minutes * speed / REFERENCE_BYTES_PER_S
+    name = min(MINUTES, key=lambda name: abs(math.log(MINUTES[name] / worth)))
+    machine = (
+        f"{REFERENCE} trains at {speed / 1000:.1f} kB/s here, {speed / REFERENCE_BYTES_PER_S:.1f} times two cores'"
+    )
+    return Choice(name, f"{machine}, so {minutes:g} minutes are worth {worth:.1f} of theirs")
+
+
+def measure_speed(settings: Settings, device: torch.device) -> float:
+    """Bytes a second of forward and backward, not compiled: the median of some steps after a few to warm up."""
+    model = ByteMTP(settings.model).to(device)
+    model.use(dtype=pick_dtype("auto", device).value)
+    train, times = settings.train, []
+    ids = torch.zeros(train.batch_size, train.seq_len + settings.model.n_future, dtype=torch.int64, device=device)
+    for _ in range(12):
+        began = time.perf_counter()
+        float(backward(model, ids, torch.zeros_like(ids), far_rows=train.far_rows).mean)  # waits for the device
+        times.append(time.perf_counter() - began)
+    return train.batch_size * train.seq_len / statistics.median(times[4:])
 
 
 def choose(settings: Settings, model: ByteMTP, device: Choice) -> Settings:

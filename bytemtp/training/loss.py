@@ -4,7 +4,8 @@
 
 Each head learns from its own loss in full.  What head i's loss does to the parameters that head 1 needs, too (trunk,
 embedding, final norm, a shared unembedding), is scaled by a weight w_i, and w_0 is 1: with w_i = 0 head 1 trains as if
-it were alone, with w_i = 1 this is the sum that Gloeckle et al. 2024 train on.
+it were alone, with w_i = 1 this is the sum that Gloeckle et al. 2024 train on.  Heads off head 1's path may learn from
+the first rows of a batch only, so that they cost less; their counts are those of these rows.
 
 Sequential backward (Gloeckle et al. 2024, section 2): the trunk runs once; each head in turn runs forward and backward
 down to a detached copy of the trunk's output, which frees that head's activations before the next head starts; then
@@ -73,12 +74,28 @@ def targets_of(ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], n: i
     here, before = document_ids[:, None, :s], document_ids[:, :-1].unfold(1, s, 1)
     targets, itself = (x[:, 1:].unfold(1, s, 1) for x in (ids, document_ids))  # [b n s]
     valid = (before == here) & (here >= 0) & (itself >= 0)
-    return targets.masked_fill(~valid, IGNORED).transpose(0, 1)
+    return targets.masked_fill(~valid, IGNORED).transpose(0, 1).contiguous()
 
 
-def valid_target_counts(ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], n: int) -> Int[Tensor, " n"]:
+def trained_targets(
+    model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], far_rows: float = 1.0
+) -> Int[Tensor, "n b s"]:
+    """The targets that each head learns from: off head 1's path only those of the share `far_rows` of the rows."""
+    n = model.config.n_future
+    targets = targets_of(ids, document_ids, n)
+    far = [i for i in range(n) if i not in model.path_to_first_head]
+    targets[far, rows_of(len(ids), far_rows) :] = IGNORED
+    return targets
+
+
+def rows_of(rows: int, share: float) -> int:
+    """That share of the rows, one at least."""
+    return max(1, round(share * rows))
+
+
+def valid_counts(targets: Int[Tensor, "n b s"]) -> Int[Tensor, " n"]:
     """Valid targets of each head."""
-    return (targets_of(ids, document_ids, n) != IGNORED).sum((1, 2))
+    return (targets != IGNORED).sum((1, 2))
 
 
 def backward(
@@ -88,24 +105,37 @@ def backward(
     counts: Int[Tensor, " n"] | None = None,
     mode: Literal["sequential", "joint"] = "sequential",
     weights: Float[Tensor, " n"] | None = None,
+    far_rows: float = 1.0,
 ) -> HeadLosses:
     """Forward and backward; gradients are added to `.grad`.  Returns the losses, detached.
 
-    When a batch is split for accumulation, pass the whole batch's `valid_target_counts` as `counts`: the gradients of
-    the parts then sum to exactly the whole batch's gradient.
-
+    counts: when a batch is split for accumulation, the sum of all parts' `valid_counts(trained_targets(...))`: the
+    gradients of the parts then sum to exactly the whole batch's gradient.
     weights: how much of each head's gradient reaches the parameters that head 1 needs, too; all of it unless given.
+    far_rows: share of the rows that heads off head 1's path learn from.
     """
     n = model.config.n_future
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids)
         z = model.run_trunk(context)
-    targets = targets_of(ids, document_ids, n)
-    own_counts = (targets != IGNORED).sum((1, 2))
-    weights = torch.ones(n, device=ids.device) if weights is None else weights
-    objective = Objective(targets, own_counts if counts is None else counts, weights)
-    nats = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, context, objective)
+    targets = trained_targets(model, ids, document_ids, far_rows)
+    own_counts = valid_counts(targets)
+    objective = Objective(
+        targets,
+        own_counts if counts is None else counts,
+        torch.ones(n, device=ids.device) if weights is None else weights,
+        context,
+        far_context(model, context, document_ids, rows_of(len(ids), far_rows)),
+    )
+    nats = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
     return HeadLosses(nats.double(), own_counts)
+
+
+def far_context(model: ByteMTP, context: Context, document_ids: Int[Tensor, "b sn"], rows: int) -> Context:
+    """The context of the first rows alone."""
+    if rows == len(context.ids):
+        return context
+    return model.context(context.ids[:rows], context.length, document_ids[:rows])
 
 
 @torch.no_grad()
@@ -116,7 +146,7 @@ def evaluate(model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor,
         context = model.context(ids, ids.shape[1] - n, document_ids)
         hidden = model.heads(model.run_trunk(context), context)
     targets = targets_of(ids, document_ids, n)
-    objective = Objective(targets, (targets != IGNORED).sum((1, 2)), torch.ones(n, device=ids.device))
+    objective = Objective(targets, valid_counts(targets), torch.ones(n, device=ids.device), context, context)
     nats = [_head_nats(model, slice(i, i + 1), x[None], objective) for i, x in enumerate(hidden)]
     return HeadLosses(torch.cat(nats).double(), objective.counts)
 
@@ -130,6 +160,9 @@ class Objective:
     """valid targets that each head's summed nats are divided by"""
     weights: Float[Tensor, " n"]
     """how much of each head's gradient reaches the parameters that head 1 needs, too"""
+    context: Context
+    far_context: Context
+    """of the rows that heads off head 1's path learn from: the first ones"""
 
     def loss(self, heads: slice, nats: Float[Tensor, " g"]) -> Float[Tensor, ""]:
         return (nats / self.counts[heads].clamp_min(1)).sum()
@@ -148,46 +181,47 @@ class Objective:
         return torch.where(self.weights[before] > 0, self.weights[i] / self.weights[before], 1.0)
 
 
-def _backward_joint(model: ByteMTP, z: Tensor, context: Context, objective: Objective) -> Tensor:
+def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Tensor:
     hidden: dict[int, Tensor] = {}
     for chain in model.chains:
         x = z
         for place, i in enumerate(chain):
-            x = hidden[i] = _run_link(model, chain, place, x, context, objective)
+            x = hidden[i] = _run_link(model, chain, place, x, objective)
     nats = [_head_nats(model, slice(i, i + 1), hidden[i][None], objective) for i in range(len(hidden))]
     objective.loss(slice(None), torch.cat(nats)).backward()
     return torch.cat(nats).detach()
 
 
-def _backward_sequential(model: ByteMTP, z: Tensor, context: Context, objective: Objective) -> Tensor:
+def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Tensor:
     leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
     nats = torch.zeros(len(objective.counts), dtype=z.dtype, device=z.device)
     if model.config.topology in ("linear", "replicated"):
-        for heads in groups_of(len(nats), z.shape[0] * z.shape[1]):
-            links = [_run_link(model, [i], 0, leaf, context, objective) for i in range(heads.start, heads.stop)]
+        for heads in groups_of(objective):
+            links = [_run_link(model, [i], 0, leaf, objective) for i in range(heads.start, heads.stop)]
             nats[heads] = _loss_backward(model, heads, torch.stack(links), objective)
     else:
         for chain in model.chains:
-            _walk_chain(model, chain, leaf, context, objective, nats)
+            _walk_chain(model, chain, leaf, objective, nats)
     if z.requires_grad:
         z.backward(leaf.grad)
     return nats
 
 
-def groups_of(n: int, positions: int) -> list[slice]:
-    """Heads in groups whose logits at `positions` take no more than `GROUP_BYTES`; at least one head each."""
-    size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * positions))
-    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+def groups_of(objective: Objective) -> list[slice]:
+    """Heads in groups whose logits take no more than `GROUP_BYTES`, one head at least; no group mixes rows."""
+    n, far_rows = len(objective.counts), len(objective.far_context.ids)
+    size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * far_rows * objective.far_context.length))
+    first = 0 if far_rows == len(objective.context.ids) else 1
+    alone = [slice(0, 1)] * first
+    return alone + [slice(start, min(start + size, n)) for start in range(first, n, size)]
 
 
-def _walk_chain(
-    model: ByteMTP, chain: list[int], leaf: Tensor, context: Context, objective: Objective, nats: Tensor
-) -> None:
+def _walk_chain(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objective, nats: Tensor) -> None:
     """Forward along the chain with a cut after every link, then loss and backward link by link from its far end."""
     links: list[tuple[int, Tensor, Tensor]] = []
     x = leaf
     for place, i in enumerate(chain):
-        out = _run_link(model, chain, place, x, context, objective)
+        out = _run_link(model, chain, place, x, objective)
         x = out.detach().requires_grad_(out.requires_grad)
         links.append((i, out, x))
     while links:
@@ -199,11 +233,14 @@ def _walk_chain(
 
 
 def _run_link(
-    model: ByteMTP, chain: list[int], place: int, x: Tensor, context: Context, objective: Objective
-) -> Float[Tensor, "b s d"]:
-    i, weight = chain[place], objective.entry_weight(chain, place, model.path_to_first_head)
+    model: ByteMTP, chain: list[int], place: int, x: Tensor, objective: Objective
+) -> Float[Tensor, "rows s d"]:
+    """Output of a head's link, on the rows that this head learns from."""
+    i, path = chain[place], model.path_to_first_head
+    context = objective.context if i in path else objective.far_context
+    weight = objective.entry_weight(chain, place, path)
     with model.autocast():
-        return model.link(i, x, context, weight, objective.weights[i])
+        return model.link(i, x[: len(context.ids)], context, weight, objective.weights[i])
 
 
 def _loss_backward(
@@ -224,14 +261,14 @@ def _head_nats(
     if len(model.path_to_first_head) > 1:  # anticausal: head 1 reads what all heads have written
         hidden = scale_gradient(hidden, weights[:, None, None, None])
     norm = scale_gradient(model.norm.weight.expand(len(hidden), -1), weights[:, None])
-    unembeddings = [unembed.weight for unembed in model.unembed]
-    if len(unembeddings) > 1:
-        unembedding = torch.stack(unembeddings[heads])
+    if len(model.unembed) > 1:
+        unembedding = torch.stack([model.unembedding(i)[1] for i in range(heads.start, heads.stop)])
     else:
-        unembedding = scale_gradient(unembeddings[0].expand(len(hidden), -1, -1), weights[:, None, None])
+        shared = model.unembedding(0)[1].expand(len(hidden), -1, -1)
+        unembedding = scale_gradient(shared, weights[:, None, None])
     function = compile_once(_nats) if model.compiled else _nats
     with model.autocast():
-        return function(hidden, norm, unembedding, model.padding, objective.targets[heads])
+        return function(hidden, norm, unembedding, model.padding, objective.targets[heads, : hidden.shape[1]])
 
 
 def _nats(hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
 """Of Muon (Jordan et al. 2024)."""
 
+LONGEST_WARMUP = 0.1
+"""Share of a run by the clock, whose number of steps nobody knows."""
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
 
 
@@ -100,16 +102,17 @@ def clip_gradients(model: ByteMTP, largest: float) -> Tensor:
 def learning_rate(train: TrainConfig, step: int, elapsed_s: float) -> float:
     """Learning rate of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
 
-    By steps, the last step of the warm-up is at the peak and the last step of all at the end of the schedule.  By
-    minutes, the schedule follows the clock.  During the warm-up the rate depends on nothing but the step.
+    By steps, the last step of the warm-up is at the peak and the last step of all at the end of the schedule, and
+    during the warm-up the rate depends on nothing but the step.  By minutes, the schedule follows the clock, and the
+    warm-up takes a tenth of the time at most.
     """
-    if step < train.warmup:
-        return train.lr * (step + 1) / train.warmup
     if train.minutes:
         progress = elapsed_s / (60 * train.minutes)
+        warm = max((step + 1) / max(1, train.warmup), progress / LONGEST_WARMUP)
     else:
         progress = (step + 1 - train.warmup) / max(1, train.steps - train.warmup)
-    return train.lr * SCHEDULES[train.schedule](train, min(1.0, progress))
+        warm = (step + 1) / max(1, train.warmup)
+    return train.lr * (warm if warm < 1 else SCHEDULES[train.schedule](train, min(1.0, progress)))
 
 
 def cosine(train: TrainConfig, progress: float) -> float:

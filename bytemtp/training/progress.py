@@ -43,6 +43,8 @@ class MetricsLine:
     """gradient norm of the last step, before clipping; null before the first"""
     bytes_seen: int
     """input bytes trained on"""
+    epoch: int
+    """how many times all of the data has been seen; 0 in the first pass"""
     bytes_per_s: float
     """input bytes a second: of training steps since the last line, or of this validation"""
     elapsed_s: float
@@ -56,7 +58,8 @@ class MetricsLine:
     def __str__(self) -> str:
         bpb = " ".join("-" if x is None else f"{x:.3f}" for x in self.bpb_per_head)
         loss = "-" if self.loss is None else f"{self.loss:.4f}"
-        return f"{self.split:5} {self.step:>6}  loss {loss}  bpb {bpb}  {self.bytes_per_s / 1000:.1f} kB/s"
+        speed = f"{self.bytes_per_s / 1000:.1f} kB/s"
+        return f"{self.split:5} {self.step:>6}  loss {loss}  bpb {bpb}  {speed}  epoch {self.epoch}"
 
 
 def finite(losses: HeadLosses) -> tuple[float | None, list[float | None]]:
@@ -112,7 +115,8 @@ class Progress:
             self.say(str(line))
         else:
             bits = f"{line.bpb_per_head[0]:.3f}" if line.bpb_per_head[0] is not None else "-"
-            self._bar.set_postfix_str(f"loss {line.loss:.4f}  bpb {bits}  {line.bytes_per_s / 1000:.1f} kB/s")
+            speed = f"{line.bytes_per_s / 1000:.1f} kB/s"
+            self._bar.set_postfix_str(f"loss {line.loss:.4f}  bpb {bits}  {speed}  epoch {line.epoch}")
 
     def say(self, message: str) -> None:
         """Print a line without tearing the bar."""

@@ -1,6 +1,7 @@
 """What a resumed run may change, and warnings where the result will not be that of one run without a stop."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ import torch
 import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import Settings, TrainConfig, flatten, load_settings, unflatten
+from bytemtp.common.settings import Settings, TrainConfig, changed, flatten, load_settings, unflatten
 from bytemtp.model.checkpoint import latest
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.batches import with_steps_of_epochs
 from bytemtp.training.optimizer import learning_rate
+from bytemtp.training.run_folder import on_disk
 
 MAY_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         "steps",
         "minutes",
+        "epochs",
         "log_every",
         "valid_every",
         "checkpoint_every",
@@ -34,20 +38,32 @@ MAY_CHANGE = frozenset(
 def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """The settings to go on with, and the run's `[run]` table.
 
-    UserError if a setting differs from the run's that must not; what is "auto" stays what it was resolved to.
+    What is left open stays what it was resolved to: "auto", `data.sweeps` 0, the number of steps in `train.epochs`.
+    UserError if a setting differs from the run's that must not.
     """
     saved, saved_info = load_settings(run / "config.toml")
     old, new = flatten(saved), flatten(settings)
-    new |= {name: old[name] for name, value in new.items() if value == "auto"}
+    new |= {name: old[name] for name, value in new.items() if value == "auto" or (name, value) == ("data.sweeps", 0)}
     for name, value in new.items():
         if value != old[name] and name not in MAY_CHANGE:
             raise UserError(
                 f"{name} is {value!r} but the run was made with {old[name]!r}; leave it out to resume, "
                 "or start a new run"
             )
-    warn_of_schedule(run, saved.train, unflatten(new).train)
-    given = {name: value for name, value in info.items() if value}
-    return unflatten(new), saved_info | given
+    info = saved_info | {name: value for name, value in info.items() if value}
+    settings = with_new_length(run, saved.train, unflatten(new), info["paths"])
+    warn_of_schedule(run, saved.train, settings.train)
+    return settings, info
+
+
+def with_new_length(run: Path, old: TrainConfig, new: Settings, paths: Sequence[str]) -> Settings:
+    """Other `train.epochs` become steps anew; the same ones keep the steps that they have become."""
+    if new.train.epochs != old.epochs:
+        return with_steps_of_epochs(new, on_disk(paths, run, decompress=new.data.decompress))
+    if old.epochs and new.train.steps != old.steps:
+        log(f"train.steps stays {old.steps}, by train.epochs {old.epochs}; to change it, set train.epochs to 0, too")
+        return changed(new, **{"train.steps": old.steps})
+    return new
 
 
 def warn_of_schedule(run: Path, old: TrainConfig, new: TrainConfig) -> None:
@@ -59,7 +75,7 @@ def warn_of_schedule(run: Path, old: TrainConfig, new: TrainConfig) -> None:
     done = int(folder.name.removeprefix("step-")) if folder else 0
     if any(learning_rate(old, step, 0.0) != learning_rate(new, step, 0.0) for step in range(done)):
         log(
-            f"warning: the {done} steps done followed the cosine of the old train.steps or train.minutes; "
+            f"warning: the {done} steps done followed the schedule of the old train.steps or train.minutes; "
             "the result will not be that of one long run.  To pause a run and keep its schedule, use --stop-after"
         )
 

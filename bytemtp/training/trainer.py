@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from itertools import islice
 from operator import add
 from pathlib import Path
 from typing import Any, Literal
@@ -26,24 +25,20 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
-from bytemtp.common.runtime import log, pick_device
+from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Settings, TrainConfig, head_weights, to_toml
-from bytemtp.data.rows import EmptySplit, Split
-from bytemtp.data.sources import SkipLog, find
-from bytemtp.data.stream import Batch, Cursor, Stream, stream
+from bytemtp.data.stream import Batch, Cursor
 from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
+from bytemtp.training.batches import check_paths, collect_valid, training_rows, with_steps_of_epochs, with_sweeps
 from bytemtp.training.interrupts import Interrupts
-from bytemtp.training.loss import HeadLosses, backward, evaluate, valid_target_counts
+from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
 from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
 from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
 from bytemtp.training.start import freeze, record_source, start_from
-
-VALID_SEED = 0
-"""Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
 
 Sampler = Callable[[ByteMTP], bytes]
 
@@ -100,24 +95,18 @@ def train(
     if "init" in info and not (resume and latest(run)):
         start_from(model, Path(info["init"]), settings.train.seed)
     freeze(model, settings.train, has_source="init" in info)
-    settings = choose(settings, model, place)
     if not resume:
         clear(run)
         run.mkdir(parents=True, exist_ok=True)
+    paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
+    if not resume:
+        settings = with_steps_of_epochs(with_sweeps(settings, paths), paths)
+    settings = choose(settings, model, place)
     warn_if_elsewhere(info, facts(model))
     info |= facts(model)
     write_file(run / "config.toml", to_toml(settings, info))
-    paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
     with Trainer(settings, paths, run, model, sample) as trainer:
         return trainer.run(stop_after)
-
-
-def check_paths(paths: Sequence[str], settings: Settings) -> None:
-    """UserError if there is nothing to read: before an old run is deleted for the sake of a misspelt path."""
-    if not paths:
-        raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
-    sources = find(paths, SkipLog(settings.data.on_corrupt))
-    log(f"data: {len(sources):,} files in {', '.join(paths)}")
 
 
 class Trainer:
@@ -134,7 +123,8 @@ class Trainer:
         self.state = self._restore()
         self.unlogged = _unpack(self.state.unlogged, model.device)
         self.lr = 0.0
-        self.valid = self._collect_valid()
+        self._pin_memory = model.device.type == "cuda"
+        self.valid = collect_valid(settings, paths, pin_memory=self._pin_memory)
         self.valid_losses: HeadLosses | None = None
         self._timed_bytes, self._timed_seconds = 0, 0.0
         self._told: set[str] = set()
@@ -143,7 +133,8 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         with ExitStack() as stack:
             cursor = None if self.state.cursor is None else Cursor(**self.state.cursor)
-            self.batches = stack.enter_context(self._stream("train", cursor))
+            rows = training_rows(self.settings, self.paths, cursor, pin_memory=self._pin_memory)
+            self.batches = stack.enter_context(rows)
             progress = Progress(self.folder, self.train, self.state.step, self.state.elapsed_s)
             self.progress = stack.enter_context(progress)
             self.interrupts = stack.enter_context(Interrupts())
@@ -185,11 +176,12 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds."""
-        ids, document_ids = batch.ids, batch.document_ids
-        counts = valid_target_counts(ids, document_ids, self.model.config.n_future)
-        parts = zip(ids.split(self._round_rows), document_ids.split(self._round_rows), strict=True)
-        mode = self.train.backward
-        return reduce(add, [backward(self.model, *part, counts, mode, self.head_weights) for part in parts])
+        parts = [*zip(batch.ids.split(self._round_rows), batch.document_ids.split(self._round_rows), strict=True)]
+        share, mode = self.train.far_rows, self.train.backward
+        counts = None
+        if len(parts) > 1:
+            counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
+        return reduce(add, [backward(self.model, *part, counts, mode, self.head_weights, share) for part in parts])
 
     def _advance(self, batch: Batch, norm: float, seconds: float) -> None:
         new_bytes = self.train.batch_size * self.train.seq_len
@@ -221,7 +213,9 @@ class Trainer:
         apply(self.settings, self.model, compiled=False)
         if self.valid:
             began = time.monotonic()
-            self.valid_losses = reduce(add, [self._evaluate(batch.to(self.model.device)) for batch in self.valid])
+            batches = (batch.to(self.model.device) for batch in self.valid)
+            losses = [evaluate(self.model, batch.ids, batch.document_ids) for batch in batches]
+            self.valid_losses = reduce(add, losses)
             size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
             self._note_best(self.valid_losses)
@@ -233,10 +227,6 @@ class Trainer:
         bits, so_far = to_compare(losses, self.train), self.state.best_bpb
         if math.isfinite(bits) and (so_far is None or bits < so_far):
             self.state = replace(self.state, best_step=self.state.step, best_bpb=bits)
-
-    def _evaluate(self, batch: Batch) -> HeadLosses:
-        parts = zip(batch.ids.split(self._round_rows), batch.document_ids.split(self._round_rows), strict=True)
-        return reduce(add, [evaluate(self.model, *part) for part in parts])
 
     def _log_unlogged(self) -> None:
         if self.unlogged is not None:
@@ -259,6 +249,7 @@ class Trainer:
                 lr=self.lr,
                 grad_norm=state.grad_norm,
                 bytes_seen=state.bytes_seen,
+                epoch=0 if state.cursor is None else state.cursor["epoch"],
                 bytes_per_s=bytes_per_s,
                 elapsed_s=time.monotonic() - self._started,
                 peak_memory_bytes=peak_memory_bytes(self.model.device),
@@ -284,41 +275,6 @@ class Trainer:
     @property
     def _round_rows(self) -> int:
         return self.train.batch_size // self.train.accumulate
-
-    def _stream(self, split: Split, cursor: Cursor | None = None) -> Stream:
-        """The training rows without end, or the validation rows once."""
-        train, data = self.train, self.settings.data
-        valid = split == "valid"
-        return stream(
-            self.paths,
-            train.seq_len,
-            train.batch_size,
-            VALID_SEED if valid else train.seed,
-            n_future=self.settings.model.n_future,
-            epochs=1 if valid else None,
-            shuffle=valid or data.shuffle,
-            split=split if data.valid_fraction else "all",
-            valid_fraction=data.valid_fraction,
-            decompress=data.decompress,
-            text_field=data.text_field,
-            on_corrupt=data.on_corrupt,
-            cursor=cursor,
-            pin_memory=self.model.device.type == "cuda",
-        )
-
-    def _collect_valid(self) -> list[Batch]:
-        """The first `valid_batches` held-out batches, kept in memory."""
-        if not self.settings.data.valid_fraction:
-            log("validation: none, because data.valid_fraction is 0")
-            return []
-        try:
-            with self._stream("valid") as rows:
-                batches = list(islice(rows, self.train.valid_batches))
-        except EmptySplit:
-            log("warning: no document fell into the validation split; there will be no validation")
-            return []
-        log(f"validation: {sum(len(batch.octets) for batch in batches)} rows of {self.train.seq_len} bytes")
-        return batches
 
 
 def to_compare(losses: HeadLosses, train: TrainConfig) -> float:

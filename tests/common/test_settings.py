@@ -6,7 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import tomli_w
@@ -46,6 +46,7 @@ def harmless_values() -> st.SearchStrategy[dict[str, Any]]:
         "train.dtype": st.sampled_from(["auto", "float32", "bfloat16"]),
         "train.activation_checkpointing": st.booleans(),
         "data.decompress": st.booleans(),
+        "data.valid_paths": st.lists(st.text("ab/*", min_size=1), max_size=3).map(tuple),
         "data.text_field": st.text(min_size=1).filter(lambda text: text.isprintable()),
     }
     return st.fixed_dictionaries({}, optional=values)
@@ -62,7 +63,10 @@ def test_toml_and_command_line_agree(tmp_path_factory: pytest.TempPathFactory, v
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
     directly = changed(PRESETS["tiny"], **values)
     assert read("--config", str(path)) == directly
-    assert read(*(f"--{name}={value}" for name, value in values.items())) == directly
+    arguments = []
+    for name, value in values.items():
+        arguments += [f"--{name}", *value] if isinstance(value, tuple) else [f"--{name}={value}"]
+    assert read(*arguments) == directly
 
 
 @given(harmless_values(), st.sampled_from(sorted(PRESETS)))
@@ -131,6 +135,12 @@ def test_a_misspelt_setting_is_named_with_the_right_one(name: str, data: st.Data
         (["--config", "/no/such.toml"], "cannot read /no/such.toml"),
         (["--out"], "--out"),
         (["--overwite"], "'--overwite'.*'--overwrite'"),
+        (["--data.valid-paths", "a", "-"], "^data.valid_paths holds -, but standard input can only be trained on"),
+        (["--train.epochs", "2", "--train.minutes", "1.5"], "^train.minutes is 1.5 and train.epochs 2; a run has one"),
+        (["--train.epochs", "0.5"], "--train.epochs.*'0.5'"),
+        (["--train.epochs", "-1"], "^train.epochs is -1; it must be 0 or more$"),
+        (["--train.valid_bytes", "0"], "^train.valid_bytes is 0; it must be at least 1$"),
+        (["--train.valid_batches", "8"], "unknown setting '--train.valid_batches'.*'--train.valid_bytes'"),
         (["--model.n_future", "33"], "^model.n_future is 33; it must be from 1 to 32$"),
     ],
 )
@@ -147,6 +157,9 @@ def test_mistakes_on_the_command_line(arguments: list[str], message: str) -> Non
         ("steps = 7", "unknown setting 'steps'"),
         ("[train]\nsteps = [7]", r"settings.toml: train.steps is \[7\]; it must be of type int"),
         ("[train]\nsteps = 7.5", "settings.toml: train.steps is 7.5; it must be of type int"),
+        ("[train]\nvalid_batches = 8", "unknown setting 'train.valid_batches' in .*did you mean 'train.valid_bytes'"),
+        ('[data]\nvalid_paths = "a"', "settings.toml: data.valid_paths is 'a'; it must be a list of strings"),
+        ("[data]\nvalid_paths = [1]", r"settings.toml: data.valid_paths is \[1\]; it must be a list of strings"),
         ("[train", "is not valid TOML"),
         ("[nonsense]\nx = 1", "unknown setting 'nonsense.x'"),
     ],
@@ -177,7 +190,8 @@ def test_every_setting_is_explained() -> None:
     assert "python -m bytemtp.train corpora/tiny.txt --out" in help_text
     for kind in (ModelConfig, TrainConfig, DataConfig):
         for field in dataclasses.fields(kind):
-            for choice in get_args(get_type_hints(kind)[field.name]):
+            hint = get_type_hints(kind)[field.name]
+            for choice in get_args(hint) if get_origin(hint) is Literal else ():
                 assert choice in help_text
 
 

@@ -4,18 +4,21 @@ import dataclasses
 import gc
 import gzip
 import hashlib
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,9 +28,9 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import EOT
 from bytemtp.data import documents as documents_module
 from bytemtp.data import rows as rows_module
-from bytemtp.data.rows import EmptySplit
-from bytemtp.data.sources import SkipLog, Source
-from bytemtp.data.stream import Batch, Cursor, Stream, stream
+from bytemtp.data.rows import EmptySplit, IdStream, Position
+from bytemtp.data.sources import SkipLog, Source, find
+from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
 from bytemtp.testing import Corpus, corpora
 
 stream_module = sys.modules[Stream.__module__]
@@ -37,6 +40,7 @@ Row = tuple[list[int], list[int]]
 """ids and document ids"""
 
 SHAPES = st.fixed_dictionaries({"seq_len": st.sampled_from([1, 5, 16, 40]), "n_future": st.integers(1, 9)})
+SWEEPS = st.integers(1, 4)
 BATCHES = st.fixed_dictionaries({"batch_size": st.integers(1, 4), "shuffle": st.booleans()})
 
 
@@ -107,14 +111,16 @@ def test_shuffle_depends_on_seed_and_epoch(tmp_path: Path) -> None:
     shape=SHAPES,
     options=BATCHES,
     epochs=st.integers(1, 3),
+    sweeps=SWEEPS,
     split=st.sampled_from(["all", "train"]),
     place=st.integers(0, 10**6),
 )
 def test_resume_at_any_cut(
-    corpus: Corpus, shape: dict[str, int], options: dict[str, Any], epochs: int, split: str, place: int
+    corpus: Corpus, shape: dict[str, int], options: dict[str, Any], epochs: int, sweeps: int, split: str, place: int
 ) -> None:
     """From the cursor of any batch, through JSON, come exactly the batches that followed it."""
     options |= shape | {"epochs": epochs, "split": split, "valid_fraction": 0.3, "prefetch": 0}
+    options["sweeps"] = sweeps if options["shuffle"] else 1
     with in_the_small(corpus, sections=16) as folder:
         try:
             whole = list(stream(folder, **options))
@@ -155,7 +161,7 @@ def test_split_shares_out_the_sections(corpus: Corpus, shape: dict[str, int], fr
                 piece
                 for file in corpus.files
                 for number, document in zip(numbers_in(folder / file.name), file.documents, strict=True)
-                for piece in pieces_of(document, file.name, number, fraction, split)
+                for piece in pieces_of(document, in_split(file.name, number, fraction, split))
             ]
             rows = twin(pieces, **shape)
             options = {"split": split, "valid_fraction": fraction, "shuffle": False, "prefetch": 0, **shape}
@@ -166,6 +172,130 @@ def test_split_shares_out_the_sections(corpus: Corpus, shape: dict[str, int], fr
                     list(stream(folder, **options))
 
 
+@given(corpus=corpora(), seed=st.integers(0, 9), sweeps=SWEEPS, fraction=st.sampled_from([0.0, 0.5]))
+def test_sweeps_share_out_the_sections(corpus: Corpus, seed: int, sweeps: int, fraction: float) -> None:
+    """An epoch holds each section of the split once, in the pieces and with the shares that a fixed hash says."""
+    with in_the_small(corpus, sections=16) as folder:
+        expected = Counter(
+            piece
+            for share in range(sweeps)
+            for file in corpus.files
+            for number, document in zip(numbers_in(folder / file.name), file.documents, strict=True)
+            for piece in pieces_of(document, in_share(file.name, number, seed, sweeps, share, fraction))
+        )
+        log = SkipLog("error")
+        options: dict[str, Any] = {"split": "train" if fraction else "all", "valid_fraction": fraction}
+        ids = IdStream(find([folder], log), log, seed=seed, sweeps=sweeps, **options)
+        try:
+            octets = [item.octets for item in ids.read(Position(), row_width=1)][:-1]
+        except UserError:
+            assert not any(expected)
+            return
+    pieces = [b""]
+    for some in octets:
+        pieces[-1] += some
+        pieces += [b""] * (not some)
+    assert Counter(pieces[:-1]) == expected
+
+
+def in_share(name: str, number: int, seed: int, sweeps: int, share: int, fraction: float) -> Callable[[int], bool]:
+    def keep(section: int) -> bool:
+        text = f"{seed} {number} {section} {name}".encode()
+        digest = hashlib.blake2b(text, digest_size=8, person=b"share").hexdigest()
+        in_this = sweeps == 1 or int(digest, 16) % sweeps == share
+        return in_this and in_split(name, number, fraction, "train")(section)
+
+    return keep
+
+
+@pytest.mark.parametrize(
+    ("container", "files", "groups", "least_distance"),
+    [("jsonl", 1, 8, 0.8), ("tar", 4, 8, 0.8), ("tar", 1, 60, 0.4), ("jsonl", 4, 60, 0.4)],
+)
+def test_documents_of_large_files_are_mixed(
+    container: str, files: int, groups: int, least_distance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a row is in the corpus says little about when it comes, and neighbours in time come from anywhere.
+
+    The larger corpus has more row groups than there may be sweeps, so each group sees a part of it only.
+    """
+    monkeypatch.setattr(stream_module, "SHUFFLED_GROUP_BYTES", 1024)
+    count = groups * 1024 // 32
+    write_numbered(tmp_path, container, [range(i * count // files, (i + 1) * count // files) for i in range(files)])
+    sweeps = choose_sweeps(find([tmp_path], SkipLog("error")))
+    assert 8 <= sweeps <= 16
+    order, distance = mixing(tmp_path, sweeps)
+    assert abs(order) < 0.2
+    assert distance > least_distance
+    unswept = mixing(tmp_path, 1)
+    assert unswept[1] < 0.3  # the measure sees what sweeps are for
+    assert files > 1 or unswept[0] > 0.9
+
+
+def write_numbered(folder: Path, container: str, files: list[range]) -> None:
+    """Documents of 31 bytes that are their numbers."""
+    for i, numbers in enumerate(files):
+        documents = [b"%031d" % number for number in numbers]
+        if container == "jsonl":
+            text = "".join(json.dumps({"text": document.decode()}) + "\n" for document in documents)
+            (folder / f"{i}.jsonl").write_text(text)
+            continue
+        with tarfile.open(folder / f"{i}.tar", "w") as archive:
+            for number, document in zip(numbers, documents, strict=True):
+                member = tarfile.TarInfo(str(number))
+                member.size = len(document)
+                archive.addfile(member, io.BytesIO(document))
+
+
+def mixing(folder: Path, sweeps: int) -> tuple[float, float]:
+    """Rank correlation of a row's places in corpus and stream, and how far apart neighbours lie: 1 as in chance."""
+    batches = stream(folder, seq_len=32, batch_size=64, n_future=1, seed=0, sweeps=sweeps, prefetch=0)
+    numbers = np.array([int(bytes(row[:31])) for batch in batches for row in batch.octets.tolist()])
+    assert sorted(numbers) == list(range(len(numbers)))
+    order = float(np.corrcoef(numbers, np.arange(len(numbers)))[0, 1])
+    return order, float(np.abs(np.diff(numbers)).mean() / (len(numbers) / 3))
+
+
+def test_every_epoch_has_its_own_order_of_shares(tmp_path: Path) -> None:
+    write_numbered(tmp_path, "jsonl", [range(200)])
+    batches = stream(tmp_path, seq_len=32, batch_size=1, n_future=1, epochs=2, sweeps=4, prefetch=0)
+    numbers = [int(bytes(batch.octets[0, :31].tolist())) for batch in batches]
+    assert sorted(numbers[:200]) == sorted(numbers[200:]) == list(range(200))
+    assert numbers[:200] != numbers[200:]
+
+
+def test_sweeps_follow_the_sizes_of_files(tmp_path: Path) -> None:
+    def sweeps(**sizes: int) -> int:
+        for name, size in sizes.items():
+            with (tmp_path / name.replace("_", ".")).open("wb") as file:
+                file.truncate(size)
+        found = find([tmp_path / name.replace("_", ".") for name in sizes], SkipLog("error"))
+        return choose_sweeps(found)
+
+    mega = 1 << 20
+    assert sweeps(a_txt=8 * mega) == 1
+    assert sweeps(a_txt=8 * mega + 1) == 2
+    assert sweeps(a_txt=80 * mega) == 10
+    assert sweeps(a_zst=20 * mega) == 10
+    assert sweeps(a_txt=8000 * mega) == 16
+    assert sweeps(**{f"{i}_txt": mega // 2 for i in range(100)}) == 1
+    assert sweeps(**{f"{i}_txt": mega for i in range(100)}) == 2
+    assert choose_sweeps([Source("-", 0)]) == 1
+
+
+def test_an_epoch_is_counted(tmp_path: Path) -> None:
+    """Without taking anything from the batches; with sweeps, the ends of their pieces count, too."""
+    (tmp_path / "a.txt").write_bytes(bytes(2 << 20))
+    (tmp_path / "b.txt").write_bytes(b"abc")
+    with stream(tmp_path, seq_len=512, n_future=1, epochs=None) as batches:
+        assert batches.count_epoch() == (2 << 20) + 1 + 3 + 1
+        assert next(batches).cursor.row == 8
+    with stream(tmp_path, seq_len=512, n_future=1, batch_size=1, sweeps=3) as batches:
+        count = batches.count_epoch()
+        assert count > (2 << 20) + 5
+        assert sum(int(batch.lengths.sum()) - 1 for batch in batches) == count - 1
+
+
 def numbers_in(path: Path) -> list[int]:
     """The numbers of a file's documents: blank lines of .jsonl count."""
     documents = documents_module.open_documents(Source(str(path), 0), SkipLog("error"), "text", decompressed=True)
@@ -173,19 +303,25 @@ def numbers_in(path: Path) -> list[int]:
         return [documents.index for _ in iter(documents.advance, False)]
 
 
-def pieces_of(document: bytes, name: str, number: int, fraction: float, split: str) -> list[bytes]:
+def pieces_of(document: bytes, keep: Callable[[int], bool]) -> list[bytes]:
     sections = [document[start : start + 16] for start in range(0, len(document), 16)] or [b""]
     pieces: list[bytes] = []
     open_piece = False
     for place, section in enumerate(sections):
-        digest = hashlib.blake2b(f"{number} {place} {name}".encode(), digest_size=8).hexdigest()
-        kept = (int(digest, 16) / 2**64 < fraction) == (split == "valid")
-        if kept and open_piece:
+        if keep(place) and open_piece:
             pieces[-1] += section
-        elif kept:
+        elif keep(place):
             pieces.append(section)
-        open_piece = kept
+        open_piece = keep(place)
     return pieces
+
+
+def in_split(name: str, number: int, fraction: float, split: str) -> Callable[[int], bool]:
+    def keep(section: int) -> bool:
+        digest = hashlib.blake2b(f"{number} {section} {name}".encode(), digest_size=8).hexdigest()
+        return (int(digest, 16) / 2**64 < fraction) == (split == "valid")
+
+    return keep
 
 
 @given(corpus=corpora(), shape=SHAPES, options=BATCHES, data=st.data())
@@ -279,6 +415,8 @@ BAD_ARGUMENTS = {
     "rank is 2; it must be at least 0, at most 1": {"rank": 2, "world_size": 2},
     "world_size is 0": {"world_size": 0},
     "prefetch is -1": {"prefetch": -1},
+    "sweeps is 0; it must be at least 1": {"sweeps": 0},
+    "sweeps is 2; it must be at least 1, at most 1": {"sweeps": 2, "shuffle": False},
     "valid_fraction is 1.5": {"valid_fraction": 1.5},
     "split is 'test'; it must be one of all, train, valid": {"split": "test"},
     "on_corrupt is 'ignore'; it must be one of error, skip": {"on_corrupt": "ignore"},

@@ -24,7 +24,7 @@ import bytemtp
 from bytemtp.common.settings import ModelConfig, Topology, TrainConfig
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
+from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate, set_learning_rate
 
 HERE = Path(__file__).parent
 TEXT = HERE.parent.parent / "corpora" / "tiny.txt"

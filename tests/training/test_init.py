@@ -32,14 +32,14 @@ from bytemtp.model.initial import check_shape, freeze_path, path_layers, take, w
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import adamw
+from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.trainer import train
 
 TOPOLOGIES = get_args(Topology)
 MODEL = ModelConfig(dim=16, layers=4, attention_heads=2, kv_heads=1, ffn_dim=24, n_future=3, rope_theta=500.0, window=9)
 TRAIN = TrainConfig(
     steps=4, batch_size=4, seq_len=32, lr=1e-2, warmup=2, dtype="float32", compile="false", log_every=2, valid_every=2,
-    valid_batches=1, checkpoint_every=2, sample_bytes=0,
+    valid_bytes=128, checkpoint_every=2, sample_bytes=0,
 )  # fmt: skip
 SETTINGS = Settings(MODEL, TRAIN, DataConfig(valid_fraction=0.2))
 IDS = torch.randint(0, VOCAB_SIZE, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -63,7 +63,7 @@ def written_run(folder: Path, model: ByteMTP, steps: tuple[int, ...] = (1,)) -> 
     folder.mkdir(parents=True)
     write_file(folder / "config.toml", to_toml(replace(SETTINGS, model=model.config), {}))
     for step in steps:
-        save(folder, TrainState(step=step), model, adamw(model, TRAIN), keep=9)
+        save(folder, TrainState(step=step), model, Optimizers(model, TRAIN), keep=9)
     return folder
 
 

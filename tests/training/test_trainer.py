@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,24 @@ import pytest
 import torch
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
+from bytemtp.common.presets import PRESETS
+from bytemtp.common.settings import (
+    DataConfig,
+    ModelConfig,
+    Settings,
+    TrainConfig,
+    changed,
+    head_weights,
+    load_settings,
+)
+from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import best, latest, load_model
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training.auto import pick_compile
+from bytemtp.training.batches import collect_valid
 from bytemtp.training.loss import HeadLosses, backward
-from bytemtp.training.optimizer import Optimizers, learning_rate
+from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate
 from bytemtp.training.progress import drop_lines_after
 from bytemtp.training.trainer import TrainOutcome, train
 
@@ -32,13 +44,13 @@ SETTINGS = Settings(
     ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2),
     TrainConfig(
         steps=12, batch_size=4, seq_len=32, lr=1e-2, warmup=2, dtype="float32", log_every=3, valid_every=5,
-        valid_batches=2, checkpoint_every=4, sample_bytes=0,
+        valid_bytes=256, checkpoint_every=4, sample_bytes=0,
     ),
     DataConfig(valid_fraction=0.2),
 )  # fmt: skip
 KEYS = {
-    "step", "split", "loss", "bpb", "bpb_per_head", "lr", "grad_norm", "bytes_seen", "bytes_per_s", "elapsed_s",
-    "peak_memory_bytes",
+    "step", "split", "loss", "bpb", "bpb_per_head", "lr", "grad_norm", "bytes_seen", "epoch", "bytes_per_s",
+    "elapsed_s", "peak_memory_bytes",
 }  # fmt: skip
 CLOCK = {"bytes_per_s", "elapsed_s", "peak_memory_bytes"}
 """What may differ between two equal runs."""
@@ -57,11 +69,11 @@ def _one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """40 documents of 50 to 250 bytes: an epoch is some 11 batches, so the runs here cross its end."""
+    """40 documents of 10 to 70 bytes: an epoch is some 10 batches, so the runs here cross its end."""
     folder = tmp_path_factory.mktemp("corpus")
     draw = random.Random(0)
     for i in range(40):
-        words = draw.choices(WORDS, k=draw.randint(8, 40))
+        words = draw.choices(WORDS, k=draw.randint(2, 9))
         (folder / f"{i:02}.txt").write_text("".join(words))
     return str(folder)
 
@@ -131,7 +143,7 @@ def test_a_changed_schedule_is_told(
     train(settings(steps=4, warmup=warmup), [corpus], tmp_path / "run", device="cpu")
     capsys.readouterr()
     train(settings(steps=6, warmup=warmup), [], tmp_path / "run", device="cpu", resume=True)
-    assert ("followed the cosine of the old" in capsys.readouterr().err) == warns
+    assert ("followed the schedule of the old" in capsys.readouterr().err) == warns
 
 
 def test_a_finished_run_stays_as_it_is(corpus: str, tmp_path: Path) -> None:
@@ -163,8 +175,10 @@ def test_resume_on_the_command_line_takes_everything_from_the_run(corpus: str, t
         read_command(["--out", str(run), "--resume", "--preset", "small"])
 
 
-def test_metrics_have_all_keys(whole: Path) -> None:
+def test_metrics_have_all_keys(whole: Path, corpus: str) -> None:
     records = lines(whole)
+    epoch_steps = steps_of(corpus, epochs=1)
+    assert 8 <= epoch_steps < 12
     assert [(line["step"], line["split"]) for line in records] == [
         (3, "train"), (5, "valid"), (6, "train"), (9, "train"), (10, "valid"), (12, "train"), (12, "valid"),
     ]  # fmt: skip
@@ -174,6 +188,7 @@ def test_metrics_have_all_keys(whole: Path) -> None:
         assert len(line["bpb_per_head"]) == 2
         assert line["loss"] == pytest.approx(sum(line["bpb_per_head"]) / 2 * math.log(2))
         assert line["bytes_seen"] == line["step"] * 4 * 32
+        assert line["epoch"] == (line["step"] >= epoch_steps)
         assert line["lr"] == learning_rate(SETTINGS.train, line["step"] - 1, 0.0)
         assert line["peak_memory_bytes"] > 10**6
         assert line["bytes_per_s"] > 0
@@ -182,7 +197,7 @@ def test_metrics_have_all_keys(whole: Path) -> None:
 
 def test_config_says_what_the_run_was(whole: Path, corpus: str) -> None:
     saved, info = load_settings(whole / "config.toml")
-    assert saved == changed(SETTINGS, **{"train.compile": "false"})
+    assert saved == changed(SETTINGS, **{"train.compile": "false", "data.sweeps": 1})
     assert info["paths"] == [corpus]
     assert info["parameters"] == ByteMTP(SETTINGS.model).num_parameters()
     assert info["torch"] == torch.__version__
@@ -267,6 +282,146 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
         train(SETTINGS, [corpus], run, device="cpu")
     monkeypatch.undo()
     assert train(SETTINGS, [], run, device="cpu", resume=True).finished
+
+
+def steps_of(corpus: str, epochs: int) -> int:
+    """Steps until every row of so many epochs was in a batch: by reading the rows."""
+    options: dict[str, Any] = {"split": "train", "valid_fraction": 0.2, "n_future": 2}
+    with stream(corpus, 32, 4, epochs=None, **options) as batches:
+        return 1 + sum(1 for _ in takewhile(lambda batch: batch.cursor.epoch < epochs, batches))
+
+
+def test_epochs_become_steps(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run ends with the batch that holds the last row of the last epoch, and its schedule is that of its steps."""
+    steps = steps_of(corpus, epochs=2)
+    outcome = train(settings(epochs=2, steps=7), [corpus], tmp_path / "epochs", device="cpu")
+    assert (outcome.finished, outcome.state.step) == (True, steps)
+    assert outcome.state.cursor is not None
+    assert outcome.state.cursor["epoch"] == 2
+    assert lines(tmp_path / "epochs")[-1]["epoch"] == 2
+    assert f"train.epochs 2: {steps} steps of 4 x 32 bytes" in capsys.readouterr().err
+    saved, _ = load_settings(tmp_path / "epochs" / "config.toml")
+    assert (saved.train.epochs, saved.train.steps) == (2, steps)
+    train(settings(steps=steps), [corpus], tmp_path / "steps", device="cpu")
+    assert weights(tmp_path / "epochs") == weights(tmp_path / "steps")
+
+
+def test_a_run_by_epochs_is_resumed_without_counting_again(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(settings(epochs=2), [corpus], whole, device="cpu")
+    train(settings(epochs=2), [corpus], cut, device="cpu", stop_after=5)
+    capsys.readouterr()
+    main(["--out", str(cut), "--resume", "--device=cpu", "--stop-after=15"])
+    train(settings(epochs=2), [], cut, device="cpu", resume=True)  # these settings name other steps
+    assert "counting" not in capsys.readouterr().err
+    assert weights(cut) == weights(whole)
+    assert without_clock(cut) == without_clock(whole)
+
+
+def test_a_run_by_epochs_may_get_another_length(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(settings(epochs=1, warmup=100), [corpus], run, device="cpu")
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.epochs=2"])
+    assert load_settings(run / "config.toml")[0].train.steps == steps_of(corpus, epochs=2)
+    train(settings(epochs=2, warmup=100), [corpus], tmp_path / "other", device="cpu")
+    assert weights(run) == weights(tmp_path / "other")
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50"])
+    assert "set train.epochs to 0, too" in capsys.readouterr().err
+    assert load_settings(run / "config.toml")[0].train.steps == steps_of(corpus, epochs=2)
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50", "--train.epochs=0"])
+    saved, _ = load_settings(run / "config.toml")
+    assert (saved.train.epochs, saved.train.steps) == (0, 50)
+    assert lines(run)[-1]["step"] == 50
+
+
+def test_epochs_of_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept before it is counted, and read once."""
+    (tmp_path / "text").write_bytes(b"abcdefgh" * 100)
+    with (tmp_path / "text").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        outcome = train(settings(epochs=3), ["-"], tmp_path / "run", device="cpu")
+    assert outcome.state.step == math.ceil(3 * 801 / (4 * 32))
+
+
+def held_out(folder: Path) -> str:
+    path = folder / "held-out.jsonl"
+    path.write_text("".join(json.dumps({"text": word * 20}) + "\n" for word in WORDS))
+    return str(path)
+
+
+def test_files_can_be_named_for_validation(corpus: str, tmp_path: Path) -> None:
+    """They are validated on, all of PATH is trained on, and a resumed run does the same."""
+    run, cut = tmp_path / "run", tmp_path / "cut"
+    named = changed(settings(valid_bytes=10**6), **{"data.valid_paths": [held_out(tmp_path)]})
+    outcome = train(named, [corpus], run, device="cpu")
+    assert outcome.valid is not None
+    assert outcome.valid.counts[0] == sum(20 * len(word) + 1 for word in WORDS) - 1  # the first id is no target
+    train(named, [corpus], cut, device="cpu", stop_after=5)
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    assert without_clock(cut) == without_clock(run)
+    whole_corpus = changed(settings(), **{"data.valid_fraction": 0.0})
+    train(whole_corpus, [corpus], tmp_path / "other", device="cpu")
+    assert weights(run) == weights(tmp_path / "other")
+    with pytest.raises(UserError, match=r"data.valid_paths is \(\) but the run was made with \('.*held-out.jsonl',\)"):
+        train(settings(valid_bytes=10**6), [], cut, device="cpu", resume=True)
+
+
+def test_wrong_validation_files_are_told_before_anything_is_written(corpus: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(Path(corpus) / "00.txt")
+    for path, message in {
+        str(tmp_path / "misspelt"): "data.valid_paths: .*misspelt: no such file or folder",
+        str(tmp_path / "link"): "data.valid_paths: .*link is also among the files to train on; name PATHs that leave",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            train(changed(SETTINGS, **{"data.valid_paths": [path]}), [corpus], tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("accumulate", "rows"), [(1, 4), (2, 4), (4, 3)])
+def test_validation_reads_its_bytes_in_rounds(corpus: str, accumulate: int, rows: int) -> None:
+    """As many batches as cover train.valid_bytes, each of the rows that a round of training has."""
+    batches = collect_valid(settings(valid_bytes=96, accumulate=accumulate), [corpus], pin_memory=False)
+    assert {len(batch.octets) for batch in batches} == {4 // accumulate}
+    assert sum(len(batch.octets) for batch in batches) == rows
+
+
+@pytest.mark.parametrize(("preset", "kib"), [("nano", 32), ("tiny", 256), ("small", 256), ("300m", 256)])
+def test_presets_validate_on_enough_bytes(preset: str, kib: int, corpus: str, tmp_path: Path) -> None:
+    """Eight batches of 4 x 512 bytes, as it once was, are 16 KiB: too few to tell two models apart."""
+    (tmp_path / "held-out").write_bytes(bytes(400 << 10))
+    named = changed(PRESETS[preset], **{"data.valid_paths": [str(tmp_path / "held-out")]})
+    batches = collect_valid(named, [corpus], pin_memory=False)
+    assert sum(len(batch.octets) for batch in batches) * named.train.seq_len == kib << 10
+
+
+def test_a_run_of_an_older_version_goes_on(corpus: str, whole: Path, tmp_path: Path) -> None:
+    """Its config.toml says train.valid_batches, which is now train.valid_bytes, and lacks newer settings."""
+    run = tmp_path / "run"
+    train(SETTINGS, [corpus], run, device="cpu", stop_after=5)
+    config = run / "config.toml"
+    text = config.read_text().replace("valid_bytes = 256", "valid_batches = 2")
+    for name in ("valid_paths = []", "sweeps = 1", "epochs = 0"):
+        assert text.count(f"{name}\n") == 1
+        text = text.replace(f"{name}\n", "")
+    config.write_text(text)
+    main(["--out", str(run), "--resume", "--device=cpu"])
+    assert weights(run) == weights(whole)
+
+
+def test_sweeps_are_chosen_once_and_kept(tmp_path: Path) -> None:
+    """A corpus beyond one buffer of rows is swept more often, and the resumed run goes on in the same order."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(random.Random(0).randbytes(20 << 20))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(settings(steps=4), [str(path)], whole, device="cpu")
+    assert load_settings(whole / "config.toml")[0].data.sweeps == 3
+    train(settings(steps=4), [str(path)], cut, device="cpu", stop_after=2)
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    assert weights(cut) == weights(whole)
 
 
 def test_minutes_end_a_run(corpus: str, tmp_path: Path) -> None:
@@ -366,6 +521,79 @@ def test_learning_rate() -> None:
     assert [learning_rate(by_clock, 5, second) for second in (0.0, 30.0, 60.0, 90.0)] == pytest.approx(
         [2.0, 1.1, 0.2, 0.2]
     )
+
+
+def test_wsd_is_constant_and_then_linear_to_zero() -> None:
+    plan = TrainConfig(steps=100, warmup=0, lr=2.0, schedule="wsd", decay=0.25)
+    rates = [learning_rate(plan, step, 0.0) for step in range(100)]
+    assert rates[:75] == [2.0] * 75
+    assert rates[75:] == pytest.approx([2.0 * left / 25 for left in range(24, -1, -1)])
+    longer = TrainConfig(steps=200, warmup=0, lr=2.0, schedule="wsd", decay=0.25)
+    assert [learning_rate(longer, step, 0.0) for step in range(75)] == rates[:75]  # such a run can be prolonged
+
+
+def test_warmup_by_the_clock_takes_a_tenth_of_the_run_at_most() -> None:
+    slow_machine = TrainConfig(minutes=1.0, warmup=1000, lr=2.0, schedule="wsd")
+    assert learning_rate(slow_machine, 0, 0.0) == pytest.approx(0.002)
+    assert learning_rate(slow_machine, 3, 3.0) == pytest.approx(1.0)
+    assert learning_rate(slow_machine, 8, 6.0) == 2.0
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "muon", "schedule": "wsd"}, {"head_weights": "geometric:0.5"}])
+def test_resumed_is_the_same_run_with_other_recipes(corpus: str, tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(settings(**changes), [corpus], tmp_path / "whole", device="cpu")
+    train(settings(**changes), [corpus], tmp_path / "cut", device="cpu", stop_after=5)
+    train(settings(**changes), [], tmp_path / "cut", device="cpu", resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_muon_takes_the_matrices_of_the_layers_and_nothing_else() -> None:
+    model = ByteMTP(SETTINGS.model)
+    adamw, muon = Optimizers(model, settings(optimizer="muon").train).parts
+    names = {name for group in muon.param_groups for name in group["param_names"]}
+    assert names == {name for name, p in model.named_parameters() if ".weight" in name and is_between_hidden(name)}
+    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    ids = torch.arange(20)[None]
+    backward(model, ids, torch.zeros_like(ids))
+    muon.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name not in names)
+
+
+def is_between_hidden(name: str) -> bool:
+    return name.rsplit(".", 2)[-2] in ("qkv", "attention_out", "gate_up", "ffn_out")
+
+
+def test_gradients_of_head_1_and_of_the_rest_are_clipped_apart() -> None:
+    """However large the far heads' gradients are, what head 1 needs keeps its own."""
+    model = ByteMTP(ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=3, topology="replicated"))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-6)
+    for head in (1, 2):
+        model.unembed[head].weight.grad.fill_(1e3)
+    norm = clip_gradients(model, 1.0)
+    assert norm < 1e-3
+    assert all((p.grad == 1e-6).all() for name, p in model.named_parameters() if not name.startswith("unembed"))
+    assert torch.stack([model.unembed[head].weight.grad.norm() for head in (1, 2)]).norm() == pytest.approx(1.0)
+    model.unembed[1].weight.grad[0, 0] = torch.nan
+    assert not clip_gradients(model, 1.0).isfinite()
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [("equal", [1, 1, 1]), ("far:0.1", [1, 0.1, 0.1]), ("far:0", [1, 0, 0]), ("geometric:0.5", [1, 0.5, 0.25])],
+)
+def test_head_weights(text: str, weights: list[float]) -> None:
+    assert head_weights(text, 3) == weights
+
+
+@pytest.mark.parametrize(
+    "text", ["", "far", "far:", "far:2", "far:-1", "near:0.1", "geometric:x", "equal:1", "far:nan"]
+)
+def test_bad_head_weights(text: str) -> None:
+    with pytest.raises(UserError, match="it must be equal, far:W or geometric:R with a number from 0 to 1"):
+        TrainConfig(head_weights=text)
 
 
 def test_decay_spares_the_norms() -> None:

@@ -1,0 +1,140 @@
+"""What a run reads: its training rows without end, its validation batches, and how many steps an epoch takes.
+
+Held out is a share of the documents of PATH (`data.valid_fraction`) or, if the user names files for it, all of those
+and nothing of PATH (`data.valid_paths`).
+
+Try:  python -c "from bytemtp.common.settings import *; from bytemtp.training.batches import *
+      print(with_steps_of_epochs(Settings(TrainConfig(epochs=2)), ['README.md']).train.steps)"
+"""
+
+import os
+from collections.abc import Sequence
+from itertools import islice
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import Settings, changed
+from bytemtp.data.rows import EmptySplit
+from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, find
+from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
+
+VALID_SEED = 0
+"""Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
+
+
+def check_paths(paths: Sequence[str], settings: Settings) -> None:
+    """UserError if there is nothing to read: before an old run is deleted for the sake of a misspelt path."""
+    if not paths:
+        raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
+    sources = find(paths, SkipLog(settings.data.on_corrupt))
+    log(f"data: {len(sources):,} files in {', '.join(paths)}")
+    if settings.data.valid_paths:
+        _check_valid_paths(settings.data.valid_paths, sources)
+
+
+def training_rows(settings: Settings, paths: Sequence[str], cursor: Cursor | None, *, pin_memory: bool) -> Stream:
+    """Batches of `train.batch_size` rows without end, from a cursor on."""
+    train, data = settings.train, settings.data
+    fraction = 0.0 if data.valid_paths else data.valid_fraction
+    return stream(
+        paths,
+        train.seq_len,
+        train.batch_size,
+        train.seed,
+        n_future=settings.model.n_future,
+        epochs=None,
+        shuffle=data.shuffle,
+        split="train" if fraction else "all",
+        valid_fraction=fraction,
+        decompress=data.decompress,
+        text_field=data.text_field,
+        sweeps=max(1, data.sweeps),  # 0 in the config.toml of a run from before there were sweeps
+        on_corrupt=data.on_corrupt,
+        cursor=cursor,
+        pin_memory=pin_memory,
+    )
+
+
+def collect_valid(settings: Settings, paths: Sequence[str], *, pin_memory: bool) -> list[Batch]:
+    """The first `train.valid_bytes` of held-out rows, in batches of one round of forward, kept in memory."""
+    train, data = settings.train, settings.data
+    if not data.valid_paths and not data.valid_fraction:
+        log("validation: none, because data.valid_fraction is 0")
+        return []
+    round_rows = train.batch_size // train.accumulate
+    try:
+        with _valid_rows(settings, paths, round_rows, pin_memory) as rows:
+            batches = list(islice(rows, -(-train.valid_bytes // (round_rows * train.seq_len))))
+    except EmptySplit:
+        log("warning: no document fell into the validation split; there will be no validation")
+        return []
+    count = sum(len(batch.octets) for batch in batches)
+    log(f"validation: {count * train.seq_len:,} bytes in {count:,} rows")
+    return batches
+
+
+def with_sweeps(settings: Settings, paths: Sequence[str]) -> Settings:
+    """The settings with `data.sweeps` chosen, if that is left open."""
+    data = settings.data
+    if data.sweeps:
+        return settings
+    sweeps = choose_sweeps(find(paths, SkipLog(data.on_corrupt))) if data.shuffle else 1
+    if sweeps > 1:
+        log(f"data.sweeps: {sweeps} (large files; each sweep reads another random share of their documents)")
+    return changed(settings, **{"data.sweeps": sweeps})
+
+
+def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:
+    """The settings with `train.steps` as `train.epochs` asks for, if it does: it reads the corpus once to count it.
+
+    The steps cover the ids of so many epochs, the last one perhaps with rows of the epoch after them.
+    """
+    train = settings.train
+    if not train.epochs:
+        return settings
+    log(f"train.epochs {train.epochs}: counting the data")
+    with training_rows(settings, paths, None, pin_memory=False) as rows:
+        ids = rows.count_epoch()
+    steps = -(-train.epochs * ids // (train.batch_size * train.seq_len))
+    log(
+        f"train.epochs {train.epochs}: {steps:,} steps of {train.batch_size} x {train.seq_len} bytes, "
+        f"since an epoch has {ids:,}"
+    )
+    return changed(settings, **{"train.steps": steps})
+
+
+def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_memory: bool) -> Stream:
+    """The held-out rows once, in an order of their own."""
+    data = settings.data
+    return stream(
+        data.valid_paths or paths,
+        settings.train.seq_len,
+        batch_size,
+        VALID_SEED,
+        n_future=settings.model.n_future,
+        split="all" if data.valid_paths else "valid",
+        valid_fraction=0.0 if data.valid_paths else data.valid_fraction,
+        decompress=data.decompress,
+        text_field=data.text_field,
+        on_corrupt=data.on_corrupt,
+        pin_memory=pin_memory,
+    )
+
+
+def _check_valid_paths(paths: Sequence[str], training: list[Source]) -> None:
+    """UserError if one is missing, or is trained on as well."""
+    try:
+        sources = find(paths, SkipLog("error"))
+    except UserError as error:
+        raise UserError(f"data.valid_paths: {error}") from None
+    trained = {_real_name(source) for source in training}
+    if both := [source.name for source in sources if _real_name(source) in trained]:
+        raise UserError(
+            f"data.valid_paths: {both[0]} is also among the files to train on; name PATHs that leave it out"
+        )
+    log(f"held out: {len(sources):,} files in {', '.join(paths)}")
+
+
+def _real_name(source: Source) -> str:
+    is_local = source.name != STANDARD_INPUT and "://" not in source.name
+    return os.path.realpath(source.name) if is_local else source.name

@@ -1,0 +1,5 @@
+"""Which settings give the fewest bits per byte in a few minutes on two cores: `python -m experiments.recipe`.
+
+recipe.toml     the grids: corpus, what all cells share, and what each cell changes
+results.jsonl   one line a finished cell and seed
+"""
