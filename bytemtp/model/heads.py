@@ -47,19 +47,18 @@ class Context:
 
 class _ScaledGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(ctx: Any, x: Tensor, weight: float) -> Tensor:
+        ctx.weight = weight
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
-        return (gradient * weight).to(gradient.dtype), None
+        return gradient * ctx.weight, None
 
 
-def scale_gradient(x: Float[Tensor, "*x"], weight: Float[Tensor, "*w"]) -> Float[Tensor, "*x"]:
-    """`x` itself, whose gradient is multiplied by `weight` (one that broadcasts to x) on its way back."""
-    return _ScaledGradient.apply(x, weight)
+def scale_gradient(x: Float[Tensor, "*x"], weight: float) -> Float[Tensor, "*x"]:
+    """`x` itself, whose gradient is multiplied by `weight` on its way back."""
+    return x if weight == 1 else _ScaledGradient.apply(x, weight)
 
 
 class DeepSeekModule(nn.Module):

@@ -151,24 +151,16 @@ class ByteMTP(nn.Module):
         return [hidden[i] for i in range(self.config.n_future)]
 
     def link(
-        self,
-        i: int,
-        x: Float[Tensor, "b s d"],
-        context: Context,
-        weight: Float[Tensor, ""] | None = None,
-        embed_weight: Float[Tensor, ""] | None = None,
+        self, i: int, x: Float[Tensor, "b s d"], context: Context, weight: float = 1.0, embed_weight: float = 1.0
     ) -> Float[Tensor, "b s d"]:
         """Head i's own computation on `x`, the output of whatever comes before it in its chain.
 
         weight, embed_weight: factors of the gradient that leaves the head for `x` and for the embedding of the ids
-        ahead; 1 unless given.
+        ahead.
         """
-        link = self.links[i]
-        if weight is not None:
-            x = scale_gradient(x, weight)
+        link, x = self.links[i], scale_gradient(x, weight)
         if isinstance(link, DeepSeekModule):
-            ahead = self.embed(context.ahead(i))
-            return link(x, ahead if embed_weight is None else scale_gradient(ahead, embed_weight), context)
+            return link(x, scale_gradient(self.embed(context.ahead(i)), embed_weight), context)
         if isinstance(link, Block):
             return link(x, context.rope, context.layout)
         return link(x)

@@ -18,6 +18,7 @@ Shapes:  b batch, s position, d width, n future offset, g heads of a group, v vo
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -104,7 +105,7 @@ def backward(
     document_ids: Int[Tensor, "b sn"],
     counts: Int[Tensor, " n"] | None = None,
     mode: Literal["sequential", "joint"] = "sequential",
-    weights: Float[Tensor, " n"] | None = None,
+    weights: Sequence[float] | None = None,
     far_rows: float = 1.0,
 ) -> HeadLosses:
     """Forward and backward; gradients are added to `.grad`.  Returns the losses, detached.
@@ -123,7 +124,7 @@ def backward(
     objective = Objective(
         targets,
         own_counts if counts is None else counts,
-        torch.ones(n, device=ids.device) if weights is None else weights,
+        [1.0] * n if weights is None else weights,
         context,
         far_context(model, context, document_ids, rows_of(len(ids), far_rows)),
     )
@@ -146,8 +147,8 @@ def evaluate(model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor,
         context = model.context(ids, ids.shape[1] - n, document_ids)
         hidden = model.heads(model.run_trunk(context), context)
     targets = targets_of(ids, document_ids, n)
-    objective = Objective(targets, valid_counts(targets), torch.ones(n, device=ids.device), context, context)
-    nats = [_head_nats(model, slice(i, i + 1), x[None], objective) for i, x in enumerate(hidden)]
+    objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context)
+    nats = [_head_nats(model, slice(i, i + 1), x, objective) for i, x in enumerate(hidden)]
     return HeadLosses(torch.cat(nats).double(), objective.counts)
 
 
@@ -158,7 +159,7 @@ class Objective:
     targets: Int[Tensor, "n b s"]
     counts: Int[Tensor, " n"]
     """valid targets that each head's summed nats are divided by"""
-    weights: Float[Tensor, " n"]
+    weights: Sequence[float]
     """how much of each head's gradient reaches the parameters that head 1 needs, too"""
     context: Context
     far_context: Context
@@ -167,18 +168,18 @@ class Objective:
     def loss(self, heads: slice, nats: Float[Tensor, " g"]) -> Float[Tensor, ""]:
         return (nats / self.counts[heads].clamp_min(1)).sum()
 
-    def entry_weight(self, chain: list[int], place: int, path: list[int]) -> Tensor | None:
-        """Factor of the gradient that leaves a head's link for what it reads; None is 1.
+    def entry_weight(self, chain: list[int], place: int, path: list[int]) -> float:
+        """Factor of the gradient that leaves a head's link for what it reads.
 
         Links on head 1's path are shared, and there each loss is scaled where it enters (`_head_nats`).  Off the path
         the factors along a chain multiply to the head's own weight where the chain leaves the path.
         """
         i, before = chain[place], chain[place - 1] if place else None
         if i in path:
-            return None
+            return 1.0
         if before is None or before in path:
             return self.weights[i]
-        return torch.where(self.weights[before] > 0, self.weights[i] / self.weights[before], 1.0)
+        return self.weights[i] / self.weights[before] if self.weights[before] else 1.0
 
 
 def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Tensor:
@@ -187,7 +188,7 @@ def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Tensor:
         x = z
         for place, i in enumerate(chain):
             x = hidden[i] = _run_link(model, chain, place, x, objective)
-    nats = [_head_nats(model, slice(i, i + 1), hidden[i][None], objective) for i in range(len(hidden))]
+    nats = [_head_nats(model, slice(i, i + 1), hidden[i], objective) for i in range(len(hidden))]
     objective.loss(slice(None), torch.cat(nats)).backward()
     return torch.cat(nats).detach()
 
@@ -197,8 +198,7 @@ def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Ten
     nats = torch.zeros(len(objective.counts), dtype=z.dtype, device=z.device)
     if model.config.topology in ("linear", "replicated"):
         for heads in groups_of(objective):
-            links = [_run_link(model, [i], 0, leaf, objective) for i in range(heads.start, heads.stop)]
-            nats[heads] = _loss_backward(model, heads, torch.stack(links), objective)
+            nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
     else:
         for chain in model.chains:
             _walk_chain(model, chain, leaf, objective, nats)
@@ -208,12 +208,33 @@ def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Ten
 
 
 def groups_of(objective: Objective) -> list[slice]:
-    """Heads in groups whose logits take no more than `GROUP_BYTES`, one head at least; no group mixes rows."""
-    n, far_rows = len(objective.counts), len(objective.far_context.ids)
-    size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * far_rows * objective.far_context.length))
-    first = 0 if far_rows == len(objective.context.ids) else 1
-    alone = [slice(0, 1)] * first
-    return alone + [slice(start, min(start + size, n)) for start in range(first, n, size)]
+    """Heads in groups whose logits take no more than `GROUP_BYTES`, one head at least.
+
+    The heads of a group have one weight and learn from the same rows: head 1 may be alone.
+    """
+    n, far = len(objective.weights), objective.far_context
+    size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * len(far.ids) * far.length))
+    groups = [slice(0, 1)]
+    for i in range(1, n):
+        last = groups[-1]
+        is_alike = objective.weights[i] == objective.weights[i - 1] and (i > 1 or far is objective.context)
+        if is_alike and last.stop - last.start < size:
+            groups[-1] = slice(last.start, i + 1)
+        else:
+            groups.append(slice(i, i + 1))
+    return groups
+
+
+def _run_group(
+    model: ByteMTP, heads: slice, leaf: Float[Tensor, "b s d"], objective: Objective
+) -> Float[Tensor, "r s d"]:
+    """Hidden states of heads without layers: the same for all (replicated), or those of each head below each other."""
+    context = objective.far_context if heads.start else objective.context
+    x = scale_gradient(leaf[: len(context.ids)], objective.weights[heads.start])
+    if model.config.topology == "replicated":
+        return x
+    with model.autocast():
+        return torch.cat([model.link(i, x, context) for i in range(heads.start, heads.stop)])
 
 
 def _walk_chain(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objective, nats: Tensor) -> None:
@@ -226,7 +247,7 @@ def _walk_chain(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objec
         links.append((i, out, x))
     while links:
         i, out, x = links.pop()
-        nats[i] = _loss_backward(model, slice(i, i + 1), x[None], objective)[0]
+        nats[i] = _loss_backward(model, slice(i, i + 1), x, objective)[0]
         if out.requires_grad:
             out.backward(x.grad)
         del out, x  # frees this link's activations before the next link's backward
@@ -244,7 +265,7 @@ def _run_link(
 
 
 def _loss_backward(
-    model: ByteMTP, heads: slice, hidden: Float[Tensor, "g b s d"], objective: Objective
+    model: ByteMTP, heads: slice, hidden: Float[Tensor, "r s d"], objective: Objective
 ) -> Float[Tensor, " g"]:
     nats = _head_nats(model, heads, hidden, objective)
     loss = objective.loss(heads, nats)
@@ -254,27 +275,33 @@ def _loss_backward(
 
 
 def _head_nats(
-    model: ByteMTP, heads: slice, hidden: Float[Tensor, "g b s d"], objective: Objective
+    model: ByteMTP, heads: slice, hidden: Float[Tensor, "r s d"], objective: Objective
 ) -> Float[Tensor, " g"]:
-    """Summed cross-entropy of each of `heads` from its hidden states; gradients into what is shared are scaled."""
-    weights = objective.weights[heads]
+    """Summed cross-entropy of each of `heads`, which have one weight; gradients into what is shared are scaled by it.
+
+    hidden: the rows of each head, below each other, or one set of rows for all heads.
+    """
+    weight = objective.weights[heads.start]
     if len(model.path_to_first_head) > 1:  # anticausal: head 1 reads what all heads have written
-        hidden = scale_gradient(hidden, weights[:, None, None, None])
-    norm = scale_gradient(model.norm.weight.expand(len(hidden), -1), weights[:, None])
+        hidden = scale_gradient(hidden, weight)
+    norm = scale_gradient(model.norm.weight, weight)
     if len(model.unembed) > 1:
         unembedding = torch.stack([model.unembedding(i)[1] for i in range(heads.start, heads.stop)])
     else:
-        shared = model.unembedding(0)[1].expand(len(hidden), -1, -1)
-        unembedding = scale_gradient(shared, weights[:, None, None])
+        unembedding = scale_gradient(model.unembedding(0)[1], weight)[None]
+    rows = len(hidden) * len(unembedding) // (heads.stop - heads.start)
+    targets = objective.targets[heads, :rows].reshape(len(unembedding), len(hidden), -1)
     function = compile_once(_nats) if model.compiled else _nats
     with model.autocast():
-        return function(hidden, norm, unembedding, model.padding, objective.targets[heads, : hidden.shape[1]])
+        nats = function(hidden, norm, unembedding, model.padding, targets)
+    return nats.view(heads.stop - heads.start, rows).sum(1)
 
 
 def _nats(hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor) -> Tensor:
-    """hidden [g b s d], norm [g d], unembedding [g v d], padding [v], targets [g b s] -> [g]."""
-    normed = rms_norm(hidden, norm[:, None, None]).flatten(1, 2)
-    logits = normed @ unembedding.transpose(1, 2) + padding.to(unembedding.dtype)
+    """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s] -> nats [u r]."""
+    padding = padding.to(unembedding.dtype).repeat(len(unembedding))
+    logits = F.linear(rms_norm(hidden, norm), unembedding.flatten(0, 1), padding).unflatten(-1, (len(unembedding), -1))
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    nats = F.cross_entropy(wide.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
-    return nats.view(len(hidden), -1).sum(1)
+    ordered = targets.permute(1, 2, 0)  # [r s u], as the logits
+    nats = F.cross_entropy(wide.flatten(0, 2), ordered.flatten(), ignore_index=IGNORED, reduction="none")
+    return nats.view(ordered.shape).sum(1).T

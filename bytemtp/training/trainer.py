@@ -117,8 +117,7 @@ class Trainer:
     ) -> None:
         self.settings, self.paths, self.folder, self.model, self.sample = settings, paths, run, model, sample
         self.train = settings.train
-        weights = head_weights(self.train.head_weights, settings.model.n_future)
-        self.head_weights = torch.tensor(weights, device=model.device)
+        self.head_weights = head_weights(self.train.head_weights, settings.model.n_future)
         self.optimizer = Optimizers(model, self.train)
         self.state = self._restore()
         self.unlogged = _unpack(self.state.unlogged, model.device)
