@@ -18,7 +18,7 @@ from bytemtp.common.cli import parse, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.common.settings import MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
+from bytemtp.common.settings import LAYERED, MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
 from bytemtp.decoding.generate import generate
 from bytemtp.model.checkpoint import best
 from bytemtp.model.initial import source_config, with_path_of
@@ -96,27 +96,36 @@ def read_command(arguments: Sequence[str]) -> Command:
     asked, _ = first.parse_known_args(arguments)
     base, name = starting_point(asked)
     source = None if asked.init is None or asked.resume else source_config(Path(asked.init))
-    if source is not None:
-        # Room for any heads while they are not known yet; then `layers` follows from the source.
-        base = replace(base, model=replace(source, layers=source.layers + MAX_FUTURE))
+    start = base.model if source is None else source
+    has_room = source is not None or (not asked.resume and names(arguments, asked.config, "model.topology"))
+    if has_room:
+        # Room for any heads while they are not known yet; then `layers` follows from the source or the preset.
+        base = replace(base, model=replace(start, layers=start.layers + MAX_FUTURE))
     if asked.config:
         base, _ = load_settings(Path(asked.config), base)
     options = parse(Command, "python -m bytemtp.train", arguments, Command(paths=(), preset=name, settings=base))
     if asked.out is None:
         raise UserError("--out is missing; name the folder that the run is to be written to")
-    if source is not None and not names_layers(arguments, asked.config):
-        options = replace(options, settings=with_layers_of(source, options.settings))
+    if has_room and not names(arguments, asked.config, "model.layers"):
+        model = options.settings.model
+        model = with_path_of(model, source) if source is not None else with_layers_for_heads(model, start.layers)
+        options = replace(options, settings=replace(options.settings, model=model))
     return replace(options, preset=name)
 
 
-def names_layers(arguments: Sequence[str], config: str | None) -> bool:
-    """Whether the user says how many layers there are to be."""
-    names = [argument.partition("=")[0] for argument in arguments]
-    return "--model.layers" in names or (config is not None and "model.layers" in read_toml(Path(config))[0])
+def names(arguments: Sequence[str], config: str | None, setting: str) -> bool:
+    """Whether the user names a setting, on the command line or in the TOML file."""
+    named = [argument.partition("=")[0].replace("-", "_") for argument in arguments]
+    option = f"--{setting}".replace("-", "_")
+    return option in named or (config is not None and setting in read_toml(Path(config))[0])
 
 
-def with_layers_of(source: ModelConfig, settings: Settings) -> Settings:
-    return replace(settings, model=with_path_of(settings.model, source))
+def with_layers_for_heads(model: ModelConfig, layers: int) -> ModelConfig:
+    """As many layers as the preset has, or as the heads need if that is more."""
+    needed = model.n_future if model.topology in LAYERED and model.parity else 1
+    if needed > layers:
+        log(f"model.layers: {needed} (as many {model.topology} heads need a layer each; the preset has {layers})")
+    return replace(model, layers=max(layers, needed))
 
 
 def starting_point(asked: argparse.Namespace) -> tuple[Settings, str]:

@@ -4,7 +4,7 @@
 #   1. corpora  the standard library of this Python, 5 % of it held out; and short functions with tests (tiny code)
 #   2. train    preset tiny, 8 heads, on the library, for MINUTES of the clock; bits per byte beside zstd -19 and xz -9
 #   3. decode   a function that it has not seen, plain and speculative: how fast, and that both write the same
-#   4. train    the same on tiny code, for CODE_MINUTES, with replicated heads
+#   4. train    the same on tiny code, for CODE_MINUTES, in rows that hold whole functions from the start
 #   5. decode   its held-out problems, by one to eight heads: how fast, and that all write the same
 #   6. pass@k   SAMPLES programs for each held-out problem, run in the sandbox
 #
@@ -46,7 +46,8 @@ speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.by
     --html "$library/decode.html" 2>&1 >"$library/greedy.bytes")
 
 step "4. Tiny code: $code"
-train "$code" "$data/tinycode/train.jsonl.zst" --model.topology replicated --train.minutes "$code_minutes"
+train "$code" "$data/tinycode/train.jsonl.zst" --train.minutes "$code_minutes" --train.seq-len 256 --train.first-seq-len 0 \
+    --train.batch-size 6
 
 step "5. Held-out problems, by one to eight heads"
 code_speeds=$(python -m bytemtp.bench decode --run "$code" --files "$data/tinycode/heldout.jsonl" --text-field prompt \

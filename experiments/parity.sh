@@ -18,8 +18,9 @@ for seed in $seeds; do
         if [ -e "$run/config.toml" ]; then
             python -m bytemtp.train --out "$run" --resume
         else
-            python -m bytemtp.train "$data/train.jsonl.zst" --out "$run" --preset tiny --train.steps "$steps" \
-                --model.topology replicated --model.n-future "$n" --train.seed "$seed"
+            python -m bytemtp.train "$data/train.jsonl.zst" --out "$run" --preset tiny --train.seq-len 256 \
+                --train.first-seq-len 0 --train.batch-size 8 --train.steps "$steps" --model.n-future "$n" \
+                --train.seed "$seed"
         fi
         python -m bytemtp.evaluate passk "$run" --problems "$data/heldout.jsonl" --out "$run/passk" \
             --samples 20 --k 1 10 --temperature 0.2 0.4 0.8 --max-bytes 160

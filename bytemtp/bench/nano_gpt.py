@@ -32,7 +32,7 @@ from bytemtp.training.loss import IGNORED
 from bytemtp.training.optimizer import learning_rate, set_learning_rate
 
 LAYERS, HEADS, WIDTH, CONTEXT, BATCH = 4, 4, 128, 64, 12
-RECIPE = TrainConfig(lr=1e-3, warmup=100, final_lr=0.1, weight_decay=0.1, grad_clip=1.0)
+RECIPE = TrainConfig(lr=1e-3, warmup=100, schedule="cosine", final_lr=0.1, weight_decay=0.1, grad_clip=1.0)
 """What `learning_rate` and the optimiser read; `minutes` is filled in."""
 BETAS = (0.9, 0.99)
 STRIDE = CONTEXT // 2

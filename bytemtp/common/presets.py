@@ -13,8 +13,36 @@ MINUTES = {"nano": 1, "tiny": 5, "mini": 20, "midi": 60, "small": 600}
 def _paper(dim: int, layers: int, heads: int, ffn_dim: int) -> Settings:
     """A shape of Gloeckle et al. 2024, table S14, trained as its byte run (table S13), which had replicated heads."""
     return Settings(
-        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim, topology="replicated"),
-        TrainConfig(steps=25_000, batch_size=1536, accumulate=192, seq_len=8192, lr=3e-4, warmup=2000),
+        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim),
+        TrainConfig(
+            steps=25_000,
+            batch_size=1536,
+            accumulate=192,
+            seq_len=8192,
+            lr=3e-4,
+            warmup=2000,
+            schedule="cosine",
+            head_weights="equal",
+        ),
+    )
+
+
+def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_size: int) -> Settings:
+    """The recipe that won on two cores (experiments/recipe): rows of 64 bytes that grow to 512, and Muon."""
+    return Settings(
+        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim),
+        TrainConfig(
+            steps=steps,
+            batch_size=batch_size,
+            seq_len=512,
+            first_seq_len=64,
+            lr=3e-3,
+            warmup=100,
+            optimizer="muon",
+            far_rows=0.25,
+            valid_every=2000,
+            checkpoint_every=2000,
+        ),
     )
 
 
@@ -32,13 +60,16 @@ PRESETS: dict[str, Settings] = {
             checkpoint_every=100,
         ),
     ),
-    "tiny": Settings(
-        ModelConfig(dim=128, layers=10, attention_heads=2, ffn_dim=352),
-        TrainConfig(steps=4000, batch_size=4, seq_len=512, lr=4e-3, warmup=100, valid_every=800),
-    ),
+    "tiny": _minutes(128, 4, 2, 352, steps=4000, batch_size=3),
+    "mini": _minutes(192, 6, 3, 512, steps=12_000, batch_size=4),
+    "midi": _minutes(256, 8, 4, 704, steps=20_000, batch_size=8),
     "small": Settings(
         ModelConfig(dim=512, layers=12, attention_heads=8, ffn_dim=1408),
         TrainConfig(steps=20_000, batch_size=16, seq_len=1024, lr=1e-3, warmup=500),
+    ),
+    "100m": Settings(
+        ModelConfig(dim=768, layers=14, attention_heads=12, ffn_dim=2048),
+        TrainConfig(steps=12_000, batch_size=256, accumulate=16, seq_len=2048, lr=6e-4, warmup=500, optimizer="muon"),
     ),
     "300m": _paper(1024, 18, 16, 2816),
     "600m": _paper(1280, 27, 20, 3584),

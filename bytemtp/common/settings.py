@@ -42,7 +42,7 @@ class ModelConfig:
     """inner width of the SwiGLU feed-forward layer"""
     n_future: int = 8
     """heads: bytes predicted at each position, 1 to 32; 1 is the next-byte baseline"""
-    topology: Topology = "parallel"
+    topology: Topology = "replicated"
     """how the heads hang on the trunk (docs/training.md, "Head topologies")"""
     parity: bool = True
     """take the head layers out of the trunk, so that n does not change the parameter count"""
@@ -95,7 +95,7 @@ class TrainConfig:
     """Optimisation and the run."""
 
     steps: int = 1000
-    """optimiser steps; also the length of the cosine schedule"""
+    """optimiser steps; also the length of the schedule"""
     minutes: float = 0.0
     """stop after this many minutes instead of `steps`; the schedule then follows the clock.  0 means by steps"""
     batch_size: int = 16
@@ -104,13 +104,17 @@ class TrainConfig:
     """split the batch into this many rounds of forward and backward, to save memory"""
     seq_len: int = 512
     """input bytes a sequence"""
+    first_seq_len: int = 0
+    """shorter sequences, and so many more of them, for the first part of the run; 0, or seq_len and more, means none"""
+    grow_at: float = 0.7
+    """share of the run after which sequences have seq_len bytes"""
     lr: float = 1e-3
     """peak learning rate"""
     far_rows: float = 1.0
     """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the matrices of the transformer layers with adamw for the rest"""
-    schedule: Literal["cosine", "wsd"] = "cosine"
+    schedule: Literal["cosine", "wsd"] = "wsd"
     """after the warm-up: half a cosine down to final_lr, or constant and then linear to zero"""
     decay: float = 0.5
     """share of the run, at its end, over which wsd falls to zero"""
@@ -122,7 +126,7 @@ class TrainConfig:
     """decoupled weight decay of the matrices; norms have none"""
     grad_clip: float = 1.0
     """largest gradient norm, of what head 1 needs and of the other heads apart; 0 means no clipping"""
-    head_weights: str = "far:0.1"
+    head_weights: str = "far:0.02"
     """share of each head's gradient that reaches what head 1 needs, too: equal (all of it), far:W (W of heads 2 to n),
     or geometric:R (R of head 2, R^2 of head 3, ...)"""
     seed: int = 0
@@ -158,10 +162,11 @@ class TrainConfig:
         every = ("log_every", "checkpoint_every")
         for name in ("batch_size", "accumulate", "seq_len", "valid_bytes", "keep_checkpoints", *every):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        sizes = ("weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed")
+        sizes = ("weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed", "first_seq_len")
         for name in ("steps", "minutes", "epochs", "warmup", *sizes):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
         head_weights(self.head_weights, 1)
+        _require(0 <= self.grow_at <= 1, f"train.grow_at is {self.grow_at}; it must be from 0 to 1")
         _require(0 < self.far_rows <= 1, f"train.far_rows is {self.far_rows}; it must be above 0 and at most 1")
         _require(0 < self.decay <= 1, f"train.decay is {self.decay}; it must be above 0 and at most 1")
         _require(
@@ -238,6 +243,9 @@ class Settings:
 RETIRED = frozenset({"train.valid_batches"})
 """Settings of older versions.  Files that a run wrote may name them; in files written by hand they are unknown."""
 
+EARLIER = {"train.schedule": "cosine", "train.head_weights": "equal"}
+"""What was so before there were these settings: a run's file that lacks them means this."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -292,7 +300,7 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         values |= {f"{section}.{key}".rstrip(".").replace("-", "_"): value for key, value in entries}
     if run:
         # A run of an older version can be resumed and decoded; it validates as this version does.
-        values = {name: value for name, value in values.items() if name not in RETIRED}
+        values = {name: value for name, value in (EARLIER | values).items() if name not in RETIRED}
     check_names(values, flatten(Settings()), str(path))
     return values, run
 

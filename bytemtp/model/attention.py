@@ -146,7 +146,7 @@ def attend(
     if backend == "xformers":
         return _attend_xformers(q, k, v, layout)
     if backend == "matmul" and layout.is_short:
-        return attend_short(q, k, v, layout.hidden)
+        return attend_short(q, k, v, layout.hidden.to(q.device))
     if layout.is_plain:
         length = layout.segments[0]
         runs = [rearrange(x, "b (m l) h k -> (b m) l h k", l=length) for x in (q, k, v)]

@@ -49,7 +49,7 @@ class TrainState:
     elapsed_s: float = 0.0
     """seconds of training, validation and saving included"""
     cursor: dict[str, Any] | None = None
-    """fields of the data cursor after the last batch; None before the first"""
+    """fields of the data cursor after the last batch; None before the first of its row length"""
     grad_norm: float | None = None
     """gradient norm of the last step"""
     unlogged: dict[str, list[Any]] = field(default_factory=dict)
@@ -58,6 +58,8 @@ class TrainState:
     """step of the best validation so far; its checkpoint is kept"""
     best_bpb: float | None = None
     """bits per byte of that validation; None before the first"""
+    seq_len: int = 0
+    """bytes of the rows that the cursor is for; 0 in checkpoints from before rows could grow"""
 
     @property
     def is_best(self) -> bool:

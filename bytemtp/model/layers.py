@@ -65,7 +65,7 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
         if self.attention_backend == "matmul" and layout.is_short:
             whole = compile_once(Block.on_short_rows) if self.compiled else Block.on_short_rows
-            return whole(self, x, *rope, layout.hidden)
+            return whole(self, x, *rope, layout.hidden.to(x.device))
         project = compile_once(Block.project) if self.compiled else Block.project
         finish = compile_once(Block.finish) if self.compiled else Block.finish
         q, k, v = project(self, x, *rope)

@@ -17,10 +17,10 @@ from bytemtp.common.settings import Settings, changed
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
 
-COMPILE_SECONDS = 40
-"""Wall time that compiling costs on two CPU cores."""
-COMPILE_SAVES = 0.1
-"""Share of a step that compiled layers save on a CPU; measured 14 % (nano) and 7 % (tiny) of a bfloat16 step's time."""
+COMPILE_SECONDS = 25
+"""Wall time that compiling costs on two CPU cores, rows of two lengths."""
+COMPILE_SAVES = 0.3
+"""Share of a step that compiled layers save on a CPU; measured 32 % of a bfloat16 step of rows of 64 bytes."""
 FLOPS_PER_THREAD = 3e10
 """Training speed of one CPU thread, float32, roughly; good enough to tell seconds from hours."""
 

@@ -13,13 +13,15 @@ from itertools import islice
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import Settings, changed
+from bytemtp.common.settings import Settings, TrainConfig, changed
 from bytemtp.data.rows import EmptySplit
 from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, find
 from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
 
 VALID_SEED = 0
 """Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
+FIRST_ROWS_SEED = 1 << 32
+"""Added to `train.seed` for the order of the shorter rows at the start of a run."""
 
 
 def check_paths(paths: Sequence[str], settings: Settings) -> None:
@@ -32,15 +34,21 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
         _check_valid_paths(settings.data.valid_paths, sources)
 
 
-def training_rows(settings: Settings, paths: Sequence[str], cursor: Cursor | None, *, pin_memory: bool) -> Stream:
-    """Batches of `train.batch_size` rows without end, from a cursor on."""
+def training_rows(
+    settings: Settings, paths: Sequence[str], cursor: Cursor | None, *, seq_len: int, pin_memory: bool
+) -> Stream:
+    """Batches of rows of `seq_len` bytes without end, from a cursor on; as many bytes a batch as `train` says.
+
+    Rows of another length than `train.seq_len` come in another order, so that growing rows do not begin with the same
+    documents again.
+    """
     train, data = settings.train, settings.data
     fraction = 0.0 if data.valid_paths else data.valid_fraction
     return stream(
         paths,
-        train.seq_len,
-        train.batch_size,
-        train.seed,
+        seq_len,
+        train.batch_size * (train.seq_len // seq_len),
+        train.seed if seq_len == train.seq_len else train.seed + FIRST_ROWS_SEED,
         n_future=settings.model.n_future,
         epochs=None,
         shuffle=data.shuffle,
@@ -53,6 +61,16 @@ def training_rows(settings: Settings, paths: Sequence[str], cursor: Cursor | Non
         cursor=cursor,
         pin_memory=pin_memory,
     )
+
+
+def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
+    """Bytes of the rows of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
+
+    As with the learning rate, the length of the run does not matter during the warm-up.
+    """
+    done = elapsed_s / (60 * train.minutes) if train.minutes else step / max(1, train.steps)
+    is_first = done < train.grow_at or (step < train.warmup and not train.minutes)
+    return train.first_seq_len if is_first and 0 < train.first_seq_len < train.seq_len else train.seq_len
 
 
 def collect_valid(settings: Settings, paths: Sequence[str], *, pin_memory: bool) -> list[Batch]:
@@ -93,7 +111,7 @@ def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:
     if not train.epochs:
         return settings
     log(f"train.epochs {train.epochs}: counting the data")
-    with training_rows(settings, paths, None, pin_memory=False) as rows:
+    with training_rows(settings, paths, None, seq_len=train.seq_len, pin_memory=False) as rows:
         ids = rows.count_epoch()
     steps = -(-train.epochs * ids // (train.batch_size * train.seq_len))
     log(

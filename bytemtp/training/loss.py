@@ -57,8 +57,11 @@ class HeadLosses:
 
     @property
     def mean(self) -> float:
-        """The loss: heads without a target (documents shorter than their reach) count as zero, as in the gradient."""
-        return float(self.per_head.nan_to_num().mean())
+        """Mean over the heads; one without a target (documents shorter than its reach) counts as zero.
+
+        A loss that is not finite stays so: it must not be taken for one without targets.
+        """
+        return float(torch.where(self.counts > 0, self.per_head, 0.0).mean())
 
     @property
     def bits_per_byte(self) -> list[float]:

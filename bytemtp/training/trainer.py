@@ -27,11 +27,18 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Settings, TrainConfig, head_weights, to_toml
-from bytemtp.data.stream import Batch, Cursor
+from bytemtp.data.stream import Batch, Cursor, Stream
 from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
-from bytemtp.training.batches import check_paths, collect_valid, training_rows, with_steps_of_epochs, with_sweeps
+from bytemtp.training.batches import (
+    check_paths,
+    collect_valid,
+    seq_len_at,
+    training_rows,
+    with_steps_of_epochs,
+    with_sweeps,
+)
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
 from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate, set_learning_rate
@@ -131,9 +138,8 @@ class Trainer:
 
     def __enter__(self) -> "Trainer":
         with ExitStack() as stack:
-            cursor = None if self.state.cursor is None else Cursor(**self.state.cursor)
-            rows = training_rows(self.settings, self.paths, cursor, pin_memory=self._pin_memory)
-            self.batches = stack.enter_context(rows)
+            self.batches = self._open_rows()
+            stack.callback(lambda: self.batches.close())
             progress = Progress(self.folder, self.train, self.state.step, self.state.elapsed_s)
             self.progress = stack.enter_context(progress)
             self.interrupts = stack.enter_context(Interrupts())
@@ -160,8 +166,25 @@ class Trainer:
         checkpoint = self._save()
         return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self.interrupts.signal)
 
+    def _open_rows(self) -> Stream:
+        """The rows to go on with: those of the cursor, unless they are to have another length from here on."""
+        before = self.state.seq_len or self.train.seq_len
+        seq_len = seq_len_at(self.train, self.state.step, self.state.elapsed_s)
+        fields = self.state.cursor if seq_len == before else None
+        self.state = replace(self.state, seq_len=seq_len, cursor=fields)
+        cursor = None if fields is None else Cursor(**fields)
+        return training_rows(self.settings, self.paths, cursor, seq_len=seq_len, pin_memory=self._pin_memory)
+
+    def _grow(self) -> None:
+        """Go over to rows of `train.seq_len` when it is time."""
+        if seq_len_at(self.train, self.state.step, self.state.elapsed_s) > self.state.seq_len:
+            self.batches.close()
+            self.batches = self._open_rows()
+            self.progress.say(f"rows have {self.state.seq_len} bytes from step {self.state.step + 1} on")
+
     def _step(self) -> None:
         began = time.monotonic()
+        self._grow()
         batch = next(self.batches)
         losses = self._backward(batch.to(self.model.device))
         norm = clip_gradients(self.model, self.train.grad_clip).item()
@@ -175,7 +198,8 @@ class Trainer:
 
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds."""
-        parts = [*zip(batch.ids.split(self._round_rows), batch.document_ids.split(self._round_rows), strict=True)]
+        rows = len(batch.ids) // self.train.accumulate
+        parts = [*zip(batch.ids.split(rows), batch.document_ids.split(rows), strict=True)]
         share, mode = self.train.far_rows, self.train.backward
         counts = None
         if len(parts) > 1:
@@ -183,7 +207,7 @@ class Trainer:
         return reduce(add, [backward(self.model, *part, counts, mode, self.head_weights, share) for part in parts])
 
     def _advance(self, batch: Batch, norm: float, seconds: float) -> None:
-        new_bytes = self.train.batch_size * self.train.seq_len
+        new_bytes = len(batch.ids) * self.state.seq_len
         self.state = replace(
             self.state,
             step=self.state.step + 1,
@@ -270,10 +294,6 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0
-
-    @property
-    def _round_rows(self) -> int:
-        return self.train.batch_size // self.train.accumulate
 
 
 def to_compare(losses: HeadLosses, train: TrainConfig) -> float:

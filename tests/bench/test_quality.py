@@ -98,8 +98,10 @@ def test_the_peer_learns_until_its_minutes_are_over(monkeypatch):
     text = [b"ab" * 200]
     model, steps = nano_gpt.train(joined(text)[0], minutes=0.2, seed=0)
     assert steps == 120
-    assert rates[:2] == pytest.approx([1e-5, 2e-5]) and rates[99] == 1e-3
-    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert rates[0] == pytest.approx(1e-5) and max(rates) > 0.95e-3
+    peak = rates.index(max(rates))
+    assert 5 < peak < 15, "a tenth of the run at most"
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] == pytest.approx(1e-4, rel=0.01)
     nats, count = nano_gpt.score(model, *joined(text))
     assert nats / count / math.log(2) < 0.5
@@ -221,7 +223,7 @@ def test_cells_of_other_bytes_are_not_compared():
         (["--heldout"], "heldout has no value; give one or more"),
         (["--heads"], "heads has no value"),
         (["--heads", "1", "0"], "heads is (1, 0); it must be 1 or more"),
-        (["--heads", "12"], "model.layers is 9 but 12 parallel heads need a layer each"),
+        (["--heads", "33"], "model.n_future is 33; it must be from 1 to 32"),
         (["--seeds"], "seeds has no value"),
         (["--seeds", "1", "1"], "seeds is (1, 1); name each once"),
         (["--seeds", "-1"], "train.seed is -1"),

@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from bytemtp import evaluate
 from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import pick_dtype
 from bytemtp.common.settings import DataConfig, ModelConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.evaluation import bits_per_byte as bpb
 from bytemtp.evaluation.bits_per_byte import bits_per_byte, read_ids, windows
+from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
 
 N = 3
@@ -141,6 +143,23 @@ def test_command_prints_and_writes_the_same_numbers(trained_run, tmp_path, capsy
     assert results[0].keys() >= {"bytes", "bpb", "bpb_per_head", "zstd-19", "xz-9"}
     printed = capsys.readouterr().out
     assert f"{results[0]['bpb']:.4f}" in printed and f"{results[0]['zstd-19']:.4f}" in printed
+
+
+def test_windows_of_other_lengths_are_scored_alike(trained_run, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"a rose is a rose\n" * 40)
+    common = ["bpb", str(trained_run), str(tmp_path / "file"), "--device", "cpu", "--json", str(tmp_path / "out.json")]
+    evaluate.main([*common, "--contexts", "8", "32"])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["bpb_by_context"].keys() == {"8", "32"}
+    assert found["bpb_by_context"]["32"] == found["bpb"], "the run's rows have 32 bytes"
+    model = load_model(trained_run)
+    model.use(dtype=pick_dtype("auto", model.device).value)
+    short = bits_per_byte(model, [str(tmp_path / "file")], seq_len=8, stride=4)
+    assert found["bpb_by_context"]["8"] == short.as_dict()["bpb"] != found["bpb"]
+    assert f"context 8      {found['bpb_by_context']['8']:.4f}" in capsys.readouterr().out
+    for bad, message in ((["0"], "each must be at least 1"), (["8"], "standard input can be read only once")):
+        with pytest.raises(UserError, match=message):
+            evaluate.main(["bpb", str(trained_run), "-", "--contexts", *bad])
 
 
 def test_a_step_folder_is_as_good_as_its_run(trained_run, tmp_path, capsys):

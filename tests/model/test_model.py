@@ -15,6 +15,7 @@ from bytemtp.common.vocab import EOT, VOCAB_SIZE
 from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP
+from bytemtp.train import read_command
 
 TOPOLOGIES = get_args(Topology)
 TINY = ModelConfig(dim=32, layers=5, attention_heads=4, kv_heads=2, ffn_dim=48, n_future=3)
@@ -134,9 +135,13 @@ def test_parity_keeps_parameters_and_costs_depth(topology):
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_every_preset_takes_every_head_count_up_to_8(name, topology):
+    """On the command line: where heads have layers, a preset of too few gets as many as the heads need."""
     for n in range(1, 9):
-        config = replace(PRESETS[name].model, n_future=n, topology=topology)
+        named = [f"--model.n-future={n}", f"--model.topology={topology}"]
+        config = read_command(["corpus", "--out", "run", "--preset", name, *named]).settings.model
+        assert (config.n_future, config.topology) == (n, topology)
         assert config.trunk_layers + (n if topology in LAYERED else 0) == config.layers
+        assert config.layers == max(PRESETS[name].model.layers, n if topology in LAYERED else 0)
 
 
 @pytest.mark.parametrize(

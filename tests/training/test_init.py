@@ -36,7 +36,17 @@ from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.trainer import train
 
 TOPOLOGIES = get_args(Topology)
-MODEL = ModelConfig(dim=16, layers=4, attention_heads=2, kv_heads=1, ffn_dim=24, n_future=3, rope_theta=500.0, window=9)
+MODEL = ModelConfig(
+    dim=16,
+    layers=4,
+    attention_heads=2,
+    kv_heads=1,
+    ffn_dim=24,
+    n_future=3,
+    topology="parallel",
+    rope_theta=500.0,
+    window=9,
+)
 TRAIN = TrainConfig(
     steps=4, batch_size=4, seq_len=32, lr=1e-2, warmup=2, dtype="float32", compile="false", log_every=2, valid_every=2,
     valid_bytes=128, checkpoint_every=2, sample_bytes=0,

@@ -14,7 +14,7 @@ from bytemtp.common.settings import ModelConfig, Topology
 from bytemtp.common.vocab import EOT
 from bytemtp.model.model import ByteMTP
 from bytemtp.training import loss as loss_module
-from bytemtp.training.loss import IGNORED, backward, evaluate, targets_of, trained_targets, valid_counts
+from bytemtp.training.loss import IGNORED, HeadLosses, backward, evaluate, targets_of, trained_targets, valid_counts
 
 TOPOLOGIES = get_args(Topology)
 TINY = ModelConfig(dim=16, layers=6, attention_heads=2, kv_heads=1, ffn_dim=24, n_future=4)
@@ -224,6 +224,12 @@ def test_documents_shorter_than_a_head_reaches_leave_it_without_targets():
     losses, grads = gradients(model_for("parallel"), ids, (ids == EOT).cumsum(1))
     assert losses.counts.tolist()[2:] == [0, 0]
     assert math.isfinite(losses.mean) and all(g.isfinite().all() for g in grads.values())
+
+
+def test_a_loss_that_is_not_finite_is_not_averaged_away():
+    counts = torch.tensor([4, 4, 0])
+    assert math.isnan(HeadLosses(torch.tensor([1.0, torch.nan, 0.0]).double(), counts).mean)
+    assert HeadLosses(torch.tensor([1.0, 2.0, 0.0]).double(), counts).mean == 0.25
 
 
 @pytest.mark.slow

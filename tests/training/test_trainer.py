@@ -33,8 +33,9 @@ from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import best, latest, load_model
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
+from bytemtp.training import auto
 from bytemtp.training.auto import pick_compile
-from bytemtp.training.batches import collect_valid
+from bytemtp.training.batches import collect_valid, seq_len_at
 from bytemtp.training.loss import HeadLosses, backward
 from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate
 from bytemtp.training.progress import drop_lines_after
@@ -395,7 +396,9 @@ def test_presets_validate_on_enough_bytes(preset: str, kib: int, corpus: str, tm
     (tmp_path / "held-out").write_bytes(bytes(400 << 10))
     named = changed(PRESETS[preset], **{"data.valid_paths": [str(tmp_path / "held-out")]})
     batches = collect_valid(named, [corpus], pin_memory=False)
-    assert sum(len(batch.octets) for batch in batches) * named.train.seq_len == kib << 10
+    size = sum(len(batch.octets) for batch in batches) * named.train.seq_len
+    round_bytes = named.train.batch_size // named.train.accumulate * named.train.seq_len
+    assert kib << 10 <= size < (kib << 10) + round_bytes
 
 
 def test_a_run_of_an_older_version_goes_on(corpus: str, whole: Path, tmp_path: Path) -> None:
@@ -410,6 +413,41 @@ def test_a_run_of_an_older_version_goes_on(corpus: str, whole: Path, tmp_path: P
     config.write_text(text)
     main(["--out", str(run), "--resume", "--device=cpu"])
     assert weights(run) == weights(whole)
+
+
+def test_what_an_older_run_does_not_say_is_as_it_was_then(corpus: str, tmp_path: Path) -> None:
+    """Not as it is now: it was trained with a cosine and equal weights."""
+    run = tmp_path / "run"
+    train(SETTINGS, [corpus], run, device="cpu", stop_after=2)
+    config = run / "config.toml"
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join(x for x in lines if not x.startswith(("schedule", "head_weights"))))
+    saved = load_settings(config)[0].train
+    assert (saved.schedule, saved.head_weights) == ("cosine", "equal") != (TrainConfig().schedule, "far:0.02")
+    assert (load_settings(run / "config.toml", SETTINGS)[0].train.schedule) == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("speed", "minutes", "expected"),
+    [(1.0, 5, "tiny"), (1.0, 1, "nano"), (1.0, 25, "mini"), (4.0, 5, "mini"), (0.1, 60, "tiny"), (1000.0, 60, "small")],
+)
+def test_preset_auto_weighs_the_minutes_by_the_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: float, minutes: int, expected: str
+) -> None:
+    monkeypatch.setattr(auto, "measure_speed", lambda *_: speed * auto.REFERENCE_BYTES_PER_S)
+    command = read_command(["corpus", "--out", "run", "--preset", "auto", f"--train.minutes={minutes}"])
+    assert command.preset == expected
+    assert command.settings == changed(PRESETS[expected], **{"train.minutes": float(minutes)})
+    assert f"preset: {expected} (" in capsys.readouterr().err
+
+
+def test_preset_auto_needs_minutes() -> None:
+    with pytest.raises(UserError, match="say it with --train.minutes M"):
+        read_command(["corpus", "--out", "run", "--preset", "auto"])
+
+
+def test_the_speed_of_this_machine_is_a_number() -> None:
+    assert 1e2 < auto.measure_speed(SETTINGS, torch.device("cpu")) < 1e8
 
 
 def test_sweeps_are_chosen_once_and_kept(tmp_path: Path) -> None:
@@ -509,7 +547,7 @@ def test_a_cut_last_line_of_metrics_goes(tmp_path: Path) -> None:
 
 
 def test_learning_rate() -> None:
-    plan = TrainConfig(steps=100, warmup=10, lr=2.0, final_lr=0.1)
+    plan = TrainConfig(steps=100, warmup=10, lr=2.0, schedule="cosine", final_lr=0.1)
     rates = [learning_rate(plan, step, 0.0) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == 2.0
@@ -517,7 +555,7 @@ def test_learning_rate() -> None:
     assert rates[:10] == sorted(rates[:10])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert rates[54] == pytest.approx(1.1)  # half way between the ends, half way down
-    by_clock = TrainConfig(minutes=1.0, warmup=0, lr=2.0, final_lr=0.1)
+    by_clock = TrainConfig(minutes=1.0, warmup=0, lr=2.0, schedule="cosine", final_lr=0.1)
     assert [learning_rate(by_clock, 5, second) for second in (0.0, 30.0, 60.0, 90.0)] == pytest.approx(
         [2.0, 1.1, 0.2, 0.2]
     )
@@ -674,6 +712,39 @@ def test_the_command_reports(corpus: str, tmp_path: Path, capsys: pytest.Capture
     main([*command_line(corpus, run), "--train.steps=2", "--train.sample_bytes=5"])
     captured = capsys.readouterr()
     assert captured.out == ""
-    for text in ("parameters: ", "attention: sdpa (", "torch.compile: False (", "sample: ", "step-00000002", "next: "):
+    for text in (
+        "parameters: ",
+        "attention: matmul (",
+        "torch.compile: False (",
+        "sample: ",
+        "step-00000002",
+        "next: ",
+    ):
         assert text in captured.err
     assert "bpb" in captured.err
+
+
+def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) -> None:
+    """Rows of 8 bytes for 6 of 12 steps, then of 32: cut before, at and after the change."""
+    growing = settings(first_seq_len=8, grow_at=0.5)
+    train(growing, [corpus], tmp_path / "whole", device="cpu")
+    for i, cut in enumerate([2, 6, 8]):
+        train(growing, [corpus], tmp_path / "cut", device="cpu", stop_after=cut, resume=i > 0)
+    train(growing, [], tmp_path / "cut", device="cpu", resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "cut") != weights_of(settings(), corpus, tmp_path / "plain")
+    assert {line["bytes_seen"] // line["step"] for line in lines(tmp_path / "whole") if line["step"]} == {4 * 32}
+
+
+def weights_of(plan: Settings, corpus: str, run: Path) -> str:
+    train(plan, [corpus], run, device="cpu")
+    return weights(run)
+
+
+@pytest.mark.parametrize(("step", "second", "minutes", "expected"), [
+    (0, 0.0, 0.0, 16), (69, 99.0, 0.0, 16), (70, 0.0, 0.0, 64), (90, 41.0, 1.0, 16), (9, 42.0, 1.0, 64),
+])  # fmt: skip
+def test_when_rows_grow(step: int, second: float, minutes: float, expected: int) -> None:
+    plan = TrainConfig(steps=100, minutes=minutes, seq_len=64, first_seq_len=16, grow_at=0.7, warmup=50)
+    assert seq_len_at(plan, step, second) == expected
+    assert seq_len_at(replace(plan, steps=10, minutes=0.0), 20, 0.0) == 16  # still warming up: a longer run's rows
