@@ -73,7 +73,13 @@ def _train(tmp_path_factory: pytest.TempPathFactory, n_future: int) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     corpus = folder / "corpus.txt"
     corpus.write_bytes(b"a rose is a rose is a rose\n" * 300)
-    shape = {"model.dim": 16, "model.layers": 4, "model.attention_heads": 2, "model.ffn_dim": 32}
+    shape = {
+        "model.topology": "parallel",
+        "model.dim": 16,
+        "model.layers": 4,
+        "model.attention_heads": 2,
+        "model.ffn_dim": 32,
+    }
     steps = {"train.steps": 2, "train.batch_size": 4, "train.seq_len": 32, "train.log_every": 1}
     plain = {"train.compile": "false", "train.sample_bytes": 0, "data.valid_fraction": 0.0}
     small = changed(PRESETS["nano"], **shape, **steps, **plain, **{"model.n_future": n_future})

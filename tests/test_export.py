@@ -138,7 +138,7 @@ def command(*arguments):
 def test_command_writes_and_checks(trained_run, tmp_path):
     done = command(trained_run, "--out", tmp_path / "out", "--check")
     assert done.returncode == 0, done.stderr
-    assert "LlamaForCausalLM, 4 layers" in done.stdout and "1000 of 1000 texts" in done.stdout
+    assert "LlamaForCausalLM, 2 layers" in done.stdout and "1000 of 1000 texts" in done.stdout
 
 
 def test_the_card_tells_the_truth(trained_run, tmp_path):

@@ -175,10 +175,11 @@ def measure(
     training: Sequence[str], heldout: Sequence[str], minutes: float, seed: int, data: dict[str, Any]
 ) -> dict[str, Any]:
     """Train on some files, score others.  data: fields of DataConfig, how both are opened."""
-    octets, _ = read(training, DataConfig(**data))
+    opened = DataConfig(**data | {"valid_paths": tuple(data["valid_paths"])})  # JSON has no tuples
+    octets, _ = read(training, opened)
     log(f"peer: {len(octets):,} bytes to train on, device {pick_device()}")
     model, steps = train(octets, minutes, seed)
-    held_out, ends = read(heldout, DataConfig(**data))
+    held_out, ends = read(heldout, opened)
     nats, count = score(model, held_out, ends)
     return {
         "steps": steps,

@@ -40,7 +40,9 @@ class Optimizers:
         matrices = [(name, p) for name, p in named if train.optimizer == "muon" and is_layer_matrix(name, p)]
         taken = {name for name, _ in matrices}
         rest = [(name, parameter) for name, parameter in named if name not in taken]
-        self.parts: list[torch.optim.Optimizer] = [adamw(rest, train)]
+        self.parts: list[torch.optim.Optimizer] = []
+        if rest:
+            self.parts.append(adamw(rest, train))
         if matrices:
             self.parts.append(muon(matrices, train))
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -442,7 +443,7 @@ def test_preset_auto_weighs_the_minutes_by_the_speed(
 
 
 def test_preset_auto_needs_minutes() -> None:
-    with pytest.raises(UserError, match="say it with --train.minutes M"):
+    with pytest.raises(UserError, match=r"say it with --train\.minutes M"):
         read_command(["corpus", "--out", "run", "--preset", "auto"])
 
 
