@@ -97,7 +97,8 @@ def read_command(arguments: Sequence[str]) -> Command:
     base, name = starting_point(asked)
     source = None if asked.init is None or asked.resume else source_config(Path(asked.init))
     start = base.model if source is None else source
-    has_room = source is not None or (not asked.resume and names(arguments, asked.config, "model.topology"))
+    named = names(arguments, asked.config)
+    has_room = source is not None or (not asked.resume and "model.topology" in named)
     if has_room:
         # Room for any heads while they are not known yet; then `layers` follows from the source or the preset.
         base = replace(base, model=replace(start, layers=start.layers + MAX_FUTURE))
@@ -106,18 +107,17 @@ def read_command(arguments: Sequence[str]) -> Command:
     options = parse(Command, "python -m bytemtp.train", arguments, Command(paths=(), preset=name, settings=base))
     if asked.out is None:
         raise UserError("--out is missing; name the folder that the run is to be written to")
-    if has_room and not names(arguments, asked.config, "model.layers"):
+    if has_room and "model.layers" not in named:
         model = options.settings.model
         model = with_path_of(model, source) if source is not None else with_layers_for_heads(model, start.layers)
         options = replace(options, settings=replace(options.settings, model=model))
     return replace(options, preset=name)
 
 
-def names(arguments: Sequence[str], config: str | None, setting: str) -> bool:
-    """Whether the user names a setting, on the command line or in the TOML file."""
-    named = [argument.partition("=")[0].replace("-", "_") for argument in arguments]
-    option = f"--{setting}".replace("-", "_")
-    return option in named or (config is not None and setting in read_toml(Path(config))[0])
+def names(arguments: Sequence[str], config: str | None) -> set[str]:
+    """The settings that the user names, on the command line or in the TOML file."""
+    options = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    return {option[2:].replace("-", "_") for option in options} | set(read_toml(Path(config))[0] if config else ())
 
 
 def with_layers_for_heads(model: ModelConfig, layers: int) -> ModelConfig:

@@ -1,13 +1,14 @@
 """Settings and fixtures of all tests.  Which test goes where: tests/README.md."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from safetensors.torch import load_file, save_file
 
 # No deadline: the machine's speed is not under test.  In CI the examples are the same every time.
 settings.register_profile(
@@ -51,6 +52,24 @@ def _unchecked_if_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
 def _seed() -> None:
     """Tests do not see each other's random numbers."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def spoil() -> Callable[..., None]:
+    """Make a file of weights one that does not fit: `spoil(path, "shape" | "lack" | "extra", name, extra)`."""
+
+    def spoiled(path: Path, change: str, name: str, extra: str) -> None:
+        weights = {key: tensor.clone() for key, tensor in load_file(path).items()}
+        match change:
+            case "shape":
+                weights[name] = torch.zeros(3)
+            case "lack":
+                del weights[name]
+            case "extra":
+                weights[extra] = torch.zeros(3)
+        save_file(weights, path)
+
+    return spoiled
 
 
 @pytest.fixture(scope="session")

@@ -174,11 +174,17 @@ def read_cell(directory: Path, name: str, question: Report) -> Report | None:
 
 
 def train_ours(plan: Plan, place: Path, seed: int, n: int) -> Report:
-    """Train by the public command and score by the public command; the run stays in the folder `place`."""
-    options = ["--out", str(place), "--overwrite", "--preset", plan.preset, *recipe(plan, seed, n)]
-    run_module(place, "bytemtp.train", *plan.train, *options)
+    return train_and_score(place, plan.train, plan.heldout, "--preset", plan.preset, *recipe(plan, seed, n))
+
+
+def train_and_score(place: Path, train: Sequence[str], heldout: Sequence[str], *options: str) -> Report:
+    """Train by the public command and score by the public command; the run stays in the folder `place`.
+
+    Its log and its scores stand beside it: `place` must have no dot in its name.  UserError if a command fails.
+    """
+    run_module(place, "bytemtp.train", *train, "--out", str(place), "--overwrite", *options)
     score = place.with_suffix(".bpb.json")
-    run_module(place, "bytemtp.evaluate", "bpb", str(place), *plan.heldout, "--json", str(score))
+    run_module(place, "bytemtp.evaluate", "bpb", str(place), *heldout, "--json", str(score))
     folder = latest(place)
     assert folder is not None  # the command has ended well
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from bytemtp.common.settings import ModelConfig, TrainConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import Optimizers, clip_gradients
+from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.progress import peak_memory_bytes
 
 Result = dict[str, Any]
@@ -61,7 +61,7 @@ def ours(
         ids = next(batches).to(device)
         document_ids = (torch.arange(ids.shape[1], device=device) * documents // ids.shape[1]).expand_as(ids)
         backward(model, ids, document_ids, mode=mode)
-        clip_gradients(model, 1.0)
+        optimizer.clip(1.0)
         optimizer.step()
         optimizer.zero_grad()
 

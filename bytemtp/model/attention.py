@@ -16,6 +16,7 @@ Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple 
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -71,9 +72,18 @@ class Layout:
         ends = torch.cat([starts[1:], torch.tensor([batch * length])])
         return Layout(tuple((ends - starts).tolist()), window, batch)
 
-    @property
-    def is_short(self) -> bool:
-        """Rows are short enough for their squares of scores."""
+    def first(self, rows: int) -> "Layout":
+        """Of the first rows alone."""
+        end = sum(self.segments) // self.rows * rows
+        ends = list(accumulate(self.segments))
+        return Layout(self.segments[: ends.index(end) + 1], self.window, rows)
+
+    def is_whole(self, backend: str) -> bool:
+        """Whether `backend` makes the squares of scores of whole rows."""
+        return backend == "matmul" and self._is_short
+
+    @cached_property
+    def _is_short(self) -> bool:
         return sum(self.segments) <= self.rows * SHORT_ROW
 
     @cached_property
@@ -145,7 +155,7 @@ def attend(
     """softmax(q k^T / sqrt(width)) v over the positions that `layout` lets each query see."""
     if backend == "xformers":
         return _attend_xformers(q, k, v, layout)
-    if backend == "matmul" and layout.is_short:
+    if layout.is_whole(backend):
         return attend_short(q, k, v, layout.hidden.to(q.device))
     if layout.is_plain:
         length = layout.segments[0]

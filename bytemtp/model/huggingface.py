@@ -119,8 +119,7 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
 
 def path_to_head_1(model: ByteMTP) -> list[Block]:
     """Layers between the embedding and head 1's final norm, in order.  `linear` and `replicated` have no head layer."""
-    links = [model.links[i] for i in model.path_to_first_head]
-    return [block for block in (*model.trunk, *links) if isinstance(block, Block)]
+    return [module for module in model.first_modules() if isinstance(module, Block)]
 
 
 def llama_weights(model: ByteMTP) -> dict[str, Tensor]:

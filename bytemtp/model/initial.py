@@ -26,7 +26,6 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import LAYERED, MAX_FUTURE, ModelConfig
 from bytemtp.model.checkpoint import checkpoint_of, load_model, settings_of
 from bytemtp.model.from_huggingface import config_of_folder, load_folder
-from bytemtp.model.huggingface import path_to_head_1
 from bytemtp.model.model import ByteMTP
 
 SHAPE = ("dim", "attention_heads", "key_value_heads", "ffn_dim", "rope_theta", "window")
@@ -108,7 +107,7 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
 
     The paths to head 1 must be alike (`check_shape`).
     """
-    for ours, theirs in zip(_path(model), _path(source), strict=True):
+    for ours, theirs in zip(_with_weights(model), _with_weights(source), strict=True):
         _copy(ours, theirs)
     n, theirs_n = model.config.n_future, source.config.n_future
     shared = min(n, theirs_n) if model.config.topology == source.config.topology else 1
@@ -125,9 +124,9 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
     return "; ".join(f"{what}: {which}" for what, which in parts.items() if which)
 
 
-def _path(model: ByteMTP) -> list[nn.Module]:
-    """All modules that head 1's logits come from."""
-    return [model.embed, *path_to_head_1(model), model.norm, model.unembed[0]]
+def _with_weights(model: ByteMTP) -> list[nn.Module]:
+    """Head 1's modules, without the link of a head that reads the trunk itself."""
+    return [module for module in model.first_modules() if not isinstance(module, nn.Identity)]
 
 
 def _copy(ours: nn.Module, theirs: nn.Module) -> None:
@@ -143,7 +142,7 @@ def _heads(first: int, end: int) -> str:
 
 def freeze_path(model: ByteMTP) -> None:
     """No gradient for what head 1's logits come from.  UserError if nothing else would be left to train."""
-    for module in _path(model):
+    for module in model.first_modules():
         module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         config = model.config

@@ -63,7 +63,7 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
-        if self.attention_backend == "matmul" and layout.is_short:
+        if layout.is_whole(self.attention_backend):
             whole = compile_once(Block.on_short_rows) if self.compiled else Block.on_short_rows
             return whole(self, x, *rope, layout.hidden.to(x.device))
         project = compile_once(Block.project) if self.compiled else Block.project

@@ -75,11 +75,10 @@ class ByteMTP(nn.Module):
         chain = next(chain for chain in self.chains if 0 in chain)
         return chain[: chain.index(0) + 1]
 
-    def shared_parameters(self) -> set[str]:
-        """Names of the parameters that head 1's logits depend on; those of the other heads alone are left out."""
-        path = tuple(f"links.{i}." for i in self.path_to_first_head)
-        shared = ("embed.", "trunk.", "norm.", "unembed.0.", *path)
-        return {name for name, _ in self.named_parameters() if name.startswith(shared)}
+    def first_modules(self) -> list[nn.Module]:
+        """All modules that head 1's logits come from, in order of computation; the other heads' own are left out."""
+        links = [self.links[i] for i in self.path_to_first_head]
+        return [self.embed, *self.trunk, *links, self.norm, self.unembed[0]]
 
     @property
     def device(self) -> torch.device:

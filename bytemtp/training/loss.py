@@ -19,7 +19,7 @@ Shapes:  b batch, s position, d width, n future offset, g heads of a group, v vo
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -129,17 +129,17 @@ def backward(
         own_counts if counts is None else counts,
         [1.0] * n if weights is None else weights,
         context,
-        far_context(model, context, document_ids, rows_of(len(ids), far_rows)),
+        far_context(context, rows_of(len(ids), far_rows)),
     )
     nats = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
     return HeadLosses(nats.double(), own_counts)
 
 
-def far_context(model: ByteMTP, context: Context, document_ids: Int[Tensor, "b sn"], rows: int) -> Context:
+def far_context(context: Context, rows: int) -> Context:
     """The context of the first rows alone."""
     if rows == len(context.ids):
         return context
-    return model.context(context.ids[:rows], context.length, document_ids[:rows])
+    return replace(context, ids=context.ids[:rows], layout=context.layout.first(rows))
 
 
 @torch.no_grad()

@@ -37,6 +37,10 @@ class Optimizers:
 
     def __init__(self, model: ByteMTP, train: TrainConfig) -> None:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        first = {parameter for module in model.first_modules() for parameter in module.parameters()}
+        self.shared = [parameter for _, parameter in named if parameter in first]
+        """what head 1 needs; `own` is what only the others do"""
+        self.own = [parameter for _, parameter in named if parameter not in first]
         matrices = [(name, p) for name, p in named if train.optimizer == "muon" and is_layer_matrix(name, p)]
         taken = {name for name, _ in matrices}
         rest = [(name, parameter) for name, parameter in named if name not in taken]
@@ -56,6 +60,16 @@ class Optimizers:
             for group in part.param_groups:
                 for name, parameter in zip(group["param_names"], group["params"], strict=True):
                     yield name, parameter, part.state[parameter], STATES[type(part)]
+
+    def clip(self, largest: float) -> Tensor:
+        """Clip the gradients of what head 1 needs and of the rest apart, each to the norm `largest` (0: not at all).
+
+        Apart, because a norm of everything would let the unembeddings of seven more heads shrink the trunk's steps.
+        Returns the norm of what head 1 needs, or of the rest if that is all that learns, or not finite.
+        """
+        parts = [part for part in (self.shared, self.own) if part]
+        norms = [torch.nn.utils.clip_grad_norm_(part, largest or math.inf) for part in parts]
+        return torch.where(norms[-1].isfinite(), norms[0], norms[-1])
 
     def step(self) -> None:
         for part in self.parts:
@@ -85,20 +99,6 @@ def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.op
 def muon(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.optim.Muon:
     group = {"params": named, "weight_decay": train.weight_decay}
     return torch.optim.Muon([group], lr=train.lr, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
-
-
-def clip_gradients(model: ByteMTP, largest: float) -> Tensor:
-    """Clip what head 1 needs and the rest apart, each to the norm `largest` (0: not at all).
-
-    Apart, because a norm of everything would let the unembeddings of seven more heads shrink the trunk's steps.
-    Returns the norm of what head 1 needs, or of the rest if that is all that learns, or not finite.
-    """
-    shared = model.shared_parameters()
-    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
-    for name, parameter in model.named_parameters():
-        parts[name not in shared].append(parameter)
-    first, rest = (torch.nn.utils.clip_grad_norm_(part, largest or math.inf) for part in parts)
-    return torch.where(rest.isfinite() & (first > 0), first, rest)
 
 
 def learning_rate(train: TrainConfig, step: int, elapsed_s: float) -> float:

@@ -41,7 +41,7 @@ from bytemtp.training.batches import (
 )
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
-from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate, set_learning_rate
+from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
 from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
@@ -187,7 +187,7 @@ class Trainer:
         self._grow()
         batch = next(self.batches)
         losses = self._backward(batch.to(self.model.device))
-        norm = clip_gradients(self.model, self.train.grad_clip).item()
+        norm = self.optimizer.clip(self.train.grad_clip).item()
         self._check_finite(losses.mean, norm)
         self.lr = learning_rate(self.train, self.state.step, self.state.elapsed_s)
         set_learning_rate(self.optimizer, self.lr)

@@ -24,7 +24,7 @@ import bytemtp
 from bytemtp.common.settings import ModelConfig, Topology, TrainConfig
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
-from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate, set_learning_rate
+from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 
 HERE = Path(__file__).parent
 TEXT = HERE.parent.parent / "corpora" / "tiny.txt"
@@ -57,7 +57,7 @@ def trained(topology: Topology, dtype: str) -> tuple[ByteMTP, list[float]]:
     for step in range(STEPS):
         batch = next(batches)
         losses.append(backward(model, batch.ids, batch.document_ids).mean)
-        clip_gradients(model, 1.0)
+        optimizer.clip(1.0)
         set_learning_rate(optimizer, learning_rate(train, step, 0.0))
         optimizer.step()
         optimizer.zero_grad()

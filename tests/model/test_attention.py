@@ -65,6 +65,12 @@ def test_layout_runs_are_the_documents_of_each_row(ids):
     assert torch.equal(same, (flat[:, None] == flat) & (row[:, None] == row))
 
 
+@given(ids=packed_rows(), window=st.integers(0, 12), data=st.data())
+def test_the_layout_of_the_first_rows_is_a_part_of_the_whole(ids, window, data):
+    rows = data.draw(st.integers(1, len(ids)))
+    assert Layout.of(*ids.shape, ids, window).first(rows) == Layout.of(rows, ids.shape[1], ids[:rows], window)
+
+
 @given(ids=packed_rows(), window=st.integers(0, 12))
 def test_xformers_masks_mean_the_same(ids, window):
     """The kernel needs CUDA, but its masks can be spelled out here and compared position by position."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -218,18 +218,9 @@ def test_damage_is_named(run: Path, name: str, damage: str) -> None:
 
 
 @pytest.mark.parametrize("change", ["shape", "lack", "extra"])
-def test_weights_of_another_model_are_refused(run: Path, change: str) -> None:
+def test_weights_of_another_model_are_refused(run: Path, change: str, spoil: Callable[..., None]) -> None:
     path = save(run, TrainState(step=1), *trained(), keep=1) / "model.safetensors"
-    weights = load_file(path)
-    weights = {name: tensor.clone() for name, tensor in weights.items()}
-    match change:
-        case "shape":
-            weights["norm.weight"] = torch.zeros(3)
-        case "lack":
-            del weights["norm.weight"]
-        case "extra":
-            weights["other"] = torch.zeros(3)
-    save_file(weights, path)
+    spoil(path, change, "norm.weight", "other")
     with pytest.raises(UserError, match=f"{path}.*{'other' if change == 'extra' else 'norm.weight'}"):
         load_model(run)
 

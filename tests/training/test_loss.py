@@ -118,6 +118,13 @@ def path_parameters(model):
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_modules_of_head_1_are_all_that_its_logits_depend_on(topology):
+    model = model_for(topology)
+    first = {id(parameter) for module in model.first_modules() for parameter in module.parameters()}
+    assert {name for name, parameter in model.named_parameters() if id(parameter) in first} == path_parameters(model)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_weight_zero_trains_head_1_as_if_it_were_alone(topology):
     model, ids = model_for(topology), torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(5))
     document_ids = torch.zeros_like(ids)

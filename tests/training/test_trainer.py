@@ -38,7 +38,7 @@ from bytemtp.training import auto
 from bytemtp.training.auto import pick_compile
 from bytemtp.training.batches import collect_valid, seq_len_at
 from bytemtp.training.loss import HeadLosses, backward
-from bytemtp.training.optimizer import Optimizers, clip_gradients, learning_rate
+from bytemtp.training.optimizer import Optimizers, learning_rate
 from bytemtp.training.progress import drop_lines_after
 from bytemtp.training.trainer import TrainOutcome, train
 
@@ -611,12 +611,13 @@ def test_gradients_of_head_1_and_of_the_rest_are_clipped_apart() -> None:
         parameter.grad = torch.full_like(parameter, 1e-6)
     for head in (1, 2):
         model.unembed[head].weight.grad.fill_(1e3)
-    norm = clip_gradients(model, 1.0)
+    optimizer = Optimizers(model, TrainConfig())
+    norm = optimizer.clip(1.0)
     assert norm < 1e-3
     assert all((p.grad == 1e-6).all() for name, p in model.named_parameters() if not name.startswith("unembed"))
     assert torch.stack([model.unembed[head].weight.grad.norm() for head in (1, 2)]).norm() == pytest.approx(1.0)
     model.unembed[1].weight.grad[0, 0] = torch.nan
-    assert not clip_gradients(model, 1.0).isfinite()
+    assert not optimizer.clip(1.0).isfinite()
 
 
 @pytest.mark.parametrize(
