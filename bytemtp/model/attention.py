@@ -7,8 +7,8 @@ sequence length on both backends, packed or not, because no backend ever makes a
 - `xformers` (CUDA): memory_efficient_attention with a block-diagonal causal mask.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
-- `matmul` (CPU): rows of at most 512 positions as two matrix products and a softmax over the whole row, where PyTorch's
-  CPU flash kernel is several times slower; longer rows as `sdpa`.  The square is bounded by the longest row, so memory
+- `matmul` (CPU): rows of at most 256 positions as two matrix products and a softmax over the whole row, where PyTorch's
+  CPU flash kernel is up to twice as slow; longer rows as `sdpa`.  The square is bounded by the longest row, so memory
   stays linear in the number of positions.
 
 Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple of g), k head width.
@@ -28,7 +28,7 @@ from torch import Tensor
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import Choice
 
-SHORT_ROW = 512
+SHORT_ROW = 256
 """Longest row whose square of scores `matmul` makes."""
 
 

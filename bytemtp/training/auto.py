@@ -20,7 +20,7 @@ from bytemtp.training.loss import backward
 COMPILE_SECONDS = 25
 """Wall time that compiling costs on two CPU cores, rows of two lengths."""
 COMPILE_SAVES = 0.3
-"""Share of a step that compiled layers save on a CPU; measured 32 % of a bfloat16 step of rows of 64 bytes."""
+"""Share of a step that compiled layers save on a CPU, roughly; good enough to tell seconds from minutes."""
 FLOPS_PER_THREAD = 3e10
 """Training speed of one CPU thread, float32, roughly; good enough to tell seconds from hours."""
 
