@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from bytemtp.sandbox.calls import StayedBy
 from bytemtp.sandbox.candidate import OUT_OF_MEMORY
 from bytemtp.sandbox.launch import Launch, Role, Server
 from bytemtp.sandbox.memory import used
@@ -24,8 +25,9 @@ class Outcome(NamedTuple):
 
     passed: bool
     result: str
-    cannot_travel: bool = False
-    """program and tests would have had to share what is no plain value, so that these may be right only together"""
+    cannot_travel: StayedBy | None = None
+    """program and tests would have had to share a value of the one or the other that is no plain value, so that these
+    may be right only together"""
 
 
 CRASHED = Outcome(False, "crashed")

@@ -137,12 +137,16 @@ class Pool:
 
     def _judge(self, problem: Problem, sample: Sample) -> Verdict:
         """Apart from its tests if they can be.  The verdict depends on problem and sample, not on samples before it."""
-        together = not isinstance(problem.tests, Cases) and problem.tests.together
         outcome = self._outcome(problem, sample.completion)
-        if outcome.cannot_travel and self._is_shared(problem):
-            together = True
-            outcome = self._outcome(problem, sample.completion, together=True)
-        return Verdict(outcome.passed, outcome.result, together)
+        if isinstance(problem.tests, Cases):
+            return Verdict(outcome.passed, outcome.result)
+        if problem.tests.together or outcome.passed:
+            return Verdict(outcome.passed, outcome.result, problem.tests.together)
+        if outcome.cannot_travel == "tests" or self._is_shared(problem):
+            other = self._outcome(problem, sample.completion, together=True)
+            if other.passed or outcome.cannot_travel:
+                return Verdict(other.passed, other.result, together=True)
+        return Verdict(outcome.passed, outcome.result)
 
     def _outcome(self, problem: Problem, completion: str, *, together: bool = False) -> Outcome:
         """Of the first job that fails, else of the last."""
@@ -156,7 +160,7 @@ class Pool:
         return outcome
 
     def _is_shared(self, problem: Problem) -> bool:
-        """Whether its known solution, too, fails apart from the tests by what cannot travel, and passes together.
+        """Whether its known solution, too, fails apart from the tests, and passes together.
 
         A sample alone, which may be hostile, cannot bring this about.
         """
@@ -165,7 +169,7 @@ class Pool:
                 known = problem.canonical
                 self._shared[problem.task_id] = (
                     known is not None
-                    and self._outcome(problem, known).cannot_travel
+                    and not self._outcome(problem, known).passed
                     and self._outcome(problem, known, together=True).passed
                 )
             return self._shared[problem.task_id]

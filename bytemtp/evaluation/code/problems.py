@@ -184,7 +184,12 @@ def _humaneval(record: Record) -> Parts:
     program = f"{_text(record, 'test')}\ncheck({entry_point})\n"
     prelude = next((text for text in (prompt, f"{prompt}\n    pass\n") if parses(text)), "")
     solution = prompt + (canonical or "\n    pass\n")
-    return prompt, canonical, entry_point, function_tests(prelude, program, solution, {entry_point})
+    return (
+        prompt,
+        canonical,
+        entry_point,
+        function_tests(prelude, program, solution, {entry_point}, solved=canonical is not None),
+    )
 
 
 def _mbpp(record: Record) -> Parts:
