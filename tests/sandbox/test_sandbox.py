@@ -317,9 +317,12 @@ def test_hostile_program(name, hostile_verdicts):
 
 @needs_bubblewrap
 def test_verdicts_are_those_recorded(hostile_verdicts, honest_verdicts):
-    """Word for word, where the list only names their beginnings; but for two, in which processes race."""
+    """Word for word, where the list only names their beginnings; but for two, in which processes race, and for those
+    that may run out of time, as on a busy machine."""
     recorded = json.loads((PROGRAMS.parents[1] / "golden" / "verdicts.json").read_text())
     now = hostile_verdicts | honest_verdicts
+    late = {name for name in HOSTILE if "timed out" in HOSTILE[name][1] and now[name].result == "timed out"}
+    recorded = {name: result for name, result in recorded.items() if name not in late}
     assert {name: without_end(now[name].result) for name in recorded} == {
         name: without_end(result) for name, result in recorded.items()
     }
