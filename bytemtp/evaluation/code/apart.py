@@ -16,6 +16,10 @@ from bytemtp.evaluation.code.sharing import shares
 from bytemtp.evaluation.code.uses import only_plain
 
 
+class Unjudgeable(ValueError):
+    """A problem whose tests are missing or broken."""
+
+
 @dataclass(frozen=True)
 class FunctionTests:
     """Python code that calls functions of the program."""
@@ -44,8 +48,8 @@ def function_tests(
     """
     try:
         tree = parsed(program)
-    except SyntaxError as error:
-        raise ValueError(f"the tests are no Python: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise Unjudgeable(f"the tests are no Python: {error}") from None
     before, answer = parsed(prelude), parsed(solution if parses(solution) else "")
     functions = {node.name for node in answer.body if isinstance(node, ast.FunctionDef)}
     known = bound(before) | bound(tree) | (set(dir(builtins)) - functions) | {"__name__"}
