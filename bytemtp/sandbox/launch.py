@@ -46,7 +46,9 @@ exec(*sys.modules["bytemtp.sandbox.server"].main(control, job["settings"]))
 """The last line runs a script, in a child, with as few frames below it as can be: it may count on its recursion."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "HOME": "/tmp", "TMPDIR": "/tmp"}
 # The same hashes in every process: sets of strings have one order, and a resumed run the verdicts of a straight one.
-ENVIRONMENT |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONINTMAXSTRDIGITS": "0"}
+PACKAGES = "/packages"
+"""Where a sandbox has the packages that are let in."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Launch:
     """folder of the interpreter"""
     isolated: bool
     limits: Limits
+    packages: str = ""
+    """folder of packages that programs and tests may import, besides the standard library"""
 
     def start(self, role: Role) -> "Server":
         """UserError if the server does not come up."""
@@ -84,11 +88,16 @@ class Launch:
 
     def command(self, role: Role) -> list[str]:
         python = [self.python, "-B", "-S", "-s", "-c", BOOT]
-        return [*bubblewrap(self.prefix, role), *python] if self.isolated else python
+        if not self.isolated:
+            return python
+        program, *words = bubblewrap(self.prefix, role)
+        bound = ["--ro-bind", self.packages, PACKAGES] if self.packages else []
+        return [program, *bound, *words, *python]
 
     def settings(self, role: Role) -> dict[str, Any]:
         limits = {"seconds": self.limits.seconds, "memory": self.limits.memory, "file_bytes": self.limits.file_bytes}
-        return {"role": role, "isolated": self.isolated, **limits}
+        packages = PACKAGES if self.packages and self.isolated else self.packages
+        return {"role": role, "isolated": self.isolated, "packages": packages, **limits}
 
 
 def bubblewrap(prefix: str, role: Role) -> list[str]:

@@ -36,6 +36,8 @@ def main(control: socket.socket, settings: dict[str, Any]) -> tuple[CodeType, di
     site.setquit()  # exit() and quit(), which python -S leaves out
     site.setcopyright()
     site.sethelper()
+    if settings["packages"]:
+        sys.path.append(settings["packages"])
     make = Isolated if settings["isolated"] else Maker
     maker = make(settings)
     gc.freeze()  # a collection in a child need not copy our pages

@@ -149,12 +149,16 @@ class Encoder:
         return [tag, *[self.form(item) for item in items]]
 
     def _other(self, value: Any) -> Any:
-        """A builtin by its name, a subclass as its base."""
+        """A builtin by its name, a subclass as its base, a number of numpy as one of Python."""
         name = getattr(value, "__name__", None)
         if isinstance(name, str) and NAMED.get(name) is value:
             return ["named", name]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return ["namedtuple", type(value).__name__, self.form(list(value._fields)), self.form(list(value))]
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            item = value.item()
+            if type(item) in (bool, int, float, complex, str):
+                return self.form(item)
         for base in BASES:
             if isinstance(value, base):
                 return self.form(base(value))
