@@ -118,7 +118,7 @@ def _all_right(passed: int, total: int) -> None:
 
 def parts(problems: list[Problem]) -> dict[str, float]:
     """Milliseconds of a program, by what they are spent on."""
-    full = [next(jobs(problem, problem.canonical or "")) for problem in problems]
+    full = [next(jobs(problem, problem.source(problem.canonical or ""))) for problem in problems]
     loaded = [{**job, "program": "def not_called():\n" + _indented(job["program"])} for job in full]
     empty = [EMPTY] * len(full)
     turns = [[_mean_ms(empty, unsafe=True), *map(_mean_ms, (empty, loaded, full))] for _ in range(TURNS)]

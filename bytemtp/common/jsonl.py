@@ -1,7 +1,10 @@
 """Files of JSON objects, a line each, that grow and that a killed process leaves whole but for their last line."""
 
+import codecs
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,14 @@ class JsonLinesFile:
                 data = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot write to {path}: {error.strerror}") from error
+        self._ends = [end for line, end in _whole_lines(data) if line.strip()]
         whole = data.rfind(b"\n") + 1
         self._cut_at = whole if whole < len(data) else None
+
+    def keep(self, count: int) -> None:
+        """Have the records after the first `count` taken off by the first `append`, too; until then they stay."""
+        if count < len(self._ends):
+            self._cut_at = self._ends[count - 1] if count else 0
 
     def append(self, records: Iterable[dict[str, Any]]) -> None:
         """UserError if they cannot be written; those before them stay."""
@@ -40,7 +49,8 @@ class JsonLinesFile:
 
 
 def line_of(record: dict[str, Any]) -> bytes:
-    return (json.dumps(record) + "\n").encode()
+    with any_digits():
+        return (json.dumps(record) + "\n").encode()
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
@@ -50,12 +60,32 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a .jsonl file; none if there is no file.  UserError for one that is no JSON."""
+    """The whole lines of a .jsonl file but blank ones; none if there is no file.  UserError for one that is no JSON."""
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     try:
-        return [json.loads(line) for line in data.split(b"\n")[:-1]]
+        with any_digits():
+            return [json.loads(line) for line, _ in _whole_lines(data) if line.strip()]
     except ValueError as error:
         raise UserError(f"{path} has a line that is no JSON: {error}; take it out or choose another folder") from error
+
+
+def _whole_lines(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Each line, without its end and a byte order mark, and where the next one begins."""
+    end = 0
+    for line in data.split(b"\n")[:-1]:
+        end += len(line) + 1
+        yield line.removeprefix(codecs.BOM_UTF8), end
+
+
+@contextmanager
+def any_digits() -> Iterator[None]:
+    """Whole numbers of any length are read and written inside; Python's own limit is 4300 digits."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(limit)

@@ -287,7 +287,7 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     UserError if the file cannot be read or names a setting that does not exist.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

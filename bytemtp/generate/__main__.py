@@ -145,7 +145,7 @@ def decoding(arguments: Command) -> dict[str, Any]:
 def read_tree(path: Path) -> Shape:
     """UserError unless the file holds a tree with a node."""
     try:
-        tree = check_tree(json.loads(path.read_text(encoding="utf-8")))
+        tree = check_tree(json.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise UserError(f"cannot use the tree in {path}: {error.strerror}") from error
     except (TypeError, RecursionError):

@@ -14,13 +14,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 from bytemtp.sandbox.exceptions import Known, builtin_class, described, rebuilt
 from bytemtp.sandbox.wire import MOST_BYTES, Channel, Decoder, Encoder, Gone, NotPlain, from_bytes, to_bytes
 
 DEEPEST = 5000
 """Limit of recursion while a value is read or written: it leaves nests of 1500 lists."""
+
+
+StayedBy = Literal["tests", "program"]
 
 
 class CannotTravel(BaseException):
@@ -30,7 +33,8 @@ class CannotTravel(BaseException):
 class Program:
     """The program under test, as its tests use it.
 
-    gone, cannot_travel: what has ended the tests, kept in case that they swallow it.
+    gone, cannot_travel: what has ended the tests, kept in case that they swallow it; of the latter, the first.
+    stayed_by: whose value it was that cannot travel.
     ended: it is a script that has written all that it will.
     known: the exceptions that it may raise in the tests.
     """
@@ -39,6 +43,7 @@ class Program:
         self.channel = channel
         self.gone: Gone | None = None
         self.cannot_travel: CannotTravel | None = None
+        self.stayed_by: StayedBy | None = None
         self.ended = False
         self.known: Known = builtin_class
         self._lock = Lock()  # tests may call from several threads
@@ -54,7 +59,8 @@ class Program:
             with deep_recursion():
                 data = to_bytes([name, encoder.form([list(arguments), keywords])])
         except NotPlain as error:
-            raise self.stays(f"{name} was given {error}") from None
+            by: StayedBy = "program" if isinstance(error.value, BaseException) else "tests"  # which it may have raised
+            raise self.stays(f"{name} was given {error}", by) from None
         with self._lock:
             try:
                 self.channel.send_packed(data)
@@ -63,8 +69,9 @@ class Program:
                 self.gone = gone
                 raise
 
-    def stays(self, what: str) -> CannotTravel:
-        self.cannot_travel = CannotTravel(f"TypeError: {what}")
+    def stays(self, what: str, by: StayedBy = "tests") -> CannotTravel:
+        if self.cannot_travel is None:
+            self.cannot_travel, self.stayed_by = CannotTravel(f"TypeError: {what}"), by
         return self.cannot_travel
 
     def _answer(self, name: str, shared: Sequence[Any]) -> Any:
@@ -79,10 +86,10 @@ class Program:
         match message:
             case ["return", changed, result]:
                 return returned(shared, changed, result), None
-            case ["raise", kinds, kind, arguments, state, cause]:
-                return None, rebuilt(self.known, kinds, kind, arguments, state, cause)
+            case ["raise", *description]:
+                return None, rebuilt(self.known, *description)
             case ["no plain value", str(what)]:
-                return None, self.stays(f"{name} returned {what}")
+                return None, self.stays(f"{name} returned {what}", by="program")
         raise ValueError("of no known kind")
 
 

@@ -14,12 +14,16 @@ Known = Callable[[str, str], Any]
 """Gives the class that a module and a name stand for, or something else if there is none."""
 
 
+GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
+"""Python 3.10 has none."""
+
+
 class Escaped(BaseException):
     """The program raised what is no Exception, as SystemExit: its name, then its arguments."""
 
 
 def described(error: BaseException) -> list[Any]:
-    """An exception as its classes, nearest first, its name, arguments, attributes and cause."""
+    """An exception as its classes, nearest first, its name, arguments, attributes, cause, and members of a group."""
     kinds = [[kind.__module__, kind.__name__] for kind in type(error).__mro__ if kind is not object]
     arguments = error.args
     if isinstance(error, OSError) and error.filename is not None:
@@ -29,7 +33,10 @@ def described(error: BaseException) -> list[Any]:
     except (TypeError, ValueError, RecursionError):
         values = Encoder().form((str(error),))
     cause = None if error.__cause__ is None else described(error.__cause__)
-    return [kinds, type(error).__name__, values, Encoder().form(plain_of(vars(error))), cause]
+    members = None
+    if isinstance(error, GROUP):
+        values, members = Encoder().form((error.message,)), [described(member) for member in error.exceptions]
+    return [kinds, type(error).__name__, values, Encoder().form(plain_of(vars(error))), cause, members]
 
 
 def plain_of(attributes: dict[str, Any]) -> dict[str, Any]:
@@ -46,12 +53,17 @@ def builtin_class(module: str, name: str) -> Any:
     return getattr(builtins, name, None) if module == "builtins" else None
 
 
-def rebuilt(known: Known, kinds: list[list[str]], name: str, arguments: Any, state: Any, cause: Any) -> BaseException:
+def rebuilt(
+    known: Known, kinds: list[list[str]], name: str, arguments: Any, state: Any, cause: Any, members: Any
+) -> BaseException:
     """The nearest exception of those known.  One that would steer the tests, instead of failing them, becomes another.
 
     Takes what `described` gave, or something malformed: raises one of `wire.MALFORMED` then.
     """
-    error = nearest(known, kinds, name, tuple(Decoder().value(arguments)))
+    given = tuple(Decoder().value(arguments))
+    if members is not None:
+        given = (*given, [rebuilt(known, *member) for member in members])
+    error = nearest(known, kinds, name, given)
     error.__dict__.update(dict(Decoder().value(state)))
     if cause is not None:
         error.__cause__ = rebuilt(known, *cause)

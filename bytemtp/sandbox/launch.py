@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bytemtp.common.errors import UserError
+from bytemtp.sandbox.candidate import STDIN, STDOUT
 
 Role = Literal["candidate", "referee"]
 
@@ -36,14 +37,18 @@ if control.fileno() != 3:  # the lowest, so that all others are low, too
     os.closerange(4, int(sys.argv[1]) + 1)
     control = socket.socket(fileno=3)
 job = json.loads(control.recv({HEADER}))
+del sys.argv[1:]
 for name, source in job["modules"]:
     sys.modules[name] = types.ModuleType(name)
     exec(compile(source, name, "exec"), sys.modules[name].__dict__)
-sys.modules["bytemtp.sandbox.server"].main(control, job["settings"])
+exec(*sys.modules["bytemtp.sandbox.server"].main(control, job["settings"]))
 """
+"""The last line runs a script, in a child, with as few frames below it as can be: it may count on its recursion."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "HOME": "/tmp", "TMPDIR": "/tmp"}
 # The same hashes in every process: sets of strings have one order, and a resumed run the verdicts of a straight one.
-ENVIRONMENT |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT |= {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "PYTHONINTMAXSTRDIGITS": "0"}
+PACKAGES = "/packages"
+"""Where a sandbox has the packages that are let in."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Launch:
     """folder of the interpreter"""
     isolated: bool
     limits: Limits
+    packages: str = ""
+    """folder of packages that programs and tests may import, besides the standard library"""
 
     def start(self, role: Role) -> "Server":
         """UserError if the server does not come up."""
@@ -81,11 +88,16 @@ class Launch:
 
     def command(self, role: Role) -> list[str]:
         python = [self.python, "-B", "-S", "-s", "-c", BOOT]
-        return [*bubblewrap(self.prefix, role), *python] if self.isolated else python
+        if not self.isolated:
+            return python
+        program, *words = bubblewrap(self.prefix, role)
+        bound = ["--ro-bind", self.packages, PACKAGES] if self.packages else []
+        return [program, *bound, *words, *python]
 
     def settings(self, role: Role) -> dict[str, Any]:
         limits = {"seconds": self.limits.seconds, "memory": self.limits.memory, "file_bytes": self.limits.file_bytes}
-        return {"role": role, "isolated": self.isolated, **limits}
+        packages = PACKAGES if self.packages and self.isolated else self.packages
+        return {"role": role, "isolated": self.isolated, "packages": packages, **limits}
 
 
 def bubblewrap(prefix: str, role: Role) -> list[str]:
@@ -103,6 +115,9 @@ def bubblewrap(prefix: str, role: Role) -> list[str]:
     words += " --tmpfs /dev"  # without /dev/zero: to map it is to have shared memory that no process is charged for
     for device in ("null", "full", "random", "urandom"):
         words += f" --dev-bind /dev/{device} /dev/{device}"
+    words += " --dir /dev/fd"
+    for number, (name, file) in enumerate({"stdin": STDIN, "stdout": STDOUT, "stderr": "/dev/null"}.items()):
+        words += f" --symlink {file} /dev/fd/{number} --symlink fd/{number} /dev/{name}"
     words += " --dir /dev/shm --remount-ro /dev --tmpfs /dev/shm --tmpfs /tmp --remount-ro / --chdir /tmp"
     words += " --cap-drop ALL" + " --cap-add CAP_SYS_ADMIN" * (role == "candidate")
     program = shutil.which("bwrap") or "bwrap"

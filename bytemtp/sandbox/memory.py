@@ -1,4 +1,4 @@
-"""How much memory a program uses: its processes and the files in its tmpfs, seen from outside through /proc.
+"""How much memory (and time) a program uses: its processes and the files in its tmpfs, seen from outside through /proc.
 
 A limit of address space counts neither shared memory nor files in memory, so the resident memory is added up.
 """
@@ -70,3 +70,13 @@ def tmpfs_bytes(pid: int) -> int:
             stats = [os.statvfs(f"{path}/root{folder.decode()}") for folder in WRITABLE]
             return sum((stat.f_blocks - stat.f_bfree) * stat.f_frsize for stat in stats)
     return 0
+
+
+def processor_seconds(server: int) -> float:
+    """That the children of a server have used so far."""
+    ticks = 0
+    for pid in descendants(server):
+        with suppress(OSError, ValueError):
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # its own and its children's, each for the program and the system
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -14,11 +14,16 @@ from bytemtp.sandbox.worker import Worker
 UNSAFE = "run the programs unprotected with --unsafe"
 
 
-def prepare(limits: Limits, *, unsafe: bool = False) -> Launch:
-    """A way to start servers that has been tried.  UserError if programs cannot be isolated here and `unsafe` is not
-    given."""
+def prepare(limits: Limits, *, unsafe: bool = False, packages: Path | None = None) -> Launch:
+    """A way to start servers that has been tried.  packages: a folder of them that programs and tests may import.
+
+    UserError if programs cannot be isolated here and `unsafe` is not given.
+    """
+    if packages is not None and not packages.is_dir():
+        raise UserError(f"{packages} is no folder; --site-packages must name one that packages are installed in")
+    folder = str(packages.resolve()) if packages is not None else ""
     if unsafe:
-        return Launch(sys.executable, "", isolated=False, limits=limits)
+        return Launch(sys.executable, "", isolated=False, limits=limits, packages=folder)
     if not sys.platform.startswith("linux"):
         raise UserError(f"programs can be isolated on Linux only, not on {sys.platform}; use Linux, or --unsafe")
     if shutil.which("bwrap") is None:
@@ -32,7 +37,7 @@ def prepare(limits: Limits, *, unsafe: bool = False) -> Launch:
         )
     complaints = []
     for python, prefix in interpreters():
-        launch = Launch(python, prefix, isolated=True, limits=limits)
+        launch = Launch(python, prefix, isolated=True, limits=limits, packages=folder)
         try:
             try_out(launch)
             return launch

@@ -5,8 +5,9 @@ is compared with.
 """
 
 import math
+import os
 import random
-import select
+import re
 import socket
 import sys
 import traceback
@@ -21,7 +22,10 @@ LONGEST = 300
 MOST_OUTPUT = 1 << 24
 """Bytes of output of a script that are read."""
 CLOSE = 1e-5
-"""Fractions in a script's output may differ by this much, relatively or (a thousandth of it) absolutely, as in APPS."""
+"""Fractions in an output may differ by this much, relatively or (a thousandth of it) absolutely, as in APPS."""
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+"""Of those that `float` reads: no underscores, no digits of other scripts."""
 
 
 class Failure(Exception):
@@ -32,13 +36,13 @@ def run(program: Channel, host: Channel) -> None:
     """Read a job from the host, judge the program, and tell the host: {"passed", "result", "ended", "cannot_travel"}.
 
     ended: it was a script that has written all that it will; how it ends is left for the host to see.
-    cannot_travel: program and tests would have had to share what is no plain value.
+    cannot_travel: whose value it was, if program and tests would have had to share what is no plain value; else None.
     """
     job = host.receive()
     stub = Program(program)
     passed, result = False, ""
     try:
-        program.send({"script": job["kind"] == "script", "source": job["source"], "imports": job.get("imports", "")})
+        program.send({name: job.get(name) for name in ("source", "imports", "stdin")})
         KINDS[job["kind"]](stub, job)
         passed, result = True, "passed"
     except Gone as gone:
@@ -51,7 +55,7 @@ def run(program: Channel, host: Channel) -> None:
         passed, result = False, one_line(f"failed: {stub.cannot_travel}")
     if stub.gone:
         passed, result = False, f"failed: {stub.gone}" if stub.gone.broken else "crashed"
-    flags = {"ended": stub.ended, "cannot_travel": stub.cannot_travel is not None}
+    flags = {"ended": stub.ended, "cannot_travel": stub.stayed_by}
     host.send({"passed": passed, "result": result, **flags})
 
 
@@ -127,11 +131,15 @@ def run_calls(program: Program, job: dict[str, Any]) -> None:
     """Compare results with expected ones.  As in APPS, a tuple counts as a list, and one result as a list of it."""
     program.wait_until_loaded()
     function = Function(program, job["function"])
-    for arguments, expected in zip(job["inputs"], job["outputs"], strict=True):
-        shown = ", ".join(map(repr, arguments))
-        result = listed(function(*arguments))
-        if result != expected and not (type(expected) is list and expected == [result]):
-            text = f"failed: {job['function']}({shown}) returned {result!r}, not {expected!r}"
+    for given, expected in zip(job["inputs"], job["outputs"], strict=True):
+        arguments = given if type(given) is list else [given]
+        call = f"{job['function']}({', '.join(map(shown, arguments))})"
+        result = function(*arguments)
+        if type(result) is range and type(expected) is list:
+            result = list(result[: len(expected) + 1])
+        result = listed(result)
+        if not (alike(result, expected) or (type(expected) is list and alike([result], expected))):
+            text = f"failed: {call} returned {shown(result)}, not {shown(expected)}"
             raise Failure(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")
 
 
@@ -139,51 +147,41 @@ def listed(value: Any) -> Any:
     return [listed(item) for item in value] if type(value) in (list, tuple) else value
 
 
+def alike(result: Any, expected: Any) -> bool:
+    """Equal, but for the rounding of fractions, also in lists."""
+    if type(result) is list and type(expected) is list:
+        return len(result) == len(expected) and all(map(alike, result, expected))
+    if float in (type(result), type(expected)) and {type(result), type(expected)} <= {int, float}:
+        return bool(result == expected or near(result, expected))
+    return bool(result == expected)
+
+
+def shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python does not write numbers of more than 4300 digits
+        return "..."
+
+
 def run_script(program: Program, job: dict[str, Any]) -> None:
-    """Feed a script's standard input and compare what it writes."""
-    written = conversation(program.channel, job["stdin"].encode("utf-8", "surrogatepass"))
+    """Compare what a script writes with what is expected."""
+    _, descriptors, _, _ = socket.recv_fds(program.channel.sock, 1, 1)
+    if not descriptors:
+        raise Gone("closed")
+    written = all_of(descriptors[0])
     program.ended = True
     if not same_output(written.decode("utf-8", "replace"), job["stdout"]):
         raise Failure("failed: wrong output")
 
 
-def conversation(channel: Channel, stdin: bytes) -> bytes:
-    """Write and read at the same time, until the script ends."""
-    sock, total = channel.sock, 0
-    pieces: list[bytes] = []
-    left: memoryview | None = memoryview(stdin)
-    while True:
-        readable, writable, _ = select.select([sock], [sock] if left is not None else [], [])
-        if writable and left is not None:
-            left = write_some(sock, left)
-        if not readable:
-            continue
-        if not (piece := read_some(sock)):
-            return b"".join(pieces)
-        pieces.append(piece)
-        total += len(piece)
-        if total > MOST_OUTPUT:
+def all_of(pipe: int) -> bytes:
+    """What is written to a pipe, until nobody can write to it any more."""
+    written = bytearray()
+    while piece := os.read(pipe, 1 << 16):
+        written += piece
+        if len(written) > MOST_OUTPUT:
             raise Failure(f"failed: more than {MOST_OUTPUT} bytes of output")
-
-
-def write_some(sock: socket.socket, left: memoryview) -> memoryview | None:
-    """What is left to write then; None when all is written or nobody reads any more."""
-    try:
-        if left:
-            return left[sock.send(left[: 1 << 16], socket.MSG_DONTWAIT) :]
-        sock.shutdown(socket.SHUT_WR)
-    except BlockingIOError:
-        return left
-    except OSError:
-        pass  # it may end without reading all
-    return None
-
-
-def read_some(sock: socket.socket) -> bytes:
-    try:
-        return sock.recv(1 << 16)
-    except ConnectionResetError:  # it ended without reading all
-        return b""
+    return bytes(written)
 
 
 def same_output(written: str, expected: str) -> bool:
@@ -199,12 +197,17 @@ def same_line(written: str, expected: str) -> bool:
 
 def close(written: str, expected: str) -> bool:
     """Whether two numbers are nearly the same; whole ones and infinite ones have to be the same."""
-    try:
-        a, b = float(written), float(expected)
-    except ValueError:
+    if not (NUMBER.fullmatch(written) and NUMBER.fullmatch(expected)):
         return False
     whole = all(text.lstrip("+-").isdigit() for text in (written, expected))
-    return math.isfinite(a) and math.isfinite(b) and not whole and abs(a - b) <= CLOSE / 1000 + CLOSE * abs(b)
+    return not whole and near(float(written), float(expected))
+
+
+def near(a: float, b: float) -> bool:
+    try:
+        return math.isfinite(a) and math.isfinite(b) and abs(a - b) <= CLOSE / 1000 + CLOSE * abs(b)
+    except OverflowError:  # an int that no float comes near to
+        return False
 
 
 KINDS = {"tests": run_tests, "together": run_together, "calls": run_calls, "script": run_script}

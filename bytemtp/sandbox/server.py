@@ -14,9 +14,10 @@ import site
 import socket
 import sys
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
-from bytemtp.sandbox.candidate import Mapping
+from bytemtp.sandbox.candidate import STDIN, Mapping
 from bytemtp.sandbox.candidate import run as run_program
 from bytemtp.sandbox.lockdown import Filter, Namespaces, drop_capabilities, limit_resources
 from bytemtp.sandbox.referee import run as run_tests
@@ -27,12 +28,16 @@ WARM = "bisect collections copy functools heapq itertools json math operator ran
 MOST_DESCRIPTORS = 4
 
 
-def main(control: socket.socket, settings: dict[str, Any]) -> None:
-    """Serve until the host closes the control socket."""
+def main(control: socket.socket, settings: dict[str, Any]) -> tuple[CodeType, dict[str, Any]]:
+    """Serve until the host closes the control socket; returns only in the child of a script, of which it gives the
+    code and the names to run it with."""
     for name in WARM.split():
         importlib.import_module(name)
     site.setquit()  # exit() and quit(), which python -S leaves out
+    site.setcopyright()
     site.sethelper()
+    if settings["packages"]:
+        sys.path.append(settings["packages"])
     make = Isolated if settings["isolated"] else Maker
     maker = make(settings)
     gc.freeze()  # a collection in a child need not copy our pages
@@ -40,14 +45,15 @@ def main(control: socket.socket, settings: dict[str, Any]) -> None:
     while True:
         request, descriptors, _, _ = socket.recv_fds(control, 16, MOST_DESCRIPTORS)
         if not request:
-            return
+            sys.exit()
         pid = maker.fork()
         if pid == 0:
-            maker.child(descriptors)
+            control.detach()  # its number is another's now
+            return maker.child(descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
         if not supervise(control, pid):
-            return
+            sys.exit()
 
 
 def supervise(control: socket.socket, pid: int) -> bool:
@@ -67,7 +73,9 @@ def supervise(control: socket.socket, pid: int) -> bool:
 
 
 class Maker:
-    """Children without isolation."""
+    """Children without isolation, each in a folder of its own."""
+
+    streams = "."
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -75,8 +83,8 @@ class Maker:
     def fork(self) -> int:
         return os.fork()
 
-    def child(self, descriptors: list[int]) -> None:
-        """Does not return."""
+    def child(self, descriptors: list[int]) -> tuple[CodeType, dict[str, Any]]:
+        """Returns for a script only."""
         os.setsid()
         os.dup2(1, 2)  # the host has read our last words by now
         lowest = 3
@@ -88,15 +96,22 @@ class Maker:
         if self.settings["role"] == "referee":
             run_tests(*channels)
             os._exit(0)
-        status = run_program(*channels)
-        sys.exit(status)  # as a program ends: threads are joined, buffers written
+        return run_program(channels[0], self.streams)
 
     def enter(self) -> None:
+        folder = f"program-{os.getpid()}"
+        os.makedirs(folder, exist_ok=True)
+        os.chdir(folder)
+        self.limit()
+
+    def limit(self) -> None:
         limit_resources(*(self.settings[name] for name in ("seconds", "memory", "file_bytes")))
 
 
 class Isolated(Maker):
     """Children in namespaces of their own, without capabilities, with a filter of system calls."""
+
+    streams = os.path.dirname(STDIN)
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
@@ -111,6 +126,6 @@ class Isolated(Maker):
             self._namespaces.enter(self.settings["file_bytes"])
         os.chdir("/tmp")
         drop_capabilities()
-        super().enter()
+        self.limit()
         mmap.mmap = Mapping  # type: ignore[misc]
         self._filter.install()

@@ -41,6 +41,11 @@ class Gone(BaseException):
 class NotPlain(TypeError):
     """A value that has no plain form; the message says of which type it is."""
 
+    def __init__(self, value: Any) -> None:
+        kind = type(value).__name__
+        super().__init__(f"{'an' if kind[:1] in 'AEIOUaeiou' else 'a'} {kind}, which is no plain value")
+        self.value = value
+
 
 class Channel:
     """Length-prefixed messages over a stream socket."""
@@ -144,17 +149,20 @@ class Encoder:
         return [tag, *[self.form(item) for item in items]]
 
     def _other(self, value: Any) -> Any:
-        """A builtin by its name, a subclass as its base."""
+        """A builtin by its name, a subclass as its base, a number of numpy as one of Python."""
         name = getattr(value, "__name__", None)
         if isinstance(name, str) and NAMED.get(name) is value:
             return ["named", name]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return ["namedtuple", type(value).__name__, self.form(list(value._fields)), self.form(list(value))]
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            item = value.item()
+            if type(item) in (bool, int, float, complex, str):
+                return self.form(item)
         for base in BASES:
             if isinstance(value, base):
                 return self.form(base(value))
-        kind = type(value).__name__
-        raise NotPlain(f"{'an' if kind[:1] in 'AEIOUaeiou' else 'a'} {kind}, which is no plain value")
+        raise NotPlain(value)
 
 
 class Decoder:
@@ -271,9 +279,9 @@ MUTABLE = {list, set, deque, dict, defaultdict, Counter, OrderedDict, bytearray}
 BASES: tuple[Any, ...] = (int, float, str, bytes, list, tuple, dict, set, frozenset)
 """A subclass of these travels as the base."""
 
-NAMED: dict[str, Any] = {
+NAMED: dict[str, Any] = {kind.__name__: kind for kind in FORMS} | {
     name: value
     for name, value in {**vars(builtins), "NoneType": type(None)}.items()
     if isinstance(value, type) or name in ("len", "abs", "max", "min", "sum", "sorted", "repr", "ord", "chr")
 }
-"""Builtins that tests pass as arguments."""
+"""Types, and builtins that tests pass as arguments."""

@@ -10,13 +10,16 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from bytemtp.sandbox.calls import StayedBy
 from bytemtp.sandbox.candidate import OUT_OF_MEMORY
 from bytemtp.sandbox.launch import Launch, Role, Server
-from bytemtp.sandbox.memory import used
+from bytemtp.sandbox.memory import processor_seconds, used
 from bytemtp.sandbox.wire import MOST_BYTES, Channel, Gone, pack
 
 POLL_SECONDS = 0.02
 """Memory is looked at so often."""
+ENOUGH = 0.9
+"""Of its time, in which a program that is timed out has had the processor: less, and others may have been to blame."""
 
 
 class Outcome(NamedTuple):
@@ -24,8 +27,9 @@ class Outcome(NamedTuple):
 
     passed: bool
     result: str
-    cannot_travel: bool = False
-    """program and tests would have had to share what is no plain value, so that these may be right only together"""
+    cannot_travel: StayedBy | None = None
+    """program and tests would have had to share a value of the one or the other that is no plain value, so that these
+    may be right only together"""
 
 
 CRASHED = Outcome(False, "crashed")
@@ -41,12 +45,16 @@ class Limit(Exception):
 
 
 class Worker:
-    """A pair of servers.  For one thread at a time; the servers end with the thread that made them."""
+    """A pair of servers.  For one thread at a time; the servers end with the thread that made them.
+
+    starved: the last program has run out of time, but had not had the processor for most of it.
+    """
 
     def __init__(self, launch: Launch, stopping: threading.Event | None = None) -> None:
         self._launch = launch
         self._stopping = stopping or threading.Event()
         self._servers: list[Server] = []
+        self.starved = False
 
     def close(self) -> None:
         for server in self._servers:
@@ -55,6 +63,7 @@ class Worker:
 
     def run(self, job: dict[str, Any]) -> Outcome:
         """Judge a program: a job as in `referee.py`.  Where the servers die under it, it gets a second chance."""
+        self.starved = False
         message = pack(job)
         if len(message) > MOST_BYTES:
             return Outcome(False, f"failed: program and tests have more than {MOST_BYTES} bytes")
@@ -123,6 +132,8 @@ class Worker:
             if poll.poll(1000 * max(0.0, min(left, POLL_SECONDS))):
                 return  # also if we come late to see it: we may have been the ones who were held up
             if left <= 0:
+                seconds = sum(processor_seconds(server.pid) for server in self._servers)
+                self.starved = seconds < ENOUGH * self._launch.limits.seconds
                 raise Limit("timed out")
             if self._stopping.is_set():
                 raise Stopped

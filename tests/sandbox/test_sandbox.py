@@ -270,6 +270,7 @@ PROBLEMS = {
         asserts_of("entered", "with entered(2) as value:\n    assert value == 4"),
         asserts_of("calls", "secret = 12345\nassert calls(lambda value: secret - 1) == 12345"),
         cases_of("echo", ("a b\nä\n", "a b\nä\n"), ("1\n2", "1\n2\n")),
+        cases_of("twice", ("1\n", "1\n"), ("2\n", "2\n")),
         cases_of("first", ("x\n" + "y\n" * 200000, "x")),
         cases_of("million", ("", "\n".join(map(str, range(100000))))),
         cases_of("third", ("", "0.333333")),
@@ -316,9 +317,12 @@ def test_hostile_program(name, hostile_verdicts):
 
 @needs_bubblewrap
 def test_verdicts_are_those_recorded(hostile_verdicts, honest_verdicts):
-    """Word for word, where the list only names their beginnings; but for two, in which processes race."""
+    """Word for word, where the list only names their beginnings; but for two, in which processes race, and for those
+    that may run out of time, as on a busy machine."""
     recorded = json.loads((PROGRAMS.parents[1] / "golden" / "verdicts.json").read_text())
     now = hostile_verdicts | honest_verdicts
+    late = {name for name in HOSTILE if "timed out" in HOSTILE[name][1] and now[name].result == "timed out"}
+    recorded = {name: result for name, result in recorded.items() if name not in late}
     assert {name: without_end(now[name].result) for name in recorded} == {
         name: without_end(result) for name, result in recorded.items()
     }
@@ -390,33 +394,51 @@ def outcome(worker, source, program="", remote=("f",)):
 
 @needs_bubblewrap
 @pytest.mark.parametrize(
-    ("source", "tests", "what"),
+    ("source", "tests", "what", "by"),
     [
-        ("def f(x): return (i for i in x)", "f([1])", "f returned a generator, which is no plain value"),
-        ("def f(x): return {1: [map(str, x)]}", "f([1])", "f returned a map, which is no plain value"),
-        ("def f(x): x.append(object())", "f([])", "f returned an object, which is no plain value"),
-        ("def f(x): return f", "f(1)", "f returned a function, which is no plain value"),
-        ("async def f(x): pass", "f(1)", "f returned a coroutine, which is no plain value"),
-        ("def f(x): pass", "g = lambda: 1\nf([g])", "f was given a function, which is no plain value"),
-        ("def f(x): pass", "f(x=iter([]))", "f was given a list_iterator, which is no plain value"),
-        ("def f(x): pass", "f(f)", "f was given a Function, which is no plain value"),
-        ("def f(x): pass\nf.calls = 0", "assert f.calls == 0", "f.calls is out of the tests' reach"),
-        ("def f(x): pass", "import inspect\ninspect.signature(f)", "f.__signature__ is out of the tests' reach"),
+        ("def f(x): return (i for i in x)", "f([1])", "f returned a generator, which is no plain value", "program"),
+        ("def f(x): return {1: [map(str, x)]}", "f([1])", "f returned a map, which is no plain value", "program"),
+        ("def f(x): x.append(object())", "f([])", "f returned an object, which is no plain value", "program"),
+        ("def f(x): return f", "f(1)", "f returned a function, which is no plain value", "program"),
+        ("async def f(x): pass", "f(1)", "f returned a coroutine, which is no plain value", "program"),
+        ("def f(x): pass", "g = lambda: 1\nf([g])", "f was given a function, which is no plain value", "tests"),
+        ("def f(x): pass", "f(x=iter([]))", "f was given a list_iterator, which is no plain value", "tests"),
+        (
+            "def f(x): raise ValueError",
+            "try:\n    f(1)\nexcept ValueError as e:\n    f(e)",
+            "f was given a ValueError, which is no plain value",
+            "program",
+        ),
+        (
+            "def f(x): return iter(x)",
+            "try:\n    f([])\nexcept BaseException:\n    f(lambda: 1)",
+            "f returned a list_iterator, which is no plain value",
+            "program",
+        ),
+        ("def f(x): pass", "f(f)", "f was given a Function, which is no plain value", "tests"),
+        ("def f(x): pass\nf.calls = 0", "assert f.calls == 0", "f.calls is out of the tests' reach", "tests"),
+        (
+            "def f(x): pass",
+            "import inspect\ninspect.signature(f)",
+            "f.__signature__ is out of the tests' reach",
+            "tests",
+        ),
     ],
 )
-def test_what_cannot_travel_fails_and_is_told(worker, source, tests, what):
+def test_what_cannot_travel_fails_and_is_told(worker, source, tests, what, by):
     """Also where the tests would go on."""
     swallowed = f"try:\n{textwrap.indent(tests, '    ')}\nexcept BaseException:\n    pass"
     for program in (tests, swallowed):
-        assert outcome(worker, source, program) == (False, f"failed: TypeError: {what}", True)
-    assert outcome(worker, "def f(x): return x", "assert f([str, len]) == [str, len]") == (True, "passed", False)
+        assert outcome(worker, source, program)[:3] == (False, f"failed: TypeError: {what}", by)
+    same = "from collections import deque\nassert f([str, len, deque]) == [str, len, deque]"
+    assert outcome(worker, "def f(x): return x", same)[:3] == (True, "passed", None)
 
 
 @needs_bubblewrap
 def test_what_a_function_has_besides_does_not_disturb_libraries(worker):
     tests = "import asyncio, functools\n@functools.wraps(f)\ndef g(x): return f(x)\n"
     tests += "assert g.__name__ == 'f' and g(1) == 2 and not asyncio.iscoroutinefunction(f) and not hasattr(f, '_x')"
-    assert outcome(worker, "def f(x): return x + 1", tests) == (True, "passed", False)
+    assert outcome(worker, "def f(x): return x + 1", tests)[:3] == (True, "passed", None)
 
 
 @needs_bubblewrap

@@ -1,7 +1,7 @@
 """Judge programs that a model wrote, each in a sandbox, and estimate pass@k.
 
 What a sandbox keeps out, and what it does not: `docs/sandbox.md`.  Results are written as they come, in the
-order of the samples, so that a run that was killed goes on where it stopped.
+order of the samples, so that a run that was killed goes on where it stopped (`results.py`).
 
 Try:  python -m bytemtp.evaluate execute --problems HumanEval.jsonl.gz --samples samples.jsonl --out judged
 """
@@ -11,10 +11,10 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,15 @@ import tyro
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_output
-from bytemtp.common.jsonl import JsonLinesFile
-from bytemtp.common.runtime import log, progress
-from bytemtp.evaluation.code.problems import Cases, Problem, read_problems, records
+from bytemtp.common.runtime import log
+from bytemtp.evaluation.code.imports import checked
+from bytemtp.evaluation.code.problems import Cases, Problem, judgeable, read_problems, records
+from bytemtp.evaluation.code.results import VERDICT_FIELDS, Judged, completed, continued, digests
 from bytemtp.sandbox.launch import Launch, Limits
 from bytemtp.sandbox.prepare import prepare
 from bytemtp.sandbox.worker import Outcome, Worker
 
-Judged = list[dict[str, Any]]
-"""Lines of results.jsonl."""
-
 DEFAULT_K = (1, 10, 100)
-VERDICT_FIELDS = ("passed", "result", "together")
 AHEAD = 4
 """Samples taken in advance, for each worker."""
 WARNING = (
@@ -45,10 +42,13 @@ WARNING = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion of a problem's prompt."""
+    """One answer to a problem."""
 
     task_id: str
     completion: str
+    """of the problem's prompt"""
+    whole: bool = False
+    """it is a whole program instead, which does not go on from the prompt"""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,16 @@ class Verdict:
 
     passed: bool
     result: str
-    """"passed", "failed: ...", "timed out", "memory" or "crashed: ..." """
+    """"passed", "failed: ...", "timed out", "memory", "crashed: ..." or "not judged: ..." """
     together: bool = False
     """the tests had to run in one process with the program, which can therefore forge the result"""
+    judged: bool = True
+    """the problem's tests could be run"""
 
     def fields_of_line(self) -> dict[str, Any]:
         """What a line of results.jsonl says besides the sample."""
-        return {"passed": self.passed, "result": self.result} | ({"together": True} if self.together else {})
+        passed = self.passed if self.judged else None
+        return {"passed": passed, "result": self.result} | ({"together": True} if self.together else {})
 
 
 def judge(
@@ -74,18 +77,25 @@ def judge(
     timeout: float = 3.0,
     memory_mib: int = 1024,
     unsafe: bool = False,
+    site_packages: Path | None = None,
 ) -> Iterator[Verdict]:
     """Verdicts in the order of the samples, of which a few are taken in advance.
 
     timeout: seconds of wall-clock time for a program (for a script, for each of its inputs); memory_mib: of its
-    processes and files together.  UserError where programs cannot be isolated (unless `unsafe`), for a sample of an
-    unknown problem, and for values out of range.
+    processes and files together; site_packages: a folder of packages that programs and tests may import.  UserError
+    where programs cannot be isolated (unless `unsafe`), for a sample of an unknown problem, for values out of range,
+    and if no problem can be judged.
     """
+    launch = launched(workers, timeout, memory_mib, unsafe, site_packages)
+    return verdicts(launch, checked(launch, problems), samples, workers)
+
+
+def launched(workers: int, timeout: float, memory_mib: int, unsafe: bool, site_packages: Path | None) -> Launch:
+    """A way to start servers.  UserError where programs cannot be isolated (unless `unsafe`), and as `check_limits`."""
     check_limits(workers, timeout, memory_mib)
     if unsafe:
         log(WARNING)
-    launch = prepare(Limits(timeout, memory_mib), unsafe=unsafe)
-    return _verdicts(launch, {problem.task_id: problem for problem in problems}, samples, workers)
+    return prepare(Limits(timeout, memory_mib), unsafe=unsafe, packages=site_packages)
 
 
 def check_limits(workers: int, timeout: float, memory_mib: int) -> None:
@@ -95,16 +105,16 @@ def check_limits(workers: int, timeout: float, memory_mib: int) -> None:
         raise UserError(f"{given}: there must be a worker, some time, and 64 MiB of memory or more")
 
 
-def _verdicts(
-    launch: Launch, problems: Mapping[str, Problem], samples: Iterable[Sample], workers: int
-) -> Iterator[Verdict]:
+def verdicts(launch: Launch, problems: Sequence[Problem], samples: Iterable[Sample], workers: int) -> Iterator[Verdict]:
+    """As `judge`, of problems that are `checked`."""
+    known = {problem.task_id: problem for problem in problems}
     pending: deque[Future[Verdict]] = deque()
     pool = Pool(launch, workers)
     try:
         for sample in samples:
-            if sample.task_id not in problems:
+            if sample.task_id not in known:
                 raise UserError(f"a sample is of {sample.task_id!r}, which is not among the problems")
-            pending.append(pool.submit(problems[sample.task_id], sample))
+            pending.append(pool.submit(known[sample.task_id], sample))
             if len(pending) > AHEAD * workers:
                 yield pending.popleft().result()
         while pending:
@@ -123,6 +133,7 @@ class Pool:
         self._workers: list[Worker] = []
         self._shared: dict[str, bool] = {}
         self._deciding = threading.Lock()
+        self._turns = Turns(workers)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="judge")
 
     def submit(self, problem: Problem, sample: Sample) -> Future[Verdict]:
@@ -137,46 +148,88 @@ class Pool:
 
     def _judge(self, problem: Problem, sample: Sample) -> Verdict:
         """Apart from its tests if they can be.  The verdict depends on problem and sample, not on samples before it."""
-        together = not isinstance(problem.tests, Cases) and problem.tests.together
-        outcome = self._outcome(problem, sample.completion)
-        if outcome.cannot_travel and self._is_shared(problem):
-            together = True
-            outcome = self._outcome(problem, sample.completion, together=True)
-        return Verdict(outcome.passed, outcome.result, together)
+        if problem.fault:
+            return Verdict(False, f"not judged: {problem.fault}", judged=False)
+        source = problem.source(sample.completion, whole=sample.whole)
+        outcome = self._outcome(problem, source)
+        if isinstance(problem.tests, Cases):
+            return Verdict(outcome.passed, outcome.result)
+        if problem.tests.together or outcome.passed:
+            return Verdict(outcome.passed, outcome.result, problem.tests.together)
+        if outcome.cannot_travel == "tests" or self._is_shared(problem):
+            other = self._outcome(problem, source, together=True)
+            if other.passed or outcome.cannot_travel:
+                return Verdict(other.passed, other.result, together=True)
+        return Verdict(outcome.passed, outcome.result)
 
-    def _outcome(self, problem: Problem, completion: str, *, together: bool = False) -> Outcome:
+    def _outcome(self, problem: Problem, source: str, *, together: bool = False) -> Outcome:
         """Of the first job that fails, else of the last."""
         if not hasattr(self._local, "worker"):
             self._local.worker = Worker(self._launch, self._stopping)
             self._workers.append(self._local.worker)
-        outcomes: Iterator[Outcome] = map(self._local.worker.run, jobs(problem, completion, together=together))
+        outcomes: Iterator[Outcome] = map(self._run, jobs(problem, source, together=together))
         for outcome in outcomes:
             if not outcome.passed:
                 break
         return outcome
 
+    def _run(self, job: dict[str, Any]) -> Outcome:
+        """A program that lacked time while others had the processor gets another try, by itself."""
+        worker: Worker = self._local.worker
+        with self._turns.beside_others():
+            outcome = worker.run(job)
+        if worker.starved:
+            with self._turns.alone():
+                outcome = worker.run(job)
+        return outcome
+
     def _is_shared(self, problem: Problem) -> bool:
-        """Whether its known solution, too, fails apart from the tests by what cannot travel, and passes together.
+        """Whether its known solution, too, fails apart from the tests, and passes together.
 
         A sample alone, which may be hostile, cannot bring this about.
         """
         with self._deciding:
             if problem.task_id not in self._shared:
-                known = problem.canonical
+                known = None if problem.canonical is None else problem.source(problem.canonical)
                 self._shared[problem.task_id] = (
                     known is not None
-                    and self._outcome(problem, known).cannot_travel
+                    and not self._outcome(problem, known).passed
                     and self._outcome(problem, known, together=True).passed
                 )
             return self._shared[problem.task_id]
 
 
-def jobs(problem: Problem, completion: str, *, together: bool = False) -> Iterator[dict[str, Any]]:
-    """What the sandbox has to do for a sample: one job, or for a script one for each input.
+class Turns:
+    """Of threads that do something beside each other or one of them alone."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._places = threading.Semaphore(threads)
+        self._collecting = threading.Lock()
+
+    @contextmanager
+    def beside_others(self) -> Iterator[None]:
+        with self._places:
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Waits until all others are done with what they are at."""
+        with self._collecting:
+            for _ in range(self._threads):
+                self._places.acquire()
+            try:
+                yield
+            finally:
+                self._places.release(self._threads)
+
+
+def jobs(problem: Problem, source: str, *, together: bool = False) -> Iterator[dict[str, Any]]:
+    """What the sandbox has to do for a program: one job, or for a script one for each input.
 
     together: in one process with Python tests, even if the problem does not ask for it.
     """
-    source, tests = problem.source(completion), problem.tests
+    tests = problem.tests
     program = {"source": source, "imports": problem.imports}
     if not isinstance(tests, Cases):
         if together or tests.together:
@@ -227,6 +280,8 @@ class Command:
     """estimate pass@k for these; unless given, for those of 1, 10 and 100 that there are enough samples for"""
     memory: int = 1024
     """MiB for a program, with its processes and files"""
+    site_packages: tyro.conf.DisallowNone[Path | None] = None
+    """folder of packages that programs and tests may import, as numpy: a site-packages of the sandbox's Python"""
     unsafe: tyro.conf.FlagCreatePairsOff[bool] = False
     """run the programs without isolation"""
 
@@ -238,20 +293,46 @@ class Command:
         problems = read_problems(self.problems)
         lines = canonical_lines(problems) if self.samples is None else read_lines_of(self.samples, problems)
         samples = list(map(sample_of, lines))
-        ks = chosen_k(problems, samples, self.k)
-        results = continued(self.out / "results.jsonl", lines)
-        done, begun = len(results.records), time.monotonic()
-        limits: dict[str, Any] = {"workers": workers, "timeout": self.timeout, "memory_mib": self.memory}
-        verdicts = judge(problems, samples[done:], **limits, unsafe=self.unsafe)
-        summary = summarised(problems, write_verdicts(verdicts, lines, results), ks)
+        ks = chosen_k(judgeable(problems), samples, self.k)
+        launch = launched(workers, self.timeout, self.memory, self.unsafe, self.site_packages)
+        problems = checked(launch, problems)
+        begun = time.monotonic()
+        judged, new = judged_lines(launch, problems, samples, lines, self.out / "results.jsonl", workers)
         seconds = time.monotonic() - begun
-        summary |= {"seconds": round(seconds, 3), "programs_per_s": round((len(samples) - done) / seconds, 3)}
+        summary = summarised(problems, judged, ks)
+        summary |= {"seconds": round(seconds, 3), "programs_per_s": round(new / seconds, 3)}
         write_output(self.out / "summary.json", json.dumps(summary, indent=1) + "\n")
         print(json.dumps(summary, indent=1))
 
 
+def judged_lines(
+    launch: Launch,
+    problems: Sequence[Problem],
+    samples: Sequence[Sample],
+    lines: Sequence[dict[str, Any]],
+    path: Path,
+    workers: int,
+) -> tuple[Judged, int]:
+    """Results of all samples, those at `path` completed, and how many are new.  `lines` are the samples' own."""
+    results = continued(path, lines)
+    known = {problem.task_id: problem for problem in problems}
+    sources = ((known[s.task_id], known[s.task_id].source(s.completion, whole=s.whole)) for s in samples)
+
+    def judge_these(numbers: list[int]) -> Iterator[dict[str, Any]]:
+        if numbers:
+            for verdict in verdicts(launch, problems, [samples[i] for i in numbers], workers):
+                yield verdict.fields_of_line()
+
+    return completed(results, lines, digests(launch, sources), judge_these)
+
+
 def sample_of(line: dict[str, Any]) -> Sample:
-    return Sample(str(line["task_id"]), str(line.get("completion", line.get("solution"))))
+    """A "solution" is a whole program, unless its code begins indented: then it goes on from the prompt."""
+    if "completion" in line:
+        return Sample(str(line["task_id"]), str(line["completion"]))
+    solution = str(line["solution"])
+    code = (row.lstrip("\f") for row in solution.splitlines() if row.strip() and not row.lstrip().startswith("#"))
+    return Sample(str(line["task_id"]), solution, whole=not next(code, "")[:1].isspace())
 
 
 def read_lines_of(path: Path, problems: Sequence[Problem]) -> list[dict[str, Any]]:
@@ -293,37 +374,15 @@ def chosen_k(problems: Sequence[Problem], samples: Sequence[Sample], asked: tupl
     return [k for k in asked or DEFAULT_K if k <= enough]
 
 
-def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
-    """The results that earlier runs have of these samples.  UserError if they are of others."""
-    results = JsonLinesFile(path)
-    same = all(
-        isinstance(line, dict) and sample.items() <= line.items() and isinstance(line.get("passed"), bool)
-        for sample, line in zip(samples, results.records, strict=False)
-    )
-    if not same or len(results.records) > len(samples):
-        raise UserError(f"{path} has results of other samples; remove it or give another --out")
-    return results
-
-
-def write_verdicts(verdicts: Iterator[Verdict], samples: Sequence[dict[str, Any]], results: JsonLinesFile) -> Judged:
-    """Append a verdict for each sample that has none yet as it comes, and return the lines of all.
-
-    UserError if the disk does not take it.
-    """
-    judged = list(results.records)
-    passed = sum(line["passed"] for line in judged)
-    with progress(len(samples), "programs", "judged", len(judged)) as bar:
-        for sample, verdict in zip(islice(samples, len(judged), None), verdicts, strict=True):
-            judged.append(sample | verdict.fields_of_line())
-            results.append(judged[-1:])
-            passed += verdict.passed
-            bar.update()
-            bar.set_postfix_str(f"passed {passed}", refresh=False)
-    return judged
+def scored(problems: Sequence[Problem], judged: Judged) -> tuple[list[Problem], Judged, dict[str, str]]:
+    """The problems that can be judged, the results that have a verdict, and why the other problems have none."""
+    faults = {problem.task_id: problem.fault for problem in problems if problem.fault}
+    return judgeable(problems), [line for line in judged if str(line["task_id"]) not in faults], faults
 
 
 def summarised(problems: Sequence[Problem], judged: Judged, ks: Sequence[int]) -> dict[str, Any]:
-    """pass@k, the mean over all problems, and the counts."""
+    """pass@k, the mean over all problems that can be judged, and the counts."""
+    problems, judged, faults = scored(problems, judged)
     counts = Counter(str(line["task_id"]) for line in judged)
     right = Counter(str(line["task_id"]) for line in judged if line["passed"])
     means = {
@@ -335,4 +394,5 @@ def summarised(problems: Sequence[Problem], judged: Judged, ks: Sequence[int]) -
         "samples": len(judged),
         "passed": right.total(),
         "judged_together": sum(line.get("together", False) for line in judged),
+        "not_judged": faults,
     }

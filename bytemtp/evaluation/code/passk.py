@@ -2,10 +2,10 @@
 
 The steps, each of which goes on where a killed run stopped:
 
-    draw      DIR/samples.jsonl     passk_samples.py
+    draw      DIR/samples.jsonl     samples.py
     judge     DIR/results.jsonl     execute.py; a line a sample, in the order of the samples
-    score     DIR/summary.json      passk_score.py
-    report    DIR/report.html, DIR/passk.png      passk_report.py
+    score     DIR/summary.json      score.py
+    report    DIR/report.html, DIR/passk.png      report.py
 
 Try:  python -m bytemtp.evaluate passk RUN --problems data/tinycode/heldout.jsonl --out DIR --samples 10
 """
@@ -23,10 +23,10 @@ import tyro
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_output
-from bytemtp.common.jsonl import read_lines
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.evaluation.code.execute import Sample, continued, judge, write_verdicts
-from bytemtp.evaluation.code.problems import Problem, read_problems
+from bytemtp.evaluation.code.execute import judged_lines, launched, sample_of, scored
+from bytemtp.evaluation.code.imports import checked
+from bytemtp.evaluation.code.problems import Problem, judgeable, read_problems
 from bytemtp.evaluation.code.report import passk_table, write_report
 from bytemtp.evaluation.code.samples import Cell, Plan, claim, digest, draw_missing, fingerprint, gather
 from bytemtp.evaluation.code.score import summarise
@@ -34,6 +34,8 @@ from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
 
 KS = (1, 10, 100)
+MEMORY_MIB = 1024
+"""For a program."""
 RESULTS, SUMMARY = "results.jsonl", "summary.json"
 
 
@@ -74,6 +76,8 @@ class Command:
     """programs executed at the same time"""
     timeout: float = 3.0
     """seconds that a program may take"""
+    site_packages: tyro.conf.DisallowNone[Path | None] = None
+    """folder of packages that programs and tests may import, as numpy: a site-packages of the sandbox's Python"""
     shard: tyro.conf.DisallowNone[str | None] = None
     """I/N: only draw samples, for every N-th problem from the I-th on"""
     limit: tyro.conf.DisallowNone[int | None] = None
@@ -88,7 +92,7 @@ class Command:
     def main(self) -> None:
         ks, shard = tries(self), parse_shard(self.shard)
         problems = chosen_problems(self)
-        plan = plan_of(self, problems)
+        plan = plan_of(self, judgeable(problems))
         model = load_model(self.run, pick_device(self.device).value)
         claim(self.out, settings_of(self, plan, model))
         start = time.perf_counter()
@@ -99,17 +103,23 @@ class Command:
         if shard[1] > 1:
             log("when all shards are drawn, give the command without --shard to execute and report")
         else:
-            finish(plan, self, ks)
+            finish(plan, problems, self, ks)
 
 
-def finish(plan: Plan, options: Command, ks: Sequence[int]) -> None:
-    """Execute, score and report what is drawn."""
-    records = gather(plan, options.out)
-    speed = execute(plan.problems, records, options)
-    results = read_lines(options.out / RESULTS)
-    summary = summarise(plan.problems, results, ks) | speed
+def finish(plan: Plan, problems: Sequence[Problem], options: Command, ks: Sequence[int]) -> None:
+    """Execute, score and report what is drawn.  problems: also those that cannot be judged, for which nothing is."""
+    lines = gather(plan, options.out)
+    launch = launched(options.workers, options.timeout, MEMORY_MIB, options.unsafe, options.site_packages)
+    problems = checked(launch, problems)
+    start = time.perf_counter()
+    samples = list(map(sample_of, lines))
+    judged, new = judged_lines(launch, problems, samples, lines, options.out / RESULTS, options.workers)
+    seconds = time.perf_counter() - start
+    speed = {"seconds": seconds, "programs_per_s": new / seconds} if new else _old_speed(options.out / SUMMARY)
+    problems, results, faults = scored(problems, judged)
+    summary = summarise(problems, results, ks) | {"not_judged": faults} | speed
     write_output(options.out / SUMMARY, json.dumps(summary, indent=1) + "\n", "; samples and results are kept")
-    write_report(options.out, summary, results, plan.problems)
+    write_report(options.out, summary, results, problems)
     print(passk_table(summary))
     print(f"\nreport: {options.out / 'report.html'}")
 
@@ -143,8 +153,6 @@ def chosen_problems(options: Command) -> list[Problem]:
     problems = read_problems(options.problems)
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit is {options.limit}; it must be 1 or more")
-    if not problems:
-        raise UserError(f"{options.problems} holds no problem")
     return problems[: options.limit]
 
 
@@ -175,19 +183,6 @@ def settings_of(options: Command, plan: Plan, model: ByteMTP) -> dict[str, Any]:
         "max_bytes": plan.max_bytes,
         "seed": plan.seed,
     }
-
-
-def execute(problems: Sequence[Problem], lines: Sequence[dict[str, Any]], options: Command) -> dict[str, float]:
-    """Judge the samples that have no verdict yet.  Returns how fast, or how fast it was before if there was none."""
-    results = continued(options.out / RESULTS, lines)
-    left = [Sample(line["task_id"], line["completion"]) for line in lines[len(results.records) :]]
-    if not left:
-        return _old_speed(options.out / SUMMARY)
-    verdicts = judge(problems, left, workers=options.workers, timeout=options.timeout, unsafe=options.unsafe)
-    start = time.perf_counter()
-    write_verdicts(verdicts, lines, results)
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "programs_per_s": len(left) / seconds}
 
 
 def _old_speed(path: Path) -> dict[str, float]:

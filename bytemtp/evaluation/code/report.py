@@ -45,6 +45,8 @@ def _counts(summary: dict[str, Any]) -> str:
     text = f"{summary['problems']} problems, {summary['samples']:,} samples"
     if "programs_per_s" in summary:
         text += f", executed in {summary['seconds']:.1f} s at {summary['programs_per_s']:.1f} programs/s"
+    if summary.get("not_judged"):
+        text += f"; {len(summary['not_judged'])} problems could not be judged (not_judged in summary.json)"
     return text + "; intervals: 95 %, bootstrap over problems"
 
 

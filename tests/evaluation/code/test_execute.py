@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -16,8 +17,13 @@ from hypothesis import strategies as st
 
 from bytemtp import evaluate
 from bytemtp.common.errors import UserError
-from bytemtp.evaluation.code.execute import Sample, Verdict, judge, pass_at_k
+from bytemtp.evaluation.code import execute as execute_module
+from bytemtp.evaluation.code.execute import Pool, Sample, Turns, Verdict, judge, pass_at_k, sample_of
 from bytemtp.evaluation.code.problems import problem_of, read_problems
+from bytemtp.evaluation.code.results import DIGEST
+from bytemtp.sandbox.launch import Launch, Limits
+from bytemtp.sandbox.prepare import prepare
+from bytemtp.sandbox.worker import Outcome, Worker
 
 ROOT = Path(__file__).parents[3]
 needs_bubblewrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap (bwrap) is not installed")
@@ -54,7 +60,8 @@ def execute(files, *more, samples=True):
 
 
 def results(files):
-    return [json.loads(line) for line in (files[2] / "results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (files[2] / "results.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != DIGEST} for line in lines]
 
 
 @needs_bubblewrap
@@ -329,8 +336,8 @@ def test_results_of_other_samples_are_not_overwritten(files):
 
 
 @pytest.mark.parametrize("ending", ["\n", "", '\n{"task_id": "g", "comp'])
-def test_results_that_others_wrote_are_not_touched(files, ending):
-    """Refused for their samples, or gone on with: in both cases what is there stays, to the last byte."""
+def test_results_that_others_wrote(files, ending, capsys):
+    """Refused for their samples, what is there stays, to the last byte; else judged anew, and it is said."""
     files[2].mkdir()
     line = {"task_id": "f", "completion": RIGHT, "passed": True, "result": "passed", "ä": "ö"}
     written = json.dumps(line, separators=(",", ":"), ensure_ascii=False) + ending
@@ -342,9 +349,8 @@ def test_results_that_others_wrote_are_not_touched(files, ending):
         assert (files[2] / "results.jsonl").read_text(encoding="utf-8") == written
     write(files[1], [{"task_id": "f", "completion": RIGHT}] * 2)
     execute(files)
-    kept = written[: written.rfind("\n") + 1]
-    lines = (files[2] / "results.jsonl").read_text(encoding="utf-8")
-    assert lines.startswith(kept) and len(results(files)) == 2 and all(r["passed"] for r in results(files))
+    assert len(results(files)) == 2 and all(r["passed"] and "ä" not in r for r in results(files))
+    assert ("1 of 1 verdicts came about by other" in capsys.readouterr().err) == bool(ending)
 
 
 def test_a_sample_keeps_its_other_fields_and_loses_an_old_verdict(files):
@@ -364,7 +370,8 @@ def test_an_output_that_cannot_be_written_is_named(files):
 @needs_bubblewrap
 def test_a_full_disk_is_one_clear_line_and_what_was_done_is_kept(files):
     """A limit of the size of files stands for the disk."""
-    size = 3 * len(json.dumps({"task_id": "f", "completion": RIGHT, "passed": True, "result": "passed"}))
+    line = {"task_id": "f", "completion": RIGHT, "passed": True, "result": "passed", DIGEST: "0" * 16}
+    size = 3 * len(json.dumps(line))
     code = "from bytemtp.common.cli import run_main; from bytemtp.evaluate import main; import resource as r;"
     code += f"r.setrlimit(r.RLIMIT_FSIZE, ({size}, {size})); run_main(main)"
     options = ["--problems", str(files[0]), "--samples", str(files[1]), "--out", str(files[2])]
@@ -381,3 +388,196 @@ def test_a_sample_of_no_problem_is_named():
         pytest.skip("bubblewrap (bwrap) is not installed")
     with pytest.raises(UserError, match="'h', which is not among the problems"):
         list(judge([problem_of(record("f"))], [Sample("h", "")]))
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    ("test", "options", "expected"),
+    [
+        ("def check(candidate):\n    assert candidate(1) == 1\n", [], [False, True]),
+        (None, ["--timeout", "9"], [True, False]),
+        (None, ["--memory", "512"], [True, False]),
+        (None, ["--workers", "1"], "kept"),
+    ],
+)
+def test_what_decides_a_verdict_has_changed_so_it_is_judged_anew(files, capsys, test, options, expected):
+    write(files[1], [{"task_id": t, "completion": c} for t in "fg" for c in (RIGHT, WRONG)])
+    execute(files)
+    path = files[2] / "results.jsonl"
+    path.write_text(path.read_text().replace('"result": "passed"', '"result": "as it was"'))
+    if test:
+        write(files[0], [record("f", test, canonical_solution=RIGHT), record("g", canonical_solution=RIGHT)])
+    capsys.readouterr()
+    execute(files, *options)
+    said = capsys.readouterr().err
+    if expected == "kept":
+        assert [r["result"] for r in results(files)][::2] == ["as it was"] * 2 and "judged anew" not in said
+    else:
+        assert [r["passed"] for r in results(files)] == [*expected, True, False]
+        assert (results(files)[2]["result"] == "as it was") == bool(test)
+        assert f"{2 if test else 4} of 4 verdicts came about by other" in said
+
+
+@needs_bubblewrap
+def test_tests_that_cannot_run_here_are_refused_or_left_out_and_counted(files, capsys):
+    needed = "import no_such_module\nno_such_module.f()\n"
+    numpy = record("f", needed + record("f")["test"], canonical_solution=RIGHT)
+    write(files[0], [numpy])
+    with pytest.raises(UserError, match=r"none of the 1 problems can be judged: f .*--site-packages"):
+        execute(files, "--canonical", samples=False)
+    assert not files[2].exists()
+    write(files[0], [numpy, record("g", canonical_solution=RIGHT)])
+    summary = execute(files)
+    assert (summary["problems"], summary["samples"], summary["pass@1"]) == (1, 3, pytest.approx(1 / 3))
+    assert list(summary["not_judged"]) == ["f"] and "left out, because they cannot be judged: f (its tests" in (
+        capsys.readouterr().err
+    )
+    assert [r["passed"] for r in results(files)] == [None, None, None, True, False, False]
+    assert results(files)[0]["result"].startswith("not judged: its tests need `import no_such_module`")
+
+
+@needs_bubblewrap
+def test_a_problem_without_tests_is_left_out_with_its_samples(files, capsys):
+    broken = {"problem_id": 1, "question": "", "starter_code": "", "input_output": "", "solutions": ""}
+    fine = broken | {"problem_id": 0, "input_output": '{"inputs": [1], "outputs": [1]}', "solutions": '["print(1)"]'}
+    write(files[0], [fine, broken])
+    assert execute(files, "--canonical", samples=False)["pass@1"] == 1.0
+    assert "left out, because they cannot be judged: 1 (line 2: input_output is empty)" in capsys.readouterr().err
+    write(files[1], [{"task_id": 1, "completion": ""}, {"task_id": 0, "completion": "print(2)"}])
+    summary = execute((*files[:2], files[2] / "samples"))
+    assert summary["pass@1"] == 0.0 and summary["not_judged"] == {"1": "line 2: input_output is empty"}
+
+
+WHOLE = 'def one():\n    return 1\n\ndef f(x):\n    """Without the prompt."""\n    return x + one()\n'
+
+
+@needs_bubblewrap
+def test_a_solution_is_a_whole_program(files):
+    """As EvalPlus has it; one that begins indented can only go on from the prompt."""
+    write(files[0], [record("f", canonical_solution=RIGHT)])
+    solutions = [WHOLE, f"# first\n\n{WHOLE}", RIGHT, f"# why\n{RIGHT}", f"\f{RIGHT}", "x = 1\n"]
+    write(
+        files[1], [{"task_id": "f", "solution": text} for text in solutions] + [{"task_id": "f", "completion": WHOLE}]
+    )
+    execute(files)
+    assert [r["passed"] for r in results(files)] == [True, True, True, True, True, False, True]
+
+
+@pytest.mark.parametrize(("text", "whole"), [(WHOLE, True), (RIGHT, False), ("", True), ("\n\t\n  x", False)])
+def test_which_solutions_are_programs(text, whole):
+    assert sample_of({"task_id": 1, "solution": text}) == Sample("1", text, whole)
+    assert sample_of({"task_id": 1, "completion": text}) == Sample("1", text)
+
+
+@needs_bubblewrap
+def test_all_published_shapes_of_mbpp_are_judged(files):
+    asserts, right = ["assert add(math.floor(1.5), 1) == 2"], "def add(a, b): return a + b"
+    sanitized = {"task_id": 2, "prompt": "", "code": right, "test_imports": ["import math"], "test_list": asserts}
+    plus = sanitized | {"task_id": 3, "test_imports": [], "test": "import math\nassert add(math.pi, 0) == math.pi"}
+    write(files[0], [sanitized, plus])
+    assert execute(files, "--canonical", samples=False)["pass@1"] == 1.0
+    write(files[1], [{"task_id": n, "completion": "def add(a, b): return int(a + b)"} for n in (2, 3)])
+    assert execute((*files[:2], files[2] / "wrong"))["pass@1"] == 0.5
+
+
+@needs_bubblewrap
+def test_files_of_windows_are_judged(files):
+    for path in files[:2]:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    assert execute(files)["passed"] == 3
+
+
+@needs_bubblewrap
+def test_line_ends_in_completions_are_those_of_a_file(files):
+    """Also within texts, where they are all newlines."""
+    tests = "def check(candidate):\n    assert candidate(1) == 'a\\nb\\nc'\n"
+    write(files[0], [record("f", tests) | {"prompt": "def f(x):\r"}])
+    ends = [f"    y = '''a{end}b{end}c'''{end}    return y{end}" for end in ("\r", "\n", "\r\n")]
+    write(files[1], [{"task_id": "f", "completion": text} for text in ends])
+    assert execute(files)["passed"] == 3
+
+
+@needs_bubblewrap
+def test_numbers_of_more_than_4300_digits_are_read_written_and_compared(files):
+    tests = "import json\ndef check(candidate):\n    assert str(candidate(10**5000)) == '1' + '0' * 4999 + '1'\n"
+    calls = {"problem_id": "g", "question": "", "starter_code": ""}
+    calls["input_output"] = '{"fn_name": "f", "inputs": [[1]], "outputs": [1%s]}' % ("0" * 5000)
+    write(files[0], [record("f", tests), calls])
+    write(
+        files[1],
+        [
+            {"task_id": "f", "completion": "    return int(str(x)) + 1\n"},
+            {"task_id": "g", "completion": "def f(x): return int(str(10**5000))"},
+            {"task_id": "g", "completion": "def f(x): return 10**4999"},
+        ],
+    )
+    execute(files)
+    assert [r["passed"] for r in results(files)] == [True, True, False]
+    assert results(files)[2]["result"].startswith("failed: f(1) returned 1000")
+
+
+LAUNCH = Launch(sys.executable, "", isolated=False, limits=Limits())
+
+
+@pytest.mark.parametrize(("starved", "second", "tries"), [(True, True, 2), (True, False, 2), (False, True, 1)])
+def test_a_program_that_lacked_time_is_tried_once_more_alone(monkeypatch, starved, second, tries):
+    """Only if it had not had the processor; while it runs alone, no other does."""
+    running, crowd, calls = [], [], count()
+
+    class Crowded:
+        starved = False
+
+        def __init__(self, *_):
+            pass
+
+        def close(self):
+            pass
+
+        def run(self, job):
+            running.append(1)
+            time.sleep(0.002)
+            late = "slow" in job["source"]
+            turn = next(calls) if late else 0
+            if late and turn:
+                crowd.append(len(running))
+            running.pop()
+            slow = late and not (turn and second)
+            self.starved = slow and starved
+            return Outcome(not slow, "timed out" if slow else "passed")
+
+    monkeypatch.setattr(execute_module, "Worker", Crowded)
+    pool = Pool(LAUNCH, 4)
+    problem = problem_of(record("f"))
+    futures = [pool.submit(problem, Sample("f", "slow" if i == 10 else RIGHT)) for i in range(40)]
+    found = [future.result() for future in futures]
+    pool.close()
+    passed = starved and second
+    assert found.pop(10) == Verdict(passed, "passed" if passed else "timed out") and all(v.passed for v in found)
+    assert next(calls) == tries and crowd == [1] * (tries - 1)
+
+
+def test_several_that_want_to_be_alone_all_get_their_turn():
+    turns, alone = Turns(3), []
+
+    def take(_):
+        with turns.beside_others():
+            pass
+        with turns.alone():
+            alone.append(1)
+            assert len(alone) == 1
+            alone.pop()
+        return True
+
+    with ThreadPoolExecutor(3) as threads:
+        assert all(threads.map(take, range(60)))
+
+
+@needs_bubblewrap
+def test_a_program_that_ran_out_of_time_asleep_had_not_had_the_processor():
+    worker = Worker(prepare(Limits(0.4)))
+    try:
+        job = {"kind": "tests", "prelude": "", "remote": ["f"], "program": "f()"}
+        asleep = worker.run(job | {"source": "import time\ndef f(): time.sleep(9)"})
+        assert asleep.result == "timed out" and worker.starved
+    finally:
+        worker.close()

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from hypothesis import strategies as st
 from bytemtp import evaluate
 from bytemtp.common.errors import UserError
 from bytemtp.common.jsonl import JsonLinesFile, read_lines
-from bytemtp.evaluation.code import passk
+from bytemtp.evaluation.code import execute, passk
 from bytemtp.evaluation.code import samples as samples_module
 from bytemtp.evaluation.code.execute import Sample, Verdict
 from bytemtp.evaluation.code.problems import Problem, read_problems
 from bytemtp.evaluation.code.samples import Cell, Key, Plan, draw_missing, draw_samples, gather
 from bytemtp.evaluation.code.score import estimates, interval, oracle, summarise
 from bytemtp.model.checkpoint import load_model
+from bytemtp.sandbox.launch import Launch, Limits
 
 TASKS = 3
 
@@ -57,14 +59,23 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """A judge that passes samples with an even number of letters; which samples it got."""
     seen: list[Sample] = []
 
-    def judge(problems: Sequence[Problem], samples: Sequence[Sample], **settings: Any) -> Iterator[Verdict]:
+    def verdicts(
+        launch: Launch, problems: Sequence[Problem], samples: Sequence[Sample], workers: int
+    ) -> Iterator[Verdict]:
         for sample in samples:
             seen.append(sample)
             good = len(sample.completion) % 2 == 0
             yield Verdict(good, "passed" if good else "failed: odd <b>")
 
-    monkeypatch.setattr(passk, "judge", judge)
+    monkeypatch.setattr(execute, "verdicts", verdicts)
+    without_sandbox(monkeypatch)
     return seen
+
+
+def without_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(sys.executable, "", isolated=False, limits=Limits())
+    monkeypatch.setattr(passk, "launched", lambda *_: launch)
+    monkeypatch.setattr(passk, "checked", lambda _, problems: list(problems))
 
 
 def run(trained_run: Path, problem_file: Path, out: Path, *extra: str) -> None:
@@ -335,7 +346,10 @@ def test_a_full_disk_keeps_what_is_done(
         run(trained_run, problem_file, tmp_path / "out")
     monkeypatch.undo()
     assert len(read_lines(tmp_path / "out" / "samples.jsonl")) == 7  # batches of 2, 2, 1, 2
-    monkeypatch.setattr(passk, "judge", lambda problems, samples, **_: (Verdict(True, "passed") for _ in samples))
+    without_sandbox(monkeypatch)
+    monkeypatch.setattr(
+        execute, "verdicts", lambda _, problems, samples, workers: (Verdict(True, "passed") for _ in samples)
+    )
     run(trained_run, problem_file, tmp_path / "out")
     assert (tmp_path / "out" / "samples.jsonl").read_bytes() == (tmp_path / "whole" / "samples.jsonl").read_bytes()
 
@@ -415,3 +429,23 @@ def test_the_real_sandbox(
     assert (summary["pass@1"], summary["pass@5"]) == (0.6, 1.0)
     assert summary["cells"][0]["verdicts"] == {"passed": 9, "failed": 6}
     assert summary["programs_per_s"] > 0
+
+
+def test_problems_that_cannot_be_judged_do_not_count(
+    trained_run: Path,
+    problem_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One has no tests, so that nothing is drawn for it; the tests of the other import what is not there."""
+    lines = problem_file.read_text().splitlines()
+    lines.append(json.dumps(problem_record(3) | {"test": ""}))
+    lines.append(json.dumps(problem_record(4) | {"test": "from no_such_module import *\n" + problem_record(4)["test"]}))
+    problem_file.write_text("\n".join(lines))
+    monkeypatch.setattr(samples_module, "draw_samples", lambda *args: [str(args[3].canonical) for _ in args[4]])
+    run(trained_run, problem_file, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["problems"], summary["pass@1"], list(summary["not_judged"])) == (TASKS, 1.0, ["task/3", "task/4"])
+    assert "2 problems could not be judged" in capsys.readouterr().out
+    assert "2 problems could not be judged" in (tmp_path / "out" / "report.html").read_text()

@@ -1,15 +1,19 @@
 """Problem files: formats found by their fields, prompts, where completions end, and errors that name the line."""
 
+import ast
 import gzip
 import json
+import sys
 import warnings
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bytemtp.common.errors import UserError
 from bytemtp.evaluation.code.apart import FunctionTests
-from bytemtp.evaluation.code.problems import Cases, problem_of, read_problems, truncate
+from bytemtp.evaluation.code.problems import Cases, judgeable, problem_of, read_problems, truncate, with_whole_keys
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -162,6 +166,8 @@ def test_apps_has_scripts_and_functions():
     ("completion", "kept"),
     [
         ("    return x / 2\n", "    return x / 2\n"),
+        ("    y = x\r    return y\r\rz = 1\r", "    y = x\r    return y\r"),
+        ("    return x\r\n\r\nz = 1\r\n", "    return x\r\n"),
         ("    return x / 2\n\n\ndef other():\n    pass\n", "    return x / 2\n"),
         ("    return x / 2\n\nprint(half(2))", "    return x / 2\n"),
         ("    return x / 2\n\n\nx = 1\n", "    return x / 2\n"),
@@ -188,12 +194,13 @@ def test_other_completions_end_at_their_stops():
         ([HUMANEVAL, {"task_id": 1, "test": ""}], "line 2: a record of humaneval lacks prompt, entry_point"),
         ([{"question": "", "starter_code": ""}], "line 1: a record of apps lacks input_output"),
         ([{k: v for k, v in MBPP.items() if k != "code"}], "line 1: a record of mbpp lacks code"),
+        ([{k: v for k, v in MBPP.items() if k != "text"}], "line 1: a record of mbpp lacks text"),
         ([MBPP, HUMANEVAL, MBPP], "line 3: a second record with task_id '11'"),
         ([HUMANEVAL | {"prompt": 3}], "line 1: prompt is '3'; it must be a text"),
         ([HUMANEVAL | {"entry_point": "a b"}], "line 1: entry_point is 'a b'"),
         ([HUMANEVAL | {"test": "def"}], "line 1: the tests are no Python"),
         ([MBPP | {"test_list": "assert"}], "line 1: test_list is 'assert'; it must be a list of texts"),
-        ([APPS_CALLS | {"input_output": "{"}], "line 1: "),
+        ([APPS_CALLS | {"input_output": "{"}], "no problem that can be judged: line 1: input_output is no JSON"),
         ([APPS_CALLS | {"input_output": {"inputs": [], "outputs": []}}], "line 1: input_output has 0 inputs"),
         ([[1]], r"line 1 is '\[1\]'; every line must be a JSON object"),
         ([], "has no problems"),
@@ -232,3 +239,120 @@ def test_odd_code_in_a_file_neither_warns_nor_counts_as_broken():
     with warnings.catch_warnings(record=True, action="always") as caught:
         problem = problem_of(record)
     assert not caught and "odd" in problem.tests.prelude
+
+
+SANITIZED = {
+    "source_file": "x",
+    "task_id": 11,
+    "prompt": "Write a function to add.",
+    "code": "def add(a, b):\n  return a + b",
+    "test_imports": ["import math"],
+    "test_list": ["assert math.isclose(add(1, 2), 3)"],
+}
+
+
+def test_sanitized_mbpp_has_a_prompt_and_imports():
+    problem = problem_of(SANITIZED)
+    assert problem.kind == "mbpp" and problem.prompt.endswith(
+        "here is your task: Write a function to add. Your code should pass these tests:\n\n"
+        "assert math.isclose(add(1, 2), 3)\n[BEGIN]\n"
+    )
+    assert problem.tests.program == "import math\n\nassert math.isclose(add(1, 2), 3)"
+    assert problem.tests.remote == ("add",) and not problem.tests.together
+
+
+def test_mbpp_plus_is_judged_by_its_test():
+    problem = problem_of(SANITIZED | {"test_imports": [], "test": "for a in [1, 2]:\n    assert add(a, a) == 2 * a"})
+    assert problem.kind == "mbpp" and "math.isclose" in problem.prompt and problem.tests.remote == ("add",)
+    assert problem.tests.program == "for a in [1, 2]:\n    assert add(a, a) == 2 * a"
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [
+        (APPS_SCRIPT | {"input_output": ""}, "line 2: input_output is empty"),
+        (APPS_SCRIPT | {"input_output": None}, "line 2: input_output is empty"),
+        (APPS_SCRIPT | {"input_output": "{}"}, "line 2: input_output must have the lists"),
+        (APPS_SCRIPT | {"input_output": "[1"}, "line 2: input_output is no JSON"),
+        (APPS_SCRIPT | {"input_output": {"inputs": ["1"], "outputs": []}}, "line 2: input_output has 1 inputs and 0"),
+        (MBPP | {"test_list": []}, "line 2: test_list is empty"),
+        (MBPP | {"test_list": ["assert"]}, "line 2: the tests are no Python"),
+        (MBPP | {"test_list": ["\0"]}, "line 2: the tests are no Python"),
+        (MBPP | {"test_list": ["-" * 200_000 + "1"]}, "line 2: the tests are no Python"),
+        (HUMANEVAL | {"task_id": 1, "test": " \n"}, "line 2: test is empty"),
+        (HUMANEVAL | {"task_id": 1, "plus_input": [[1]]}, "line 2: plus_input needs the tester of EvalPlus"),
+    ],
+)
+def test_a_problem_without_tests_is_named_and_the_others_are_read(tmp_path, record, fault):
+    problems = read_problems(write(tmp_path / "p.jsonl", HUMANEVAL, record, APPS_CALLS))
+    assert [p.fault == "" for p in problems] == [True, False, True] and problems[1].fault.startswith(fault)
+    assert [p.task_id for p in judgeable(problems)] == ["HumanEval/0", "7"]
+    assert problems[1].task_id == str(record.get("task_id", "APPS/1"))
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.jsonl.zst"])
+def test_byte_order_marks_line_ends_of_windows_and_blank_lines_do_not_matter(tmp_path, name):
+    text = "\ufeff\r\n" + "".join("\ufeff" + json.dumps(record) + "\r\n \r\n" for record in (HUMANEVAL, MBPP))
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get((tmp_path / name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(text.encode()))
+    assert read_problems(tmp_path / name) == [problem_of(HUMANEVAL), problem_of(MBPP)]
+
+
+def test_byte_order_marks_inside_are_none_of_prompt_tests_and_program():
+    marked = {name: f"\ufeff{HUMANEVAL[name]}" for name in ("prompt", "test", "canonical_solution")}
+    assert problem_of(HUMANEVAL | marked) == problem_of(HUMANEVAL)
+    assert problem_of(MBPP).source("\ufeffx = 1") == "x = 1"
+
+
+def test_numbers_of_any_length_are_read(tmp_path):
+    limit = sys.get_int_max_str_digits()
+    digits = "1" + "0" * 5000
+    tests = '{"fn_name": "add", "inputs": [[N, 1]], "outputs": [N]}'.replace("N", digits)
+    [problem] = read_problems(write(tmp_path / "p.jsonl", APPS_CALLS | {"input_output": tests}))
+    assert problem.tests.outputs == (10**5000,)
+    line = json.dumps(APPS_CALLS).replace('"outputs": [3]', f'"outputs": [{digits}]')
+    (tmp_path / "p.jsonl").write_text(line)
+    assert read_problems(tmp_path / "p.jsonl")[0].tests.outputs == (10**5000,)
+    [script] = read_problems(write(tmp_path / "p.jsonl", APPS_SCRIPT | {"input_output": tests.replace("fn_name", "x")}))
+    assert script.tests.outputs == (digits,) and sys.get_int_max_str_digits() == limit
+
+
+def test_scripts_may_have_inputs_and_outputs_without_quotes():
+    given = {"inputs": [1, 2.5, [3, "a"], None, []], "outputs": [True, 0, [[1]], "", "x"]}
+    tests = problem_of(APPS_SCRIPT | {"input_output": given}).tests
+    assert tests == Cases(None, ("1", "2.5", "3\na", "", ""), ("True", "0", "[1]", "", "x"))
+
+
+PLAIN = st.recursive(
+    st.integers() | st.text("ab1-", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.integers(), inner, max_size=3)
+        | st.dictionaries(st.text("ab", min_size=1, max_size=3), inner, max_size=3)
+    ),
+)
+
+
+@given(PLAIN)
+def test_keys_that_were_whole_numbers_are_so_again(value):
+    assert with_whole_keys(json.loads(json.dumps(value))) == value
+
+
+def test_keys_of_arguments_and_results_are_restored():
+    given = {"fn_name": "f", "inputs": [[{"1": {"-2": "3"}}, "1"]], "outputs": [[{"10": 1, "x": 2}], {"0": 1}]}
+    tests = problem_of(APPS_CALLS | {"input_output": given | {"inputs": given["inputs"] * 2}}).tests
+    assert tests.inputs[0] == [{1: {-2: "3"}}, "1"] and tests.outputs == ([{"10": 1, "x": 2}], {0: 1})
+    assert with_whole_keys({"01": 1}) == {"01": 1} and with_whole_keys({"٣": 1}) == {"٣": 1}
+
+
+@given(st.lists(st.sampled_from(["x = 1", "y = 'a'", "s = '''", "'''", "\r", "\n", "\r\n", "\f", "# \u2028"])))
+def test_a_program_with_any_line_ends_means_what_python_takes_it_for_in_a_file(pieces):
+    """`compile` of a text ends lines where reading a file does."""
+    text = "".join(pieces)
+    seen = []
+    for source in (text, text.replace("\r\n", "\n").replace("\r", "\n")):
+        try:
+            seen.append(ast.dump(ast.parse(source), include_attributes=True))
+        except SyntaxError as error:
+            seen.append(type(error))
+    assert seen[0] == seen[1]
