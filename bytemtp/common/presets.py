@@ -10,14 +10,20 @@ MINUTES = {"nano": 1, "tiny": 5, "mini": 20, "midi": 60, "small": 600}
 """Time on two cores (AVX512-BF16) that a preset is meant for."""
 
 
-def _paper(dim: int, layers: int, heads: int, ffn_dim: int) -> Settings:
-    """A shape of Gloeckle et al. 2024, table S14, trained as its byte run (table S13), which had replicated heads."""
+def _paper(
+    dim: int, layers: int, heads: int, ffn_dim: int, rows: int, *, activation_checkpointing: bool = False
+) -> Settings:
+    """A shape of Gloeckle et al. 2024, table S14, trained as its byte run (table S13), which had replicated heads.
+
+    rows: of a micro-batch.  As many as a card of 80 GB holds; those too large for one have the least.
+    """
     return Settings(
         ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim),
         TrainConfig(
             steps=25_000,
             batch_size=1536,
-            accumulate=192,
+            accumulate=1536 // rows,
+            activation_checkpointing=activation_checkpointing,
             seq_len=8192,
             lr=3e-4,
             warmup=2000,
@@ -71,12 +77,12 @@ PRESETS: dict[str, Settings] = {
         ModelConfig(dim=768, layers=14, attention_heads=12, ffn_dim=2048),
         TrainConfig(steps=12_000, batch_size=256, accumulate=16, seq_len=2048, lr=6e-4, warmup=500, optimizer="muon"),
     ),
-    "300m": _paper(1024, 18, 16, 2816),
-    "600m": _paper(1280, 27, 20, 3584),
-    "1.3b": _paper(2048, 24, 16, 5632),
-    "3b": _paper(2560, 36, 20, 6912),
-    "7b": _paper(4096, 32, 32, 11008),
-    "13b": _paper(5120, 40, 40, 13824),
+    "300m": _paper(1024, 18, 16, 2816, rows=8),
+    "600m": _paper(1280, 27, 20, 3584, rows=4),
+    "1.3b": _paper(2048, 24, 16, 5632, rows=2),
+    "3b": _paper(2560, 36, 20, 6912, rows=2, activation_checkpointing=True),
+    "7b": _paper(4096, 32, 32, 11008, rows=1, activation_checkpointing=True),
+    "13b": _paper(5120, 40, 40, 13824, rows=1, activation_checkpointing=True),
 }
 
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bytemtp.common.errors import UserError
@@ -31,10 +32,22 @@ def log(message: str) -> None:
 
 
 def pick_device(requested: str = "auto") -> Choice:
-    """CUDA if there is one, else the CPU.  UserError if the requested device is not there."""
+    """CUDA if there is one, else the CPU.  UserError if the requested device is not there.
+
+    A CUDA device becomes the current one: libraries put there what names no device, and its random numbers are those
+    that checkpoints hold.
+    """
+    choice = find_device(requested)
+    if choice.value.type == "cuda":
+        torch.cuda.set_device(choice.value)
+    return choice
+
+
+def find_device(requested: str) -> Choice:
     if requested == "auto":
         if torch.cuda.is_available():
-            return Choice(torch.device("cuda"), torch.cuda.get_device_name())
+            device = torch.device("cuda", torch.cuda.current_device())
+            return Choice(device, torch.cuda.get_device_name(device))
         return Choice(torch.device("cpu"), f"no CUDA device; {torch.get_num_threads()} threads")
     try:
         device = torch.device(requested)
@@ -44,7 +57,14 @@ def pick_device(requested: str = "auto") -> Choice:
         raise UserError(f"device {requested!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
         raise UserError(f"device {requested!r} is not available; use cpu or auto")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     return Choice(device, "as asked")
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what the device is at."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def pick_dtype(requested: str, device: torch.device) -> Choice:

@@ -2,9 +2,12 @@
 
 A position sees the positions of its own document up to itself, and with a window only the last `window` of those.
 `Layout` says which positions those are; it is made once a batch and shared by all layers.  Memory is linear in the
-sequence length on both backends, packed or not, because no backend ever makes a mask of s x s:
+sequence length on all backends, packed or not, because none ever makes a mask of s x s:
 
-- `xformers` (CUDA): memory_efficient_attention with a block-diagonal causal mask.
+- `xformers` (CUDA): memory_efficient_attention with a block-diagonal causal mask.  No kernel of it has a backward for
+  grouped queries, so keys and values are repeated for them.
+- `varlen` (CUDA, 16 bits): PyTorch's flash kernel for runs that lie one behind the other.  Their number is padded, so
+  that shapes stay the same from batch to batch and a whole layer can be compiled.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
 - `matmul` (CPU): rows of at most 256 positions as two matrix products and a softmax over the whole row, where PyTorch's
@@ -15,38 +18,80 @@ Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.runtime import Choice
+from bytemtp.common.runtime import Choice, moved
+from bytemtp.common.settings import ModelConfig
+
+BACKENDS = ("auto", "xformers", "varlen", "sdpa", "matmul")
+CUDA_BACKENDS = ("xformers", "varlen")
+"""In this order `auto` tries them on CUDA; sdpa runs where they do not."""
+CPU = torch.device("cpu")
 
 SHORT_ROW = 256
 """Longest row whose square of scores `matmul` makes."""
+POSITIONS_A_RUN = 512
+"""`varlen` makes room for a run in so many positions, and for twice as many until they fit."""
 
 
-def pick_attention(requested: str, device: torch.device) -> Choice:
-    """xformers on CUDA, matmul on a CPU, unless asked otherwise.  UserError if the request cannot be met."""
-    if requested in ("sdpa", "matmul"):
-        return Choice(requested, "as asked")
-    if device.type != "cuda":
-        if requested == "xformers":
-            raise UserError("attention backend 'xformers' needs a CUDA device; use 'sdpa' or 'auto'")
+def pick_attention(requested: str, device: torch.device, config: ModelConfig, dtype: torch.dtype) -> Choice:
+    """What runs fastest on the device in layers of `config` with queries of `dtype`, unless asked otherwise.
+
+    UserError if the request cannot be met.
+    """
+    if requested not in BACKENDS:
+        raise UserError(f"unknown attention backend {requested!r}; use {', '.join(BACKENDS)}")
+    if requested == "auto":
+        if device.type == "cuda":
+            return first_that_runs(device, config, dtype)
         return Choice("matmul", f"fastest on a CPU up to {SHORT_ROW} positions; sdpa beyond")
+    if requested in CUDA_BACKENDS:
+        if device.type != "cuda":
+            raise UserError(f"attention backend {requested!r} needs a CUDA device; use 'sdpa' or 'auto'")
+        if reason := refusal(requested, device, config, dtype):
+            raise UserError(f"attention backend {requested!r} does not run here: {reason}; use 'sdpa' or 'auto'")
+    return Choice(requested, "as asked")
+
+
+def first_that_runs(device: torch.device, config: ModelConfig, dtype: torch.dtype) -> Choice:
+    """The first of `CUDA_BACKENDS` that runs, or sdpa; the reason says why those before it do not."""
+    reasons: list[str] = []
+    for backend in CUDA_BACKENDS:
+        reason = refusal(backend, device, config, dtype)
+        if not reason:
+            return Choice(backend, "; ".join([*reasons, "runs on this device, forward and backward"]))
+        reasons.append(f"{backend} does not run: {reason}")
+    return Choice("sdpa", "; ".join(reasons))
+
+
+@cache
+def refusal(backend: str, device: torch.device, config: ModelConfig, dtype: torch.dtype) -> str:
+    """Why the backend cannot train layers of `config` on the device; empty if it can.
+
+    It is tried, forward and backward, on two short rows of three documents: that a library can be imported does not
+    say that its kernels were built for this machine, nor that they take these shapes.
+    """
+    layout = Layout((5, 11, 16), config.window, 2, device)
+    heads = [config.attention_heads, config.key_value_heads, config.key_value_heads]
     try:
-        import xformers.ops  # noqa: F401  (imported only where it can run)
-    except ImportError as error:
-        if requested == "xformers":
-            raise UserError(f"attention backend 'xformers' cannot be imported: {error}") from error
-        return Choice("sdpa", f"xformers cannot be imported: {error}")
-    return Choice("xformers", "as asked" if requested == "xformers" else "CUDA device")
+        with torch.inference_mode(False), torch.enable_grad():
+            q, k, v = (torch.ones(2, 16, h, config.head_dim, dtype=dtype, device=device) for h in heads)
+            qkv = [x.requires_grad_() for x in (q, k, v)]
+            gradients = torch.autograd.grad(attend(q, k, v, layout, backend).sum(), qkv)
+            is_finite = all(bool(gradient.isfinite().all()) for gradient in gradients)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises that does not fit this machine
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
+    return "" if is_finite else "its gradients are not finite"
 
 
 @dataclass(frozen=True)
@@ -59,24 +104,42 @@ class Layout:
     """how many positions back a query sees, itself included; 0 means the whole run"""
     rows: int = 1
     """b"""
+    device: torch.device = CPU
+    """where the positions are computed; what the backends need is put there once, without waiting for the device"""
 
     @staticmethod
-    def of(batch: int, length: int, document_ids: Int[Tensor, "b s"] | None = None, window: int = 0) -> "Layout":
-        """Without `document_ids` every row is one run."""
+    def of(
+        batch: int,
+        length: int,
+        document_ids: Int[Tensor, "b s"] | None = None,
+        window: int = 0,
+        device: torch.device = CPU,
+    ) -> "Layout":
+        """Without `document_ids` every row is one run.  Those that are not on the host must be waited for."""
         if document_ids is None:
-            return Layout((length,) * batch, window, batch)
+            return Layout((length,) * batch, window, batch, device)
         opens = torch.ones(batch, length, dtype=torch.bool)
         ids = document_ids.cpu()
         opens[:, 1:] = ids[:, 1:] != ids[:, :-1]
         starts = opens.flatten().nonzero().flatten()
         ends = torch.cat([starts[1:], torch.tensor([batch * length])])
-        return Layout(tuple((ends - starts).tolist()), window, batch)
+        return Layout(tuple((ends - starts).tolist()), window, batch, device)
 
     def first(self, rows: int) -> "Layout":
         """Of the first rows alone."""
-        end = sum(self.segments) // self.rows * rows
+        end = self.positions // self.rows * rows
         ends = list(accumulate(self.segments))
-        return Layout(self.segments[: ends.index(end) + 1], self.window, rows)
+        return Layout(self.segments[: ends.index(end) + 1], self.window, rows, self.device)
+
+    @cached_property
+    def positions(self) -> int:
+        return sum(self.segments)
+
+    @cached_property
+    def pairs(self) -> int:
+        """How many (query, key) pairs see each other."""
+        widths = ((length, min(length, self.window or length)) for length in self.segments)
+        return sum(width * (width + 1) // 2 + (length - width) * width for length, width in widths)
 
     def is_whole(self, backend: str) -> bool:
         """Whether `backend` makes the squares of scores of whole rows."""
@@ -84,7 +147,7 @@ class Layout:
 
     @cached_property
     def _is_short(self) -> bool:
-        return sum(self.segments) <= self.rows * SHORT_ROW
+        return self.positions <= self.rows * SHORT_ROW
 
     @cached_property
     def is_plain(self) -> bool:
@@ -98,19 +161,32 @@ class Layout:
         position = torch.arange(run.shape[1])
         distance = position[:, None] - position
         outside = (distance < 0) | (distance >= self.window) if self.window else distance < 0
-        return ((run[:, :, None] != run[:, None]) | outside)[:, None, None]
+        return moved(((run[:, :, None] != run[:, None]) | outside)[:, None, None], self.device)
+
+    @cached_property
+    def bounds(self) -> Int32[Tensor, " runs"]:
+        """Where each run starts, then where the last one ends: again and again, as of runs without positions.
+
+        So that shapes seldom change, the number of runs is a power of two.  It is no larger than that, because the
+        backward pass of `varlen` takes memory for each run.
+        """
+        size = max(len(self.segments), self.positions // POSITIONS_A_RUN)
+        bounds = torch.full([1 + (1 << (size - 1).bit_length())], self.positions, dtype=torch.int32)
+        bounds[: len(self.segments) + 1] = torch.tensor([0, *accumulate(self.segments)])
+        return moved(bounds, self.device)
 
     @cached_property
     def xformers_mask(self) -> Any:
         """Block-diagonal causal mask, made once for all layers."""
         from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
-        mask = BlockDiagonalCausalMask.from_seqlens(list(self.segments))
+        mask = BlockDiagonalCausalMask.from_seqlens(list(self.segments), device=self.device)
         return mask.make_local_attention(self.window) if self.window else mask
 
     @cached_property
     def buckets(self) -> "Buckets":
-        return Buckets.of(self.segments)
+        buckets = Buckets.of(self.segments)
+        return Buckets(buckets.shapes, moved(buckets.gather, self.device), moved(buckets.scatter, self.device))
 
 
 @dataclass(frozen=True)
@@ -155,8 +231,10 @@ def attend(
     """softmax(q k^T / sqrt(width)) v over the positions that `layout` lets each query see."""
     if backend == "xformers":
         return _attend_xformers(q, k, v, layout)
+    if backend == "varlen":
+        return attend_packed(q, k, v, layout.bounds, layout.window)
     if layout.is_whole(backend):
-        return attend_short(q, k, v, layout.hidden.to(q.device))
+        return attend_short(q, k, v, layout.hidden)
     if layout.is_plain:
         length = layout.segments[0]
         runs = [rearrange(x, "b (m l) h k -> (b m) l h k", l=length) for x in (q, k, v)]
@@ -179,25 +257,43 @@ def attend_short(
     return rearrange(weights @ values, "b g r s k -> b s (g r) k")
 
 
+def attend_packed(
+    q: Float[Tensor, "b s h k"],
+    k: Float[Tensor, "b s g k"],
+    v: Float[Tensor, "b s g k"],
+    bounds: Int32[Tensor, " runs"],
+    window: int,
+) -> Float[Tensor, "b s h k"]:
+    """All runs in one kernel.  It is told that they may be as long as a row, which is so for every batch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest, is_grouped = q.shape[1], q.shape[2] != k.shape[2]
+    reach = (window - 1, 0)  # keys before and after a query's own place; -1 means all
+    queries, keys, values = (x.flatten(0, 1) for x in (q, k, v))
+    out = varlen_attn(queries, keys, values, bounds, bounds, longest, longest, window_size=reach, enable_gqa=is_grouped)
+    assert isinstance(out, Tensor)  # nothing else was asked for
+    return out.reshape(q.shape)
+
+
 def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
-    groups = k.shape[2]
-    q5 = rearrange(q, "b s (g r) k -> 1 (b s) g r k", g=groups)
-    k5, v5 = (repeat(x, "b s g k -> 1 (b s) g r k", r=q5.shape[3]) for x in (k, v))
-    return memory_efficient_attention(q5, k5, v5, attn_bias=layout.xformers_mask).reshape(q.shape)
+    repeats = q.shape[2] // k.shape[2]
+    if repeats > 1:
+        k, v = (x.repeat_interleave(repeats, dim=2) for x in (k, v))
+    packed = [x.flatten(0, 1)[None] for x in (q, k, v)]
+    return memory_efficient_attention(*packed, attn_bias=layout.xformers_mask).reshape(q.shape)
 
 
 def _attend_buckets(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     buckets = layout.buckets
-    gather, scatter = buckets.gather.to(q.device), buckets.scatter.to(q.device)
     sizes = [runs * length for runs, length in buckets.shapes]
-    padded = [x.flatten(0, 1).index_select(0, gather).split(sizes) for x in (q, k, v)]
+    padded = [x.flatten(0, 1).index_select(0, buckets.gather).split(sizes) for x in (q, k, v)]
     outputs = [
         _attend_runs([x.unflatten(0, shape) for x in parts], layout.window).flatten(0, 1)
         for shape, *parts in zip(buckets.shapes, *padded, strict=True)
     ]
-    return torch.cat(outputs).index_select(0, scatter).view_as(q)
+    return torch.cat(outputs).index_select(0, buckets.scatter).view_as(q)
 
 
 def _attend_runs(qkv: list[Tensor], window: int) -> Tensor:
@@ -215,7 +311,7 @@ def _attend_windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, chunks * window - length)) for x in (q, k, v))
     queries = rearrange(q, "m (c w) h k -> (m c) w h k", w=window)
     keys, values = (_with_previous_chunk(x, window) for x in (k, v))
-    out = _sdpa(queries, keys, values, attn_mask=_window_mask(runs, chunks, window).to(q.device))
+    out = _sdpa(queries, keys, values, attn_mask=_window_mask(runs, chunks, window, q.device))
     return rearrange(out, "(m c) w h k -> m (c w) h k", m=runs)[:, :length]
 
 
@@ -225,9 +321,9 @@ def _with_previous_chunk(x: Tensor, window: int) -> Tensor:
     return rearrange(torch.cat([previous, chunks], dim=2), "m c w2 g k -> (m c) w2 g k")
 
 
-def _window_mask(runs: int, chunks: int, window: int) -> Bool[Tensor, "mc 1 w w2"]:
-    query = torch.arange(window)[:, None] + window
-    key = torch.arange(2 * window)
+def _window_mask(runs: int, chunks: int, window: int, device: torch.device) -> Bool[Tensor, "mc 1 w w2"]:
+    query = torch.arange(window, device=device)[:, None] + window
+    key = torch.arange(2 * window, device=device)
     seen = (key <= query) & (key > query - window)
     mask = repeat(seen, "w w2 -> c w w2", c=chunks).clone()
     mask[0, :, :window] = False  # nothing comes before the first chunk

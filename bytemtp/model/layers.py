@@ -5,8 +5,9 @@ within rounding below).  Two things differ in form only: the q, k, v matrices ar
 because one wide matrix product is faster than several narrow ones.
 
 A layer is two halves around attention, `project` and `finish`.  The halves are what torch.compile compiles: each is
-compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside; where
-attention is plain matrix products (`matmul`, short rows), layer and attention are compiled as one.
+compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside.  Layer and
+attention are compiled as one where the layout is no more than a tensor: plain matrix products (`matmul`, short rows),
+and `varlen`.
 
 Shapes:  b batch, s position, d width, h query heads, g key/value heads, k head width, f inner width.
 Sources: RMSNorm (Zhang & Sennrich 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer 2020), Llama (Touvron et al. 2023).
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bytemtp.common.settings import ModelConfig
-from bytemtp.model.attention import Layout, attend, attend_short
+from bytemtp.model.attention import Layout, attend, attend_packed, attend_short
 
 NORM_EPSILON = 1e-5
 
@@ -65,7 +66,10 @@ class Block(nn.Module):
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
         if layout.is_whole(self.attention_backend):
             whole = compile_once(Block.on_short_rows) if self.compiled else Block.on_short_rows
-            return whole(self, x, *rope, layout.hidden.to(x.device))
+            return whole(self, x, *rope, layout.hidden)
+        if self.attention_backend == "varlen":
+            whole = compile_once(Block.on_packed_rows) if self.compiled else Block.on_packed_rows
+            return whole(self, x, *rope, layout.bounds, layout.window)
         project = compile_once(Block.project) if self.compiled else Block.project
         finish = compile_once(Block.finish) if self.compiled else Block.finish
         q, k, v = project(self, x, *rope)
@@ -74,6 +78,10 @@ class Block(nn.Module):
     def on_short_rows(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
         q, k, v = self.project(x, cos, sin)
         return self.finish(x, attend_short(q, k, v, hidden))
+
+    def on_packed_rows(self, x: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, window: int) -> Tensor:
+        q, k, v = self.project(x, cos, sin)
+        return self.finish(x, attend_packed(q, k, v, bounds, window))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [b s d] -> rotated q [b s h k], rotated k [b s g k], v [b s g k]."""

@@ -62,7 +62,8 @@ class ByteMTP(nn.Module):
         checkpointing: bool = False,
     ) -> Choice:
         """Set how the model is run, not what it is: nothing of this is saved.  Returns the attention backend chosen."""
-        backend = pick_attention(attention, self.device)
+        arithmetic = self.embed.weight.dtype if dtype == torch.float32 else dtype
+        backend = pick_attention(attention, self.device, self.config, arithmetic)
         self.dtype, self.compiled, self.checkpointing = dtype, compiled, checkpointing
         for module in self.modules():
             if isinstance(module, Block):
@@ -109,19 +110,28 @@ class ByteMTP(nn.Module):
             return torch.stack([self.logits(i, x) for i, x in enumerate(hidden)])
 
     def context(
-        self, ids: Tensor, length: int, document_ids: Tensor | None = None, window: int | None = None
+        self,
+        ids: Tensor,
+        length: int,
+        document_ids: Tensor | None = None,
+        window: int | None = None,
+        layout: Layout | None = None,
     ) -> Context:
         """For the first `length` of `ids`; the rest is only read ahead by `deepseek` heads.
 
         window: in place of `config.window`.
+        layout: in place of `document_ids` and `window`.
         """
-        config = self.config
-        here = None if document_ids is None else document_ids[:, :length]
-        layout = Layout.of(len(ids), length, here, config.window if window is None else window)
-        weight = self.embed.weight
+        config, weight = self.config, self.embed.weight
+        layout = layout or self.layout(len(ids), length, document_ids, window)
         # Inside an autocast region the rotation belongs to the float32 side, like norms: one rounding less.
         rope = rope_table(length, config.head_dim, config.rope_theta, weight.device, weight.dtype)
         return Context(ids, length, rope, layout)
+
+    def layout(self, rows: int, length: int, document_ids: Tensor | None = None, window: int | None = None) -> Layout:
+        """Who sees whom in the first `length` positions.  Ids on the host spare the wait for the device."""
+        here = None if document_ids is None else document_ids[:, :length]
+        return Layout.of(rows, length, here, self.config.window if window is None else window, self.device)
 
     def run_trunk(self, context: Context) -> Float[Tensor, "b s d"]:
         x = self.embed(context.ids[:, : context.length])

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.model.attention import Layout
 from bytemtp.model.heads import Context, scale_gradient
 from bytemtp.model.layers import compile_once, rms_norm
 from bytemtp.model.model import ByteMTP
@@ -61,7 +62,12 @@ class HeadLosses:
 
         A loss that is not finite stays so: it must not be taken for one without targets.
         """
-        return float(torch.where(self.counts > 0, self.per_head, 0.0).mean())
+        return float(self.mean_there)
+
+    @property
+    def mean_there(self) -> Float[Tensor, ""]:
+        """`mean`, where the losses are: nobody waits for the device."""
+        return torch.where(self.counts > 0, self.per_head, 0.0).mean()
 
     @property
     def bits_per_byte(self) -> list[float]:
@@ -88,7 +94,8 @@ def trained_targets(
     n = model.config.n_future
     targets = targets_of(ids, document_ids, n)
     far = [i for i in range(n) if i not in model.path_to_first_head]
-    targets[far, rows_of(len(ids), far_rows) :] = IGNORED
+    for i in far:  # not all at once: a list of indices would have to go to the device, and be waited for
+        targets[i, rows_of(len(ids), far_rows) :] = IGNORED
     return targets
 
 
@@ -110,6 +117,7 @@ def backward(
     mode: Literal["sequential", "joint"] = "sequential",
     weights: Sequence[float] | None = None,
     far_rows: float = 1.0,
+    layout: Layout | None = None,
 ) -> HeadLosses:
     """Forward and backward; gradients are added to `.grad`.  Returns the losses, detached.
 
@@ -117,10 +125,11 @@ def backward(
     gradients of the parts then sum to exactly the whole batch's gradient.
     weights: how much of each head's gradient reaches the parameters that head 1 needs, too; all of it unless given.
     far_rows: share of the rows that heads off head 1's path learn from.
+    layout: that of `document_ids`, if it is known; to make it from ids on a device, the device must be waited for.
     """
     n = model.config.n_future
     with model.autocast():
-        context = model.context(ids, ids.shape[1] - n, document_ids)
+        context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         z = model.run_trunk(context)
     targets = trained_targets(model, ids, document_ids, far_rows)
     own_counts = valid_counts(targets)
@@ -143,11 +152,13 @@ def far_context(context: Context, rows: int) -> Context:
 
 
 @torch.no_grad()
-def evaluate(model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"]) -> HeadLosses:
-    """Losses without gradients, one head's logits at a time."""
+def evaluate(
+    model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], layout: Layout | None = None
+) -> HeadLosses:
+    """Losses without gradients, one head's logits at a time.  layout: see `backward`."""
     n = model.config.n_future
     with model.autocast():
-        context = model.context(ids, ids.shape[1] - n, document_ids)
+        context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         hidden = model.heads(model.run_trunk(context), context)
     targets = targets_of(ids, document_ids, n)
     objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context)

@@ -51,15 +51,19 @@ class MetricsLine:
     """seconds of training so far, validation and saving included"""
     peak_memory_bytes: int
     """most memory held so far: of the device on CUDA, else of the process"""
+    mfu: float | None = None
+    """share of what the device could compute that training needed; left out where that is not known"""
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"bpb": self.bpb_per_head[0]}
+        known = {name: value for name, value in asdict(self).items() if name != "mfu" or value is not None}
+        return known | {"bpb": self.bpb_per_head[0]}
 
     def __str__(self) -> str:
         bpb = " ".join("-" if x is None else f"{x:.3f}" for x in self.bpb_per_head)
         loss = "-" if self.loss is None else f"{self.loss:.4f}"
         speed = f"{self.bytes_per_s / 1000:.1f} kB/s"
-        return f"{self.split:5} {self.step:>6}  loss {loss}  bpb {bpb}  {speed}  epoch {self.epoch}"
+        used = "" if self.mfu is None else f"  mfu {self.mfu:.1%}"
+        return f"{self.split:5} {self.step:>6}  loss {loss}  bpb {bpb}  {speed}{used}  epoch {self.epoch}"
 
 
 def finite(losses: HeadLosses) -> tuple[float | None, list[float | None]]:

@@ -4,9 +4,13 @@
     after: a train line every log_every steps, a validation every valid_every, a checkpoint every checkpoint_every and
            after each validation that is the best so far
 
-A run is a function of its settings, its corpus and the machine: after any kill or stop, `train(..., resume=True)` goes
-on to the same weights, bit for bit, as a run that nobody stopped.  Only `train.minutes` breaks this, because the clock
-then decides about the learning rate and the end.
+On a CPU a run is a function of its settings, its corpus and the machine: after any kill or stop, `train(...,
+resume=True)` goes on to the same weights, bit for bit, as a run that nobody stopped.  Only `train.minutes` breaks this,
+because the clock then decides about the learning rate and the end.  On CUDA the same holds up to rounding: kernels add
+gradients in whatever order they get to them.
+
+A step never waits for a CUDA device, so that the device always has work; what is read of it (losses, norms) is read
+where something is written.
 
 Try:  python -m bytemtp.train --help
 """
@@ -39,6 +43,7 @@ from bytemtp.training.batches import (
     with_steps_of_epochs,
     with_sweeps,
 )
+from bytemtp.training.cost import Flops, check_memory, peak_flops, told_if_full
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
@@ -46,6 +51,7 @@ from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
 from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
 from bytemtp.training.start import freeze, record_source, start_from
+from bytemtp.training.watch import Watch
 
 Sampler = Callable[[ByteMTP], bytes]
 
@@ -84,7 +90,8 @@ def train(
     init: a run, a step folder or a Hugging Face folder whose weights to start from (`bytemtp.model.initial`).
     sample: makes the bytes that are shown after each validation.
 
-    UserError for bad input, a folder that is taken, a damaged checkpoint, or a loss that is not finite.
+    UserError for bad input, a folder that is taken, a damaged checkpoint, too little memory, or a loss that is not
+    finite.
     """
     if stop_after < 0:
         raise UserError(f"stop_after is {stop_after}; it must be a step, or 0 to train to the end")
@@ -96,24 +103,26 @@ def train(
     else:
         check_paths(paths, settings)
     place = pick_device(device)
-    # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
-    torch.manual_seed(settings.train.seed)
-    model = ByteMTP(settings.model, settings.train.seed).to(place.value)
-    if "init" in info and not (resume and latest(run)):
-        start_from(model, Path(info["init"]), settings.train.seed)
-    freeze(model, settings.train, has_source="init" in info)
-    if not resume:
-        clear(run)
-        run.mkdir(parents=True, exist_ok=True)
-    paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
-    if not resume:
-        settings = with_steps_of_epochs(with_sweeps(settings, paths), paths)
-    settings = choose(settings, model, place)
-    warn_if_elsewhere(info, facts(model))
-    info |= facts(model)
-    write_file(run / "config.toml", to_toml(settings, info))
-    with Trainer(settings, paths, run, model, sample) as trainer:
-        return trainer.run(stop_after)
+    check_memory(settings, place.value)
+    with told_if_full(settings.train):
+        # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
+        torch.manual_seed(settings.train.seed)
+        model = ByteMTP(settings.model, settings.train.seed).to(place.value)
+        if "init" in info and not (resume and latest(run)):
+            start_from(model, Path(info["init"]), settings.train.seed)
+        freeze(model, settings.train, has_source="init" in info)
+        if not resume:
+            clear(run)
+            run.mkdir(parents=True, exist_ok=True)
+        paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
+        if not resume:
+            settings = with_steps_of_epochs(with_sweeps(settings, paths), paths)
+        settings = choose(settings, model, place)
+        warn_if_elsewhere(info, facts(model))
+        info |= facts(model)
+        write_file(run / "config.toml", to_toml(settings, info))
+        with Trainer(settings, paths, run, model, sample) as trainer:
+            return trainer.run(stop_after)
 
 
 class Trainer:
@@ -129,10 +138,14 @@ class Trainer:
         self.state = self._restore()
         self.unlogged = _unpack(self.state.unlogged, model.device)
         self.lr = 0.0
+        self.watch = Watch(model.device)
+        self.flops = Flops.of_model(model, self.train.far_rows)
+        self.peak = peak_flops(model.device, model.dtype)
+        self._checks_every_step = model.device.type == "cpu"  # where nobody has to wait for it
         self._pin_memory = model.device.type == "cuda"
         self.valid = collect_valid(settings, paths, pin_memory=self._pin_memory)
         self.valid_losses: HeadLosses | None = None
-        self._timed_bytes, self._timed_seconds = 0, 0.0
+        self._timed_bytes, self._timed_seconds, self._timed_flops = 0, 0.0, 0.0
         self._told: set[str] = set()
         self._started = time.monotonic() - self.state.elapsed_s
 
@@ -186,59 +199,76 @@ class Trainer:
         began = time.monotonic()
         self._grow()
         batch = next(self.batches)
-        losses = self._backward(batch.to(self.model.device))
-        norm = self.optimizer.clip(self.train.grad_clip).item()
-        self._check_finite(losses.mean, norm)
+        losses = self._backward(batch)
+        norm = self.optimizer.clip(self.train.grad_clip)
+        self.watch.note(self.state.step + 1, losses.mean_there, norm)
+        if self._checks_every_step:
+            self._check_finite()
         self.lr = learning_rate(self.train, self.state.step, self.state.elapsed_s)
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.unlogged = losses if self.unlogged is None else self.unlogged + losses
-        self._advance(batch, norm, time.monotonic() - began)
+        self._advance(batch, time.monotonic() - began)
 
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds."""
-        rows = len(batch.ids) // self.train.accumulate
-        parts = [*zip(batch.ids.split(rows), batch.document_ids.split(rows), strict=True)]
+        rows = len(batch.octets) // self.train.accumulate
+        there = batch.to(self.model.device)
+        parts = [*zip(there.ids.split(rows), there.document_ids.split(rows), strict=True)]
+        layouts = [self.model.layout(rows, self.state.seq_len, ids) for ids in batch.document_ids.split(rows)]
+        self._timed_flops += self.flops.of(len(batch.octets) * self.state.seq_len, sum(x.pairs for x in layouts))
         share, mode = self.train.far_rows, self.train.backward
         counts = None
         if len(parts) > 1:
             counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
-        return reduce(add, [backward(self.model, *part, counts, mode, self.head_weights, share) for part in parts])
+        rounds = [
+            backward(self.model, *part, counts, mode, self.head_weights, share, layout)
+            for part, layout in zip(parts, layouts, strict=True)
+        ]
+        return reduce(add, rounds)
 
-    def _advance(self, batch: Batch, norm: float, seconds: float) -> None:
-        new_bytes = len(batch.ids) * self.state.seq_len
+    def _advance(self, batch: Batch, seconds: float) -> None:
+        new_bytes = len(batch.octets) * self.state.seq_len
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             bytes_seen=self.state.bytes_seen + new_bytes,
             elapsed_s=time.monotonic() - self._started,
             cursor=asdict(batch.cursor),
-            grad_norm=norm,
         )
         self._timed_bytes += new_bytes
         self._timed_seconds += seconds
         self.progress.advance(self.state.step, self.state.elapsed_s)
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
+    def _catch_up(self) -> None:
+        """Wait until the steps so far are done.  UserError if one of them went wrong: nothing is written after it."""
+        began = time.monotonic()
+        self._check_finite()
+        self._timed_seconds += time.monotonic() - began
+
+    def _check_finite(self) -> None:
+        notes = self.watch.read()
+        if notes is None:
             return
-        raise UserError(
-            f"step {self.state.step + 1} has loss {loss} and gradient norm {norm}, and was not taken; "
-            f"{last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
-        )
+        if notes.bad_step:
+            raise UserError(
+                f"step {notes.bad_step} has loss {notes.bad_loss} and gradient norm {notes.bad_norm}, and was not "
+                f"taken; {last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
+            )
+        self.state = replace(self.state, grad_norm=notes.norm)
 
     def _validate(self) -> None:
         """Bits per byte of the held-out rows, and a sample.
 
         Uncompiled: compiled code is for one shape and for gradients, and compiling again would cost more than it saves.
         """
+        self._catch_up()
         apply(self.settings, self.model, compiled=False)
         if self.valid:
             began = time.monotonic()
-            batches = (batch.to(self.model.device) for batch in self.valid)
-            losses = [evaluate(self.model, batch.ids, batch.document_ids) for batch in batches]
-            self.valid_losses = reduce(add, losses)
+            losses = reduce(add, [self._evaluate(batch) for batch in self.valid])
+            self.valid_losses = HeadLosses(losses.nats.cpu(), losses.counts.cpu())  # waits for the device
             size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
             self._note_best(self.valid_losses)
@@ -246,21 +276,30 @@ class Trainer:
             self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")
         apply(self.settings, self.model)
 
+    def _evaluate(self, batch: Batch) -> HeadLosses:
+        there, rows = batch.to(self.model.device), len(batch.octets)
+        layout = self.model.layout(rows, self.train.seq_len, batch.document_ids)
+        return evaluate(self.model, there.ids, there.document_ids, layout)
+
     def _note_best(self, losses: HeadLosses) -> None:
         bits, so_far = to_compare(losses, self.train), self.state.best_bpb
         if math.isfinite(bits) and (so_far is None or bits < so_far):
             self.state = replace(self.state, best_step=self.state.step, best_bpb=bits)
 
     def _log_unlogged(self) -> None:
+        self._catch_up()
         if self.unlogged is not None:
-            self._write("train", self.unlogged, self._timed_bytes / self._timed_seconds)
-        self.unlogged, self._timed_bytes, self._timed_seconds = None, 0, 0.0
+            mfu = self._timed_flops / self._timed_seconds / self.peak if self.peak else None
+            self._write("train", self.unlogged, self._timed_bytes / self._timed_seconds, mfu)
+        self.unlogged, self._timed_bytes, self._timed_seconds, self._timed_flops = None, 0, 0.0, 0.0
         for name, reason in self.batches.skipped:
             if name not in self._told:
                 self._told.add(name)
                 self.progress.say(f"left out: {name}: {reason}")
 
-    def _write(self, split: Literal["train", "valid"], losses: HeadLosses, bytes_per_s: float) -> None:
+    def _write(
+        self, split: Literal["train", "valid"], losses: HeadLosses, bytes_per_s: float, mfu: float | None = None
+    ) -> None:
         loss, bits = finite(losses)
         state = self.state
         self.progress.write(
@@ -276,10 +315,12 @@ class Trainer:
                 bytes_per_s=bytes_per_s,
                 elapsed_s=time.monotonic() - self._started,
                 peak_memory_bytes=peak_memory_bytes(self.model.device),
+                mfu=mfu,
             )
         )
 
     def _save(self) -> Path:
+        self._catch_up()
         state = replace(self.state, unlogged=_pack(self.unlogged), elapsed_s=time.monotonic() - self._started)
         return save(self.folder, state, self.model, self.optimizer, self.train.keep_checkpoints)
 

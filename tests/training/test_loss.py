@@ -255,7 +255,7 @@ def test_compiled_layers_train_alike(topology):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("attention", ["xformers", "sdpa"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
 def test_cuda_gradients_equal_the_cpu(topology, attention):
     ids = torch.randint(0, 256, (2, 68), generator=torch.Generator().manual_seed(0))
     ids[:, ::17] = EOT

@@ -7,17 +7,21 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import PRESETS
@@ -25,6 +29,7 @@ from bytemtp.common.settings import (
     DataConfig,
     ModelConfig,
     Settings,
+    Topology,
     TrainConfig,
     changed,
     head_weights,
@@ -37,10 +42,11 @@ from bytemtp.train import main, read_command
 from bytemtp.training import auto
 from bytemtp.training.auto import pick_compile
 from bytemtp.training.batches import collect_valid, seq_len_at
-from bytemtp.training.loss import HeadLosses, backward
+from bytemtp.training.loss import HeadLosses, backward, trained_targets
 from bytemtp.training.optimizer import Optimizers, learning_rate
 from bytemtp.training.progress import drop_lines_after
-from bytemtp.training.trainer import TrainOutcome, train
+from bytemtp.training.trainer import Trainer, TrainOutcome, train
+from bytemtp.training.watch import Watch
 
 SETTINGS = Settings(
     ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2),
@@ -284,6 +290,154 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
         train(SETTINGS, [corpus], run, device="cpu")
     monkeypatch.undo()
     assert train(SETTINGS, [], run, device="cpu", resume=True).finished
+
+
+@pytest.fixture
+def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and norms are read where something is written, not after every step."""
+
+    class Patient(Trainer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self._checks_every_step = False
+
+    monkeypatch.setattr("bytemtp.training.trainer.Trainer", Patient)
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_a_trainer_that_does_not_wait_trains_alike(corpus: str, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(SETTINGS, [corpus], run, device="cpu", stop_after=7)
+    train(SETTINGS, [], run, device="cpu", resume=True)
+    assert weights(run) == weights(whole)
+    assert without_clock(run) == without_clock(whole)
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(("step", "written"), [(4, 3), (6, 5), (7, 6), (11, 10)])
+def test_nothing_is_written_after_a_loss_that_is_not_finite(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, step: int, written: int
+) -> None:
+    """Found where something is to be written next; the losses after it may be finite again."""
+    calls = 0
+
+    def spoilt(*arguments: Any) -> HeadLosses:
+        nonlocal calls
+        calls += 1
+        losses = backward(*arguments)
+        return HeadLosses(losses.nats * torch.tensor([1, bad if calls == step else 1]), losses.counts)
+
+    monkeypatch.setattr("bytemtp.training.trainer.backward", spoilt)
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=rf"step {step} has loss {bad}"):
+        train(SETTINGS, [corpus], run, device="cpu")
+    assert lines(run)[-1]["step"] == written
+    assert int(str(latest(run))[-8:]) <= written if latest(run) else step <= 4
+
+
+class Transfers(TorchDispatchMode):
+    """Counts tensors of the host that operations on the device are given: each is copied there, and waited for."""
+
+    count, writes_by_index = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+        has_device = any(x.is_meta for x in tensors)
+        self.count += sum(has_device and not x.is_meta and x.dim() > 0 for x in tensors)
+        self.writes_by_index += func is torch.ops.aten.index_put_.default
+        return out
+
+
+@pytest.mark.parametrize("topology", get_args(Topology))
+@pytest.mark.parametrize("window", [0, 6])
+def test_a_step_asks_nothing_of_the_device(
+    corpus: str, monkeypatch: pytest.MonkeyPatch, topology: Topology, window: int
+) -> None:
+    """On a device without data, whatever reads some fails: a layout made of what is there, for one."""
+    monkeypatch.setattr(ByteMTP, "autocast", lambda _: nullcontext())  # which such a device does not have
+    config = replace(SETTINGS.model, layers=3, topology=topology, window=window)
+    model = ByteMTP(config).to("meta")
+    model.use(attention="sdpa")
+    with stream(corpus, 32, 4, n_future=2) as batches:
+        batch = next(batches)
+    there = batch.to("meta")
+    ids, document_ids = there.ids, there.document_ids
+    layout = model.layout(4, 32, batch.document_ids)
+    assert not layout.is_plain
+    with Transfers() as transfers:
+        losses = backward(model, ids, document_ids, None, "sequential", [1.0, 0.5], 0.5, layout)
+    with Transfers() as choosing:
+        trained_targets(model, ids, document_ids, 0.5)
+    assert choosing.writes_by_index == 0  # a list of heads would be copied there
+    assert transfers.count == (2 if topology in ("linear", "replicated", "anticausal") else 4)  # two places a layout
+    watch = Watch(model.device)
+    watch.note(1, losses.mean_there, Optimizers(model, SETTINGS.train).clip(1.0))
+    with pytest.raises(NotImplementedError, match="no data"):
+        backward(model, ids, document_ids)
+    with pytest.raises(NotImplementedError, match="no data"):
+        watch.read()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_never_waits_for_cuda(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    step = Trainer._step
+
+    def watched(trainer: Trainer) -> None:
+        torch.cuda.set_sync_debug_mode("error" if trainer.state.step else "default")
+        try:
+            step(trainer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    quiet = settings(optimizer=optimizer, accumulate=2, far_rows=0.5, dtype="auto", compile="false")
+    assert train(quiet, [corpus], tmp_path / "run", device="cuda").finished
+
+
+@pytest.mark.gpu
+def test_a_resumed_run_on_cuda_is_near_the_whole_one(corpus: str, tmp_path: Path) -> None:
+    train(SETTINGS, [corpus], tmp_path / "whole", device="cuda")
+    train(SETTINGS, [corpus], tmp_path / "cut", device="cuda", stop_after=5)
+    train(SETTINGS, [], tmp_path / "cut", device="cuda", resume=True)
+    pairs = zip(load_model(tmp_path / "cut").parameters(), load_model(tmp_path / "whole").parameters(), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
+def test_out_of_memory_is_told_in_one_line(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> HeadLosses:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr("bytemtp.training.trainer.backward", full)
+    with pytest.raises(UserError, match=r"^out of memory: CUDA out of memory; start anew: set train.accumulate to 2"):
+        train(SETTINGS, [corpus], tmp_path / "run", device="cpu")
+
+
+def test_memory_is_estimated_before_an_old_run_is_deleted(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(steps=1), [corpus], tmp_path / "run", device="cpu")
+    assert "memory: some 0.0 GB of " in capsys.readouterr().err
+    monkeypatch.setattr("bytemtp.training.cost.device_memory", lambda _: 1000)
+    with pytest.raises(UserError, match="this model needs several cards"):
+        train(settings(steps=1), [corpus], tmp_path / "run", device="cpu", overwrite=True)
+    assert load_model(tmp_path / "run")
+
+
+def test_the_use_of_the_device_is_logged_where_its_peak_is_known(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bytemtp.training.trainer.peak_flops", lambda *_: 1e9)
+    train(settings(steps=3), [corpus], tmp_path / "run", device="cpu")
+    trained, valid = lines(tmp_path / "run")
+    assert 0 < trained["mfu"] < 100
+    assert "mfu" not in valid
+    assert re.search(r"^train .* kB/s  mfu [\d.]+%  epoch 0", capsys.readouterr().err, re.MULTILINE)
 
 
 def steps_of(corpus: str, epochs: int) -> int:

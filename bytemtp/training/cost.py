@@ -1,0 +1,180 @@
+"""What a training step costs: memory, said before the start and again when there was too little, and FLOPs.
+
+Memory is estimated from the settings alone.  FLOPs are those that the model asks for (Chowdhery et al. 2022, appendix
+B), recomputed activations not counted: divided by what the device could do they are the utilisation, MFU.
+
+Try:  python -c "import torch; from bytemtp.common.presets import PRESETS; from bytemtp.training.cost import memory
+      print(memory(PRESETS['1.3b'], torch.bfloat16))"
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import log, pick_dtype
+from bytemtp.common.settings import LAYERED, ModelConfig, Settings, TrainConfig
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.model.initial import freeze_path
+from bytemtp.model.layers import Block
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.optimizer import is_layer_matrix
+
+GB = 10**9
+SINGLE = 4
+"""Bytes of a float32: weights, gradients, state of the optimizer, residual stream."""
+
+PEAK_TFLOPS = {
+    "B200": 2250.0, "GH200": 989.0, "H200 NVL": 835.0, "H200": 989.0, "H100 NVL": 835.0, "H100 PCIe": 756.0,
+    "H100": 989.0, "A100": 312.0, "A30": 165.0, "A10": 125.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0,
+}  # fmt: skip
+"""bfloat16 without sparsity, from NVIDIA's data sheets, by words of the device's name; the first that fits counts."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a training step, roughly."""
+
+    weights: int
+    """weights, their copies in the step's dtype, gradients, state of the optimizer"""
+    activations: int
+    """of one micro-batch"""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations
+
+
+def memory(settings: Settings, dtype: torch.dtype) -> Memory:
+    """Of a step on one device, with matrix products in `dtype`."""
+    train = settings.train
+    with torch.device("meta"):
+        model = ByteMTP(settings.model)
+    if train.freeze != "none":
+        freeze_path(model)
+    half = dtype.itemsize
+    copies = half if half < SINGLE else 0
+    weights = sum((SINGLE + copies) * parameter.numel() for parameter in model.parameters())
+    states = {True: SINGLE, False: 2 * SINGLE}  # Muon has one number a weight, AdamW two
+    weights += sum(
+        (SINGLE + states[train.optimizer == "muon" and is_layer_matrix(name, parameter)]) * parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    )
+    return Memory(weights, train.batch_size // train.accumulate * train.seq_len * activation_bytes(settings, half))
+
+
+def activation_bytes(settings: Settings, half: int) -> int:
+    """What a position of a micro-batch holds at the most, `half` bytes a number in matrix products."""
+    config, layer = settings.model, layer_bytes(settings.model, half)
+    heads = config.n_future if config.topology in LAYERED else 0
+    if config.topology == "parallel" and settings.train.backward == "sequential":
+        heads = 1  # at a time
+    kept = SINGLE * config.dim if settings.train.activation_checkpointing else layer
+    # One more layer for the gradients inside the layer whose turn it is; then hidden states and one head's logits.
+    hidden_and_logits = 5 * SINGLE * config.dim + 4 * SINGLE * PADDED_VOCAB_SIZE
+    return config.trunk_layers * kept + (heads + 1) * layer + hidden_and_logits
+
+
+def layer_bytes(config: ModelConfig, half: int) -> int:
+    """What a layer keeps of a position for its backward pass; compiled layers keep less."""
+    norms = 2 * (2 * SINGLE + half) * config.dim  # input, normed input, and that as the product takes it
+    keys = config.head_dim * config.key_value_heads
+    attention = half * 3 * (config.dim + keys)  # queries, keys and values before and after the rotation, and the result
+    return norms + attention + 4 * half * config.ffn_dim  # gate, up, the gate's SiLU, the product
+
+
+def check_memory(settings: Settings, device: torch.device) -> None:
+    """Say what a step will hold, and what to do where that is more than there is.
+
+    UserError if the weights and what belongs to them do not fit: no setting of the run could help.
+    """
+    train, room = settings.train, device_memory(device)
+    need = memory(settings, pick_dtype(train.dtype, device).value)
+    if need.weights > room:
+        raise UserError(
+            f"weights, gradients and optimizer take some {need.weights / GB:.0f} GB and {device} has "
+            f"{room / GB:.0f}: this model needs several cards, which training cannot share out; choose a smaller one"
+        )
+    rows = train.batch_size // train.accumulate
+    parts = f"{need.weights / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows} rows"
+    log(f"memory: some {need.total / GB:.1f} GB of {room / GB:.0f} ({parts})")
+    if need.total > room:
+        log(f"warning: it may run out of memory; {remedy(train)}")
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes that the device has, or the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def remedy(train: TrainConfig) -> str:
+    """The settings that make a step smaller, as half a sentence."""
+    more = [k for k in range(train.accumulate + 1, train.batch_size + 1) if train.batch_size % k == 0]
+    options = [f"train.accumulate to {more[0]} or more"] if more else []
+    if not train.activation_checkpointing:
+        options.append("train.activation_checkpointing to true")
+    options.append(f"train.seq_len below {train.seq_len}")
+    return f"set {', or '.join(options)}"
+
+
+@contextmanager
+def told_if_full(train: TrainConfig) -> Iterator[None]:
+    """UserError with the remedy in place of an error by an allocator."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # on a CPU, PyTorch raises nothing more special
+        what = str(error).strip().partition("\n")[0]
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in what:
+            raise UserError(f"out of memory: {what.partition('. ')[0]}; start anew: {remedy(train)}") from None
+        raise
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of forward and backward."""
+
+    a_position: float
+    a_pair: float
+    """for each (query, key) pair that attention looks at"""
+
+    def of(self, positions: int, pairs: int) -> float:
+        return positions * self.a_position + pairs * self.a_pair
+
+    @staticmethod
+    def of_model(model: ByteMTP, far_rows: float) -> "Flops":
+        """Two a weight forward and, unless it is frozen, four backward; heads off head 1's path see fewer rows."""
+        first = {parameter for module in model.first_modules() for parameter in module.parameters()}
+
+        def cost(weight: Tensor) -> float:
+            return (6 if weight.requires_grad else 2) * (1.0 if weight in first else far_rows)
+
+        n, path = model.config.n_future, len(model.path_to_first_head)
+        matrices = [p for p in model.parameters() if p.dim() == 2 and p is not model.embed.weight]
+        total = sum(cost(weight) * weight.numel() for weight in matrices)
+        if len(model.unembed) == 1:  # all heads multiply by the same one
+            unembedding = model.unembedding(0)[1]
+            total += cost(unembedding) * unembedding.numel() * (path - 1 + (n - path) * far_rows)
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        return Flops(total, sum(2 * model.config.dim * cost(block.qkv.weight) for block in blocks))
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """What the device can do a second in `dtype`; None where nobody has written it down."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    return peak_by_name(torch.cuda.get_device_name(device))
+
+
+def peak_by_name(name: str) -> float | None:
+    """The same for bfloat16 by the name that CUDA gives; None for a slice of a card (MIG)."""
+    words = set(re.split("[ -]", name))
+    fits = [peak for key, peak in PEAK_TFLOPS.items() if words.issuperset(key.split())]
+    return 1e12 * fits[0] if fits and "MIG" not in words else None

@@ -1,0 +1,160 @@
+"""Estimates of memory against what tensors take, FLOPs against PyTorch's counter, and messages that say what to do."""
+
+import re
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.presets import PRESETS
+from bytemtp.common.settings import ModelConfig, Settings, Topology, TrainConfig, changed
+from bytemtp.model.initial import freeze_path
+from bytemtp.model.model import ByteMTP
+from bytemtp.training import cost
+from bytemtp.training.cost import Flops, check_memory, layer_bytes, memory, peak_by_name, remedy, told_if_full
+from bytemtp.training.loss import backward
+from bytemtp.training.optimizer import Optimizers
+
+CARD = 80 * cost.GB
+SMALL = ModelConfig(dim=32, layers=4, attention_heads=4, kv_heads=2, ffn_dim=48, n_future=3)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("topology", ["replicated", "parallel", "linear"])
+def test_weights_and_what_belongs_to_them(topology: Topology, frozen: bool, optimizer: Any) -> None:
+    settings = Settings(
+        replace(SMALL, topology=topology),
+        TrainConfig(batch_size=2, seq_len=16, optimizer=optimizer, freeze="trunk" if frozen else "none"),
+    )
+    model = ByteMTP(settings.model)
+    if frozen:
+        freeze_path(model)
+    optimizers = Optimizers(model, settings.train)
+    ids = torch.arange(2 * 19).view(2, 19)
+    backward(model, ids, torch.zeros_like(ids))
+    optimizers.step()
+    held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
+    held += [state[key] for name, _, state, keys in optimizers.states() for key in keys if key != "step"]
+    assert memory(settings, torch.float32).weights == sum(x.numel() * x.itemsize for x in held)
+    copies = 2 * model.num_parameters()
+    assert memory(settings, torch.bfloat16).weights == memory(settings, torch.float32).weights + copies
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_activations_of_a_layer_are_what_autograd_keeps(kv_heads: int, dtype: torch.dtype) -> None:
+    config = ModelConfig(dim=64, layers=6, attention_heads=4, kv_heads=kv_heads, ffn_dim=176, n_future=1)
+    model = ByteMTP(config)
+    model.use(attention="sdpa", dtype=dtype)
+    matrices = {shape for p in model.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    ids = torch.arange(2 * 128).view(2, 128) % 256
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), model.autocast():
+        model.run_trunk(model.context(ids, 128))
+    sizes = [x.untyped_storage().nbytes() for x in kept.values() if tuple(x.shape) not in matrices]
+    assert sum(sizes) == pytest.approx(256 * 6 * layer_bytes(config, dtype.itemsize), rel=0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ("7b", "13b")])
+def test_presets_fit_a_card_of_80_gb(name: str) -> None:
+    """The paper's were split into rounds of 8 rows whatever their size; 1.3b needed some 125 GB so."""
+    assert memory(PRESETS[name], torch.bfloat16).total < 0.95 * CARD
+
+
+@pytest.mark.parametrize(("name", "rows"), [("600m", 8), ("1.3b", 8), ("1.3b", 4), ("3b", 8)])
+def test_larger_rounds_would_not_fit(name: str, rows: int) -> None:
+    assert memory(changed(PRESETS[name], **{"train.accumulate": 1536 // rows}), torch.bfloat16).total > CARD
+
+
+@pytest.mark.parametrize("name", ["7b", "13b"])
+def test_the_largest_presets_say_that_they_need_several_cards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "device_memory", lambda device: CARD)
+    message = r"^weights, gradients and optimizer take some \d+ GB and cpu has 80: this model needs several cards"
+    with pytest.raises(UserError, match=message):
+        check_memory(PRESETS[name], CPU)
+
+
+def test_memory_is_said_before_the_start(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "device_memory", lambda device: CARD)
+    check_memory(changed(PRESETS["1.3b"], **{"train.dtype": "bfloat16"}), CPU)
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"memory: some 6\d\.\d GB of 80 \(2\d\.\d weights and optimizer, 4\d\.\d a micro-batch of 2 rows\)\n", said
+    )
+    check_memory(changed(PRESETS["1.3b"], **{"train.accumulate": 192}), CPU)
+    said = capsys.readouterr().err
+    assert "warning: it may run out of memory; set train.accumulate to 256 or more, or " in said
+
+
+def test_the_remedy_names_what_is_left_to_change() -> None:
+    assert remedy(TrainConfig(batch_size=12, accumulate=4, seq_len=64)) == (
+        "set train.accumulate to 6 or more, or train.activation_checkpointing to true, or train.seq_len below 64"
+    )
+    last = TrainConfig(batch_size=4, accumulate=4, seq_len=64, activation_checkpointing=True)
+    assert remedy(last) == "set train.seq_len below 64"
+
+
+def too_large() -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def out_of_memory() -> None:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which ..."
+    )
+
+
+@pytest.mark.parametrize("fail", [too_large, out_of_memory])
+def test_out_of_memory_is_one_line_with_the_remedy(fail: Any) -> None:
+    with pytest.raises(UserError) as caught, told_if_full(TrainConfig()):
+        fail()
+    assert re.match(r"^out of memory: .+; start anew: set train\.accumulate to 2 or more[^\n]+$", str(caught.value))
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shape"), told_if_full(TrainConfig()):
+        torch.ones(2).view(3)
+
+
+@pytest.mark.parametrize(("n", "kv_heads", "share", "freezes"), [
+    (1, 4, 1.0, False), (3, 2, 1.0, False), (4, 1, 0.25, False), (3, 4, 0.5, True),
+])  # fmt: skip
+@pytest.mark.parametrize("topology", get_args(Topology))
+def test_flops_are_those_of_the_counter(topology: Topology, n: int, kv_heads: int, share: float, freezes: bool) -> None:
+    """With every pair counted, because the products that make the scores of a short row compute them all."""
+    config = ModelConfig(
+        dim=32, layers=5, attention_heads=4, kv_heads=kv_heads, ffn_dim=48, n_future=n, topology=topology
+    )
+    model = ByteMTP(config)
+    if freezes and topology != "anticausal":
+        freeze_path(model)
+    model.use(attention="matmul")
+    ids = torch.arange(4 * (16 + n)).view(4, -1)
+    with FlopCounterMode(display=False) as counter:
+        backward(model, ids, torch.zeros_like(ids), far_rows=share)
+    found = Flops.of_model(model, share).of(4 * 16, 4 * 16 * 16)
+    near = 0.15 if freezes else 1e-6  # some frozen matrices pass gradients on, and some others need not
+    assert found == pytest.approx(counter.get_total_flops(), rel=near)
+
+
+@pytest.mark.parametrize(("name", "tera"), [
+    ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312),
+    ("NVIDIA A100 80GB PCIe", 312), ("NVIDIA L40S", 362), ("NVIDIA L4", 121), ("NVIDIA A10", 125),
+])  # fmt: skip
+def test_peaks(name: str, tera: float) -> None:
+    assert peak_by_name(name) == 1e12 * tera
+
+
+@pytest.mark.parametrize("name", ["NVIDIA A10G", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 9090"])
+def test_no_figure_where_the_peak_is_not_known(name: str) -> None:
+    assert peak_by_name(name) is None
