@@ -16,7 +16,7 @@ PARTIAL = ".partial"
 def write_file(path: Path, text: str) -> None:
     """Replace a file so that a reader, or a kill, sees all of the old text or all of the new."""
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # of paths that are no UTF-8
     sync(partial)
     partial.replace(path)
     sync(path.parent)

@@ -22,6 +22,8 @@ Topology = Literal["parallel", "causal", "anticausal", "linear", "replicated", "
 LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepseek"})
 """Topologies whose heads are transformer layers and therefore count against `model.layers`."""
 
+DataFormat = Literal["auto", "raw", "jsonl", "tar", "zip", "earlier"]
+
 MAX_FUTURE = 32
 MAX_SWEEPS = 16
 
@@ -203,7 +205,12 @@ class DataConfig:
     """What is read and how."""
 
     decompress: bool = True
-    """open .zst .gz .xz .bz2 .tar and .jsonl; false trains on the bytes as they lie"""
+    """open what is compressed, archives and lines of JSON; false trains on the bytes as they lie"""
+    format: DataFormat = "auto"
+    """what the files are once decompressed; auto: as their names say.  raw: one document each.  earlier: as auto was in
+    runs of older versions, which knew fewer names, opened no members of archives and left nothing out"""
+    exclude: tuple[str, ...] = ()
+    """patterns of files and folders to leave out, such as *.log or build, beside .git, .DS_Store and the like"""
     text_field: str = "text"
     """field of a .jsonl line that holds the document"""
     valid_fraction: float = 0.02
@@ -212,8 +219,10 @@ class DataConfig:
     """shuffle the files of each epoch, and the rows inside a bounded buffer, by train.seed"""
     on_corrupt: Literal["error", "skip"] = "error"
     """a damaged or unreadable input: stop, or leave it out and count it"""
+    on_change: Literal["error", "warn"] = "error"
+    """a resumed run finds files of another size or time than it began with: stop, or say so and go on with them"""
     valid_paths: tuple[str, ...] = ()
-    """files, folders and globs to validate on; nothing of PATH is then held out"""
+    """files, folders and globs to validate on; nothing else of PATH is then held out"""
     sweeps: int = 0
     """go through the files so often in an epoch, each time for another random share; 0 chooses by the files' sizes"""
 
@@ -229,6 +238,15 @@ class DataConfig:
             "-" not in self.valid_paths,
             "data.valid_paths holds -, but standard input can only be trained on; save it to a file and name that",
         )
+        _require(
+            all(pattern.strip("./") for pattern in self.exclude),
+            f"data.exclude is {list(self.exclude)}; a pattern must name something",
+        )
+
+    def reading(self) -> dict[str, Any]:
+        """How the files are read, as arguments of `bytemtp.stream`."""
+        names = ("decompress", "text_field", "format", "exclude", "on_corrupt")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -243,7 +261,7 @@ class Settings:
 RETIRED = frozenset({"train.valid_batches"})
 """Settings of older versions.  Files that a run wrote may name them; in files written by hand they are unknown."""
 
-EARLIER = {"train.schedule": "cosine", "train.head_weights": "equal"}
+EARLIER = {"train.schedule": "cosine", "train.head_weights": "equal", "data.format": "earlier"}
 """What was so before there were these settings: a run's file that lacks them means this."""
 
 
@@ -287,7 +305,10 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     UserError if the file cannot be read or names a setting that does not exist.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        data = path.read_bytes()
+        tables = tomllib.loads(data.decode("utf-8-sig", "surrogateescape"))  # a run may have paths that are no UTF-8
+        if "run" not in tables:
+            data.decode()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

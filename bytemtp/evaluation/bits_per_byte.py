@@ -192,9 +192,7 @@ def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k
         batch_size=1,
         n_future=overlap,
         shuffle=False,
-        decompress=data.decompress,
-        text_field=data.text_field,
-        on_corrupt=data.on_corrupt,
+        **data.reading(),
     ) as rows:
         seen = 0
         for batch in rows:

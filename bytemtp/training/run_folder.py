@@ -3,6 +3,7 @@
 RUN/
     config.toml         resolved settings, and a [run] table: paths, device, versions, parameter count
     metrics.jsonl       one object a line (`bytemtp.training.progress`)
+    corpus.jsonl        the files of the corpus as they were when it began (`bytemtp.training.corpus`)
     stdin.bytes*        what came through standard input, if a PATH was `-`; its suffix tells the format
     checkpoints/        see `bytemtp.model.checkpoint`
     tensorboard/        with train.tensorboard
@@ -10,15 +11,19 @@ RUN/
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import PARTIAL, sync
+from bytemtp.common.files import PARTIAL, remove_folder, sync
+from bytemtp.common.settings import DataConfig
 from bytemtp.data.documents import sniff_suffix
 from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
 
-OURS = ("config.toml", "metrics.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
+OURS = ("config.toml", "metrics.jsonl", "corpus.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
+INCOMING = "stdin" + PARTIAL
+"""Folder of standard input that is not yet part of the run."""
 
 
 def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
@@ -37,18 +42,41 @@ def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def clear(run: Path) -> None:
-    """Delete a run, and nothing that is not part of one."""
+    """Delete a run, and nothing that is not part of one; the standard input of a new one takes its place."""
     # The name that makes the folder a run goes last: after a kill in between, it is still one that may be replaced.
-    for path in sorted(_ours(run), key=lambda path: path.name == "config.toml"):
+    incoming = run / INCOMING
+    for path in sorted(_ours(run) - {incoming}, key=lambda path: path.name == "config.toml"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if incoming.is_dir():
+        for path in incoming.iterdir():
+            path.rename(run / path.name)
+        incoming.rmdir()
 
 
-def on_disk(paths: Sequence[str], run: Path, *, decompress: bool) -> list[str]:
+@contextmanager
+def incoming(run: Path, paths: Sequence[str], data: DataConfig) -> Iterator[list[str]]:
     """`paths` with `-` replaced by a file in the run folder that holds all of standard input.
+
+    It lies apart from an old run, until `clear` has taken that away; an error inside takes the new file away.
+    """
+    folder = run / INCOMING
+    remove_folder(folder)
+    try:
+        yield [str(_spool(folder, data)) if path == STANDARD_INPUT else path for path in paths]
+    except BaseException:
+        remove_folder(folder)
+        raise
+
+
+def on_disk(paths: Sequence[str], run: Path) -> list[str]:
+    """`paths` with `-` replaced by the file in the run folder that holds all of standard input.
 
     A corpus is read many times over, and again on resume; standard input can be read only once.
     """
-    return [str(_spooled(run, decompress)) if path == STANDARD_INPUT else path for path in paths]
+    kept = [str(path) for path in run.glob("stdin.bytes*") if not path.name.endswith(PARTIAL)]
+    if STANDARD_INPUT in paths and not kept:
+        raise UserError(f"{run} was trained on standard input, but its copy of that, {run / 'stdin.bytes'}, is gone")
+    return [kept[0] if path == STANDARD_INPUT else path for path in paths]
 
 
 def remove_partial(run: Path) -> None:
@@ -57,16 +85,14 @@ def remove_partial(run: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _spooled(run: Path, decompress: bool) -> Path:
-    earlier = [path for path in run.glob("stdin.bytes*") if not path.name.endswith(PARTIAL)]
-    if earlier:
-        return earlier[0]
+def _spool(folder: Path, data: DataConfig) -> Path:
     if sys.stdin.isatty():
         raise UserError("PATH is - but standard input is a terminal; pipe a corpus into it or name a file")
-    partial = run / ("stdin.bytes" + PARTIAL)
-    spool_standard_input(partial)
-    sync(partial)
-    return partial.rename(run / ("stdin.bytes" + (sniff_suffix(partial) if decompress else "")))
+    folder.mkdir(parents=True)
+    path = folder / "stdin.bytes"
+    spool_standard_input(path)
+    sync(path)
+    return path.rename(path.with_name(path.name + (sniff_suffix(path, data.text_field) if data.decompress else "")))
 
 
 def _has_results(run: Path) -> bool:

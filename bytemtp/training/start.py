@@ -25,7 +25,7 @@ def record_source(init: Path | None, run: Path, *, resume: bool) -> dict[str, An
     source = find_source(init)
     if run.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"--init {init} lies in --out {run}, which is to be written; choose another --out")
-    return {"init": str(source)}
+    return {"init": str(source.absolute())}
 
 
 def start_from(model: ByteMTP, source: Path, seed: int) -> None:

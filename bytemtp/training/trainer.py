@@ -27,6 +27,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Settings, TrainConfig, head_weights, to_toml
+from bytemtp.data.sources import absolute
 from bytemtp.data.stream import Batch, Cursor, Stream
 from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
@@ -36,15 +37,17 @@ from bytemtp.training.batches import (
     collect_valid,
     seq_len_at,
     training_rows,
+    try_corpus,
     with_steps_of_epochs,
     with_sweeps,
 )
+from bytemtp.training.corpus import files_of, has_moved, write_files
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
-from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
-from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
+from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere, with_absolute_paths
+from bytemtp.training.run_folder import claim, clear, incoming, on_disk, remove_partial
 from bytemtp.training.start import freeze, record_source, start_from
 
 Sampler = Callable[[ByteMTP], bytes]
@@ -89,7 +92,10 @@ def train(
     if stop_after < 0:
         raise UserError(f"stop_after is {stop_after}; it must be a step, or 0 to train to the end")
     claim(run, resume=resume, overwrite=overwrite)
-    info: dict[str, Any] = {"preset": preset, "paths": list(paths)} | record_source(init, run, resume=resume)
+    settings = with_absolute_paths(settings)
+    info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]} | record_source(
+        init, run, resume=resume
+    )
     if resume:
         settings, info = check_resumable(run, settings, info)
         remove_partial(run)
@@ -103,30 +109,55 @@ def train(
         start_from(model, Path(info["init"]), settings.train.seed)
     freeze(model, settings.train, has_source="init" in info)
     if not resume:
-        clear(run)
-        run.mkdir(parents=True, exist_ok=True)
-    paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
-    if not resume:
-        settings = with_steps_of_epochs(with_sweeps(settings, paths), paths)
+        settings = begin(run, settings, info["paths"])
+    paths = on_disk(info["paths"], run)
     settings = choose(settings, model, place)
     warn_if_elsewhere(info, facts(model))
     info |= facts(model)
+    files = files_of(settings, info["paths"]) if resume else []
+    moved = resume and has_moved(run, settings, files)
     write_file(run / "config.toml", to_toml(settings, info))
-    with Trainer(settings, paths, run, model, sample) as trainer:
-        return trainer.run(stop_after)
+    if not resume:
+        files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
+        write_files(run, files)
+    with Trainer(settings, paths, run, model, sample, moved=moved) as trainer:
+        outcome = trainer.run(stop_after)
+    write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
+    return outcome
+
+
+def begin(run: Path, settings: Settings, paths: Sequence[str]) -> Settings:
+    """Take the place of an old run, once the corpus has shown that it can be read; the settings with its size in."""
+    run.mkdir(parents=True, exist_ok=True)
+    with incoming(run, paths, settings.data) as now:
+        settings = with_steps_of_epochs(with_sweeps(settings, now), now)
+        if (run / "config.toml").exists():
+            try_corpus(settings, now)
+    clear(run)
+    return settings
 
 
 class Trainer:
     """One stretch of a run, from its newest checkpoint on.  A context manager."""
 
     def __init__(
-        self, settings: Settings, paths: Sequence[str], run: Path, model: ByteMTP, sample: Sampler | None
+        self,
+        settings: Settings,
+        paths: Sequence[str],
+        run: Path,
+        model: ByteMTP,
+        sample: Sampler | None,
+        *,
+        moved: bool = False,
     ) -> None:
+        """moved: the place in the data where the run stopped is none any more; go on with the next epoch."""
         self.settings, self.paths, self.folder, self.model, self.sample = settings, paths, run, model, sample
         self.train = settings.train
         self.head_weights = head_weights(self.train.head_weights, settings.model.n_future)
         self.optimizer = Optimizers(model, self.train)
         self.state = self._restore()
+        if moved and self.state.cursor is not None:
+            self.state = replace(self.state, cursor=asdict(Cursor(**self.state.cursor).next_epoch()))
         self.unlogged = _unpack(self.state.unlogged, model.device)
         self.lr = 0.0
         self._pin_memory = model.device.type == "cuda"

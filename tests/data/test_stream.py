@@ -298,7 +298,7 @@ def test_an_epoch_is_counted(tmp_path: Path) -> None:
 
 def numbers_in(path: Path) -> list[int]:
     """The numbers of a file's documents: blank lines of .jsonl count."""
-    documents = documents_module.open_documents(Source(str(path), 0), SkipLog("error"), "text", decompressed=True)
+    documents = documents_module.open_documents(Source(str(path), 0), SkipLog("error"))
     with closing(documents):
         return [documents.index for _ in iter(documents.advance, False)]
 
