@@ -147,6 +147,7 @@ class _Opener:
         if container == "jsonl":
             return JsonLines(file, self.reading.text_field, self.skip_log)
         if container == self.reading.format == "zip":
+            file.close()
             raise Damaged(file.name, "is a .zip in a compressed file; decompress it first")
         if self.reading.format != "auto":
             return PlainDocument(file)
