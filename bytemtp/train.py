@@ -45,7 +45,7 @@ class Command:
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PATH ...]")]
     """what to train on: files, folders (recursive), globs, - for standard input, fsspec URLs; plain or .zst .gz .xz
-    .bz2, .tar (each member a document), .jsonl (each line a document)"""
+    .bz2, .tar and .zip (each member a document), .jsonl (each line a document)"""
     out: Annotated[Path, tyro.conf.arg(help_behavior_hint="(required)")] = Path()
     """folder of the run"""
     config: tyro.conf.DisallowNone[Path | None] = None

@@ -245,7 +245,7 @@ class DataConfig:
 
     def reading(self) -> dict[str, Any]:
         """How the files are read, as arguments of `bytemtp.stream`."""
-        names = ("decompress", "text_field", "format", "exclude", "on_corrupt")
+        names = ("decompress", "text_field", "format", "on_corrupt")
         return {name: getattr(self, name) for name in names}
 
 

@@ -15,7 +15,7 @@ import stat
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -361,7 +361,7 @@ class _Finder:
         return reason is not None
 
 
-def as_text(left_out: Counter[str]) -> str:
+def as_text(left_out: Mapping[str, int]) -> str:
     """What was left out, for a message: `.git, 2 x run folder`."""
     return ", ".join(f"{count:,} x {what}" if count > 1 else what for what, count in sorted(left_out.items()))
 

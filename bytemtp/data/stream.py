@@ -226,6 +226,11 @@ class Stream(Iterator[Batch]):
         """How many damaged inputs were left out since the stream was made; once a sweep each."""
         return self._skip_log.count
 
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many files and folders were left out since they are no corpus, by name, pattern or kind."""
+        return dict(self._skip_log.left_out)
+
     def count_epoch(self) -> int:
         """Ids in one epoch, the end-of-text ids included.
 

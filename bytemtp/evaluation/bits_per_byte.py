@@ -36,6 +36,7 @@ from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device, pick_dtype
 from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
+from bytemtp.data.sources import as_text
 from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.model import ByteMTP
@@ -200,6 +201,8 @@ def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k
             seen = overlap  # each later row begins with the ids that the one before it ended with
         for name, reason in rows.skipped:
             log(f"left out: {name}: {reason}")
+        if rows.left_out:
+            log(f"left out: {as_text(rows.left_out)}")
 
 
 def beginnings(paths: Sequence[str], count: int, size: int, data: DataConfig) -> list[bytes]:

@@ -78,6 +78,7 @@ def training_rows(
         shuffle=data.shuffle,
         split="train" if fraction else "all",
         valid_fraction=fraction,
+        exclude=data.exclude,
         held_out=data.valid_paths,
         sweeps=max(1, data.sweeps),  # 0 in the config.toml of a run from before there were sweeps
         **data.reading(),
@@ -155,6 +156,7 @@ def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_m
         n_future=settings.model.n_future,
         split="all" if data.valid_paths else "valid",
         valid_fraction=0.0 if data.valid_paths else data.valid_fraction,
+        exclude=() if data.valid_paths else data.exclude,  # what is named for it is wanted
         **data.reading(),
         pin_memory=pin_memory,
     )

@@ -41,6 +41,15 @@ def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{run} holds files that are not a run ({_strangers(run)[0]}); choose a new folder")
 
 
+def check_outside(run: Path, paths: Sequence[str]) -> None:
+    """UserError if a PATH lies in the run folder, which is to be cleared."""
+    for path in paths:
+        if run.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise UserError(
+                f"{path} lies in --out {run}, which is to be written; copy it elsewhere, or choose another --out"
+            )
+
+
 def clear(run: Path) -> None:
     """Delete a run, and nothing that is not part of one; the standard input of a new one takes its place."""
     # The name that makes the folder a run goes last: after a kill in between, it is still one that may be replaced.

@@ -47,7 +47,7 @@ from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_target
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere, with_absolute_paths
-from bytemtp.training.run_folder import claim, clear, incoming, on_disk, remove_partial
+from bytemtp.training.run_folder import check_outside, claim, clear, incoming, on_disk, remove_partial
 from bytemtp.training.start import freeze, record_source, start_from
 
 Sampler = Callable[[ByteMTP], bytes]
@@ -128,6 +128,7 @@ def train(
 
 def begin(run: Path, settings: Settings, paths: Sequence[str]) -> Settings:
     """Take the place of an old run, once the corpus has shown that it can be read; the settings with its size in."""
+    check_outside(run, [*paths, *settings.data.valid_paths])
     run.mkdir(parents=True, exist_ok=True)
     with incoming(run, paths, settings.data) as now:
         settings = with_steps_of_epochs(with_sweeps(settings, now), now)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.files import write_file
+from bytemtp.common.jsonl import read_lines
 from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import (
     DataConfig,
@@ -236,3 +239,22 @@ def test_every_help_has_a_worked_example(module, verb, capsys):
     command = " ".join(["python -m", f"bytemtp.{module}", *verb])
     examples = [line for line in capsys.readouterr().out.splitlines() if command in line and "[OPTIONS]" not in line]
     assert any(len(line.partition(command)[2].split()) > 1 for line in examples), examples
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    """Editors of Windows put one in front."""
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
+    assert read("--config", str(path)).train.steps == 7
+    (tmp_path / "lines.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    assert read_lines(tmp_path / "lines.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_paths_that_are_no_utf_8_come_back(tmp_path: Path) -> None:
+    info = {"paths": [os.fsdecode(b"/caf\xe9/*.txt")]}
+    settings = changed(PRESETS["nano"], **{"data.valid_paths": [os.fsdecode(b"\xff")]})
+    write_file(tmp_path / "config.toml", to_toml(settings, info))
+    assert load_settings(tmp_path / "config.toml") == (settings, info)
+    (tmp_path / "own.toml").write_bytes(b'[data]\ntext_field = "caf\xe9"')
+    with pytest.raises(UserError, match=r"own\.toml is not valid TOML: 'utf-8' codec can't decode"):
+        read("--config", str(tmp_path / "own.toml"))

@@ -258,3 +258,29 @@ def test_paths_that_are_no_utf_8(corpus: Path, tmp_path: Path) -> None:
         result = subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[2])
         assert result.returncode == 0, result.stderr
     assert (b'paths = [\n    "%s",\n]' % folder) in (tmp_path / "run/config.toml").read_bytes()
+
+
+def test_a_corpus_in_the_run_that_it_would_replace(corpus: Path, tmp_path: Path) -> None:
+    """Its own copy of standard input, say: it would be deleted before it is read."""
+    run = tmp_path / "run"
+    start(run, corpus)
+    (run / "stdin.bytes").write_bytes(b"words " * 300)
+    for paths, settings in (
+        ([run / "stdin.bytes"], SETTINGS),
+        ([corpus], data(valid_paths=[str(run / "stdin.bytes")])),
+    ):
+        with pytest.raises(
+            UserError, match=r"stdin\.bytes lies in --out .*, which is to be written; copy it elsewhere"
+        ):
+            start(run, *paths, settings=settings, overwrite=True)
+    load_model(run)
+
+
+def test_what_is_named_to_validate_on_is_not_excluded(corpus: Path, tmp_path: Path) -> None:
+    (corpus / "valid.txt").write_bytes(b"held out, " * 50)
+    start(
+        tmp_path / "run",
+        corpus,
+        settings=data(valid_paths=[str(corpus / "valid.txt")], exclude=["valid.txt", "3.txt"], valid_fraction=0.0),
+    )
+    assert (tmp_path / "run/corpus.jsonl").read_text().count("\n") == 8
