@@ -45,17 +45,19 @@ def format_of(name: str, *, earlier: bool = False) -> Format:
     >>> format_of("a/b.tar.zst")
     Format(compression='zst', container='tar')
     """
-    base = name.lower()
-    short = next(filter(base.endswith, _SHORT_SUFFIXES), None)
-    if short and not (earlier and short in _LATER):
-        base = base.removesuffix(short) + _SHORT_SUFFIXES[short]
-    found: list[str | None] = []
-    for kinds in (_COMPRESSIONS, _CONTAINERS):
-        suffix = next(filter(base.endswith, kinds), "")
-        known = suffix and not (earlier and suffix in _LATER)
-        found.append(kinds[suffix] if known else None)
-        base = base.removesuffix(suffix) if known else base
-    return Format(*found)
+    rest, last = _suffix(name.lower(), earlier)
+    if last in _SHORT_SUFFIXES:
+        return _SHORT_SUFFIXES[last]
+    compression = _COMPRESSIONS.get(last)
+    if compression:
+        _, last = _suffix(rest, earlier)
+    return Format(compression, _CONTAINERS.get(last))
+
+
+def _suffix(name: str, earlier: bool) -> tuple[str, str]:
+    """A name in front of its last dot, and a known suffix behind that, or nothing."""
+    rest, dot, last = name.rpartition(".")
+    return rest, last if dot and not (earlier and last in _LATER) else ""
 
 
 def decompress(raw: ByteFile, compression: str | None) -> ByteFile:
@@ -179,15 +181,15 @@ _DECODERS: dict[str, Callable[[], _Decoder]] = {
     "bz2": bz2.BZ2Decompressor,
 }
 _PADDED = ("gz", "xz")
-_COMPRESSIONS = {
-    ".zst": "zst", ".zstd": "zst", ".gz": "gz", ".gzip": "gz", ".xz": "xz", ".bz2": "bz2", ".bzip2": "bz2",
-}  # fmt: skip
-_CONTAINERS = {
-    ".tar": "tar", ".zip": "zip", ".jsonl": "jsonl", ".ndjson": "jsonl", ".jsonlines": "jsonl", ".json": "json",
-}  # fmt: skip
+_COMPRESSIONS = {"zst": "zst", "zstd": "zst", "gz": "gz", "gzip": "gz", "xz": "xz", "bz2": "bz2", "bzip2": "bz2"}
+_CONTAINERS = {"tar": "tar", "zip": "zip", "jsonl": "jsonl", "ndjson": "jsonl", "jsonlines": "jsonl", "json": "json"}
 _SHORT_SUFFIXES = {
-    ".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".tbz": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst",
-}  # fmt: skip
-_LATER = {".zstd", ".gzip", ".bzip2", ".zip", ".ndjson", ".jsonlines", ".json", ".tbz"}
+    "tgz": Format("gz", "tar"),
+    "tbz2": Format("bz2", "tar"),
+    "tbz": Format("bz2", "tar"),
+    "txz": Format("xz", "tar"),
+    "tzst": Format("zst", "tar"),
+}
+_LATER = {"zstd", "gzip", "bzip2", "zip", "ndjson", "jsonlines", "json", "tbz"}
 LATER_NAMES = re.compile(r"\.(zstd|gzip|bzip2|zip|ndjson|jsonlines|json|tbz)(\.[a-z0-9]+)?$", re.IGNORECASE)
 """Names of files that older versions read in another way."""

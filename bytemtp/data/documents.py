@@ -12,7 +12,7 @@ import io
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -167,15 +167,7 @@ class _Opener:
         if self.reading.format == "earlier":
             return PlainDocument(file)
         compression, container = format_of(name)
-        return replace(self, inside=True).documents(decompress(file, compression), container)
-
-    def is_left_out(self, archive: str, member: str) -> bool:
-        key = member.removeprefix("./")
-        why = self.reading.leave_out.why_below(key, key)
-        if why:
-            self.skip_log.left_out[why] += 1
-            self.tell(why, f"{archive}: members that match {why} are left out")
-        return why is not None
+        return self.documents(decompress(file, compression), container)
 
     def tell(self, what: str, message: str) -> None:
         if (self.root, what) not in _told:
@@ -214,7 +206,8 @@ class Archive(Documents):
     def __init__(self, members: Members, opener: _Opener) -> None:
         super().__init__(members)
         self._members = members
-        self._opener = opener
+        self._opener = replace(opener, inside=True)
+        self._leave_out = opener.reading.leave_out
         self._open: Documents | None = None
         self._first = 0
 
@@ -227,14 +220,18 @@ class Archive(Documents):
         return False
 
     def read(self, size: int) -> bytes:
-        with self._reporting():
+        try:
             return self._inner.read(size)
-        return b""
+        except Damaged as damage:
+            self._report(damage)
+            return b""
 
     def skip(self, count: int) -> int:
-        with self._reporting():
+        try:
             return self._inner.skip(count)
-        return 0
+        except Damaged as damage:
+            self._report(damage)
+            return 0
 
     @property
     def _inner(self) -> Documents:
@@ -245,28 +242,33 @@ class Archive(Documents):
         """Open the next member that is wanted; the others keep their numbers."""
         while self._members.advance():
             name = self._members.member
-            if not self._opener.is_left_out(self.name, name):
+            if not self._is_left_out(name.removeprefix("./")):
                 self._open = self._opener.member(Member(self._members), name)
                 return True
             self._first += 1
         return False
 
     def _advance_inside(self, at_least: int) -> bool:
-        with self._reporting():
-            if self._inner.advance(at_least - self._first):
-                self.index = self._first + self._inner.index
-                return True
-        return False
-
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Report damage of the open member; that of the archive goes on to the caller."""
         try:
-            yield
+            is_open = self._inner.advance(at_least - self._first)
         except Damaged as damage:
-            if damage.name == self.name:
-                raise
-            self._opener.skip_log.report(damage)
+            self._report(damage)
+            return False
+        self.index = self._first + self._inner.index
+        return is_open
+
+    def _is_left_out(self, member: str) -> bool:
+        why = self._leave_out.why_below(member, member)
+        if why:
+            self._opener.skip_log.left_out[why] += 1
+            self._opener.tell(why, f"{self.name}: members that match {why} are left out")
+        return why is not None
+
+    def _report(self, damage: Damaged) -> None:
+        """Report damage of the open member; that of the archive goes on to the caller."""
+        if damage.name == self.name:
+            raise damage
+        self._opener.skip_log.report(damage)
 
 
 class JsonLines(Documents):

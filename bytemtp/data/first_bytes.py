@@ -71,11 +71,12 @@ def sniff_container(head: bytes) -> Literal["tar", "zip"] | None:
 
 def unopened_kind(head: bytes) -> str | None:
     """What a file that is about to be read as it lies is, if it is packed in a way that its first bytes tell."""
+    if head[257:262] != b"ustar" and not _PACKED.match(head):
+        return None
     if known := sniff_compression(head) or sniff_container(head):
         return f"a .{known} by its first bytes"
-    if re.match(rb"\x80([\2\3][\]})(}cXKMUq]|[\4\5]\x95)", head):
-        return "a Python pickle"
-    return next((f"{kind} by its first bytes" for magic, kind in _OTHERS.items() if head.startswith(magic)), None)
+    found = (kind for magic, kind in _OTHERS.items() if head.startswith(magic))
+    return next((f"{kind} by its first bytes" for kind in found), "a Python pickle" if _PICKLE.match(head) else None)
 
 
 def sniff_json_lines(head: bytes, text_field: str) -> Literal["yes", "without the field"] | None:
@@ -122,3 +123,9 @@ _OTHERS = {
     b"SQLite format 3\0": "an SQLite database",
 }
 """Magic bytes of what is not opened here."""
+_PICKLE = re.compile(rb"\x80([\2\3][\]})(}cXKMUq]|[\4\5]\x95)")
+_PACKED = re.compile(
+    b"|".join(map(re.escape, [*_COMPRESSIONS.values(), *_OTHERS])) + rb"|BZh|PK|.\x2a\x4d\x18|" + _PICKLE.pattern,
+    re.DOTALL,
+)
+"""All of these begin so: one look rules out nearly every file."""

@@ -24,6 +24,8 @@ LITTER = (
 HELD_OUT = "held out by data.valid_paths"
 
 _LITTER = re.compile("|".join(map(translate, LITTER)))
+_LITTER_BELOW = re.compile("|".join(re.escape(name.strip("*")) for name in LITTER))
+"""In every path with litter in it, and in few others."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class LeaveOut:
 
     def why_below(self, path: str, key: str) -> str | None:
         """The same for a file, or for any folder between it and what the user named."""
+        if not (self.patterns or self.held_out or (self.defaults and _LITTER_BELOW.search(key))):
+            return None
         ends = [place for place, letter in enumerate(key) if letter == "/"] + [len(key)]
         cut = len(path) - len(key)
         return next(filter(None, (self.why(path[: cut + end], key[:end]) for end in ends)), None)
