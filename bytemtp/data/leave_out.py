@@ -41,7 +41,7 @@ class LeaveOut:
     defaults: bool = True
     """whether litter and outputs are left out"""
     held_out: frozenset[str] = frozenset()
-    """absolute paths of files and folders"""
+    """absolute paths, or URLs, of files and folders"""
 
     def why(self, path: str, key: str) -> str | None:
         """The pattern or reason for which a file or folder is left out, whatever it lies in; None if it is not.
@@ -51,7 +51,7 @@ class LeaveOut:
         name = key.rpartition("/")[2]
         if self.defaults and _LITTER.match(name):
             return next(pattern for pattern in LITTER if fnmatchcase(name, pattern))
-        if self.held_out and os.path.abspath(path) in self.held_out:
+        if self.held_out and _whole(path) in self.held_out:
             return HELD_OUT
         return self.pattern_of(path, key)
 
@@ -82,9 +82,14 @@ def _matches(pattern: str, path: str, key: str) -> bool:
 
 
 def held_out_paths(paths: Sequence[str]) -> frozenset[str]:
-    """Absolute paths of what `data.valid_paths` names on this machine."""
-    hits = [hit for path in paths for hit in (glob.glob(path, recursive=True) if not os.path.lexists(path) else [path])]
-    return frozenset(map(os.path.abspath, hits))
+    """What `data.valid_paths` names, as `LeaveOut.held_out` wants it."""
+    hits = [hit for path in paths for hit in glob.glob(path, recursive=True) or [path]]
+    return frozenset(map(_whole, hits))
+
+
+def _whole(path: str) -> str:
+    """One spelling of a path; of a URL, too, which fsspec writes with three slashes or two."""
+    return re.sub("://+", "://", path.rstrip("/")) if "://" in path else os.path.abspath(path)
 
 
 def output_in(entries: Collection[str], read: Callable[[str], bytes]) -> str | None:

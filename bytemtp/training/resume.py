@@ -18,7 +18,7 @@ from bytemtp.training.batches import with_steps_of_epochs
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.run_folder import on_disk
 
-MAY_CHANGE = {"data.on_change"} | frozenset(
+MAY_CHANGE = frozenset(
     f"train.{name}"
     for name in (
         "steps",
@@ -32,7 +32,7 @@ MAY_CHANGE = {"data.on_change"} | frozenset(
         "tensorboard",
         "compile",
     )
-)
+) | {"data.on_change"}
 """Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes."""
 
 

@@ -116,6 +116,7 @@ def test_patterns_hold_for_files_that_a_shell_names(project: Path) -> None:
     memory.pipe({"/corpus/a.txt": b"a", "/corpus/a.log": b"a", "/corpus/.git/x": b"a"})
     try:
         assert keys("memory://corpus", patterns=("*.log",)) == ["a.txt"]
+        assert keys("memory://corpus", held_out=("memory://corpus/a.log",)) == ["a.txt"]
         assert keys("memory://corpus/a.log", "memory://corpus/a.txt", patterns=("*.log",)) == ["a.txt"]
     finally:
         memory.rm("/corpus", recursive=True)
@@ -130,7 +131,9 @@ def test_held_out_paths_inside_are_left_out(project: Path, monkeypatch: pytest.M
     log = SkipLog("error")
     assert keys(project, held_out=("project/a.txt", "memory://else"), log=log) == sorted(set(CORPUS) - {"a.txt"})
     assert log.left_out["held out by data.valid_paths"] == 1
-    [batch] = stream("project", 64, held_out=["project/src", "project/runs", "project/.env"], n_future=1)
+    batches = stream("project", 64, held_out=["project/src", "project/runs", "project/.env"], n_future=1)
+    [batch] = batches
+    assert batches.left_out["held out by data.valid_paths"] == 3
     assert bytes(batch.octets[0, :7].tolist()) == b"content" and batch.lengths.tolist() == [8]
 
 

@@ -89,7 +89,7 @@ def new(folder: Path) -> str:
 
 def renamed(folder: Path) -> str:
     (folder / "3.txt").rename(folder / "33.txt")
-    return r"3\.txt is gone \(and 1 more changes\)"
+    return r"3\.txt is gone \(and 1 more changed files\)"
 
 
 @pytest.mark.parametrize("change", [longer, shorter, another, gone, new, renamed])
