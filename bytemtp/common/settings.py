@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tomli_w
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 
 Topology = Literal["parallel", "causal", "anticausal", "linear", "replicated", "deepseek"]
 LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepseek"})
@@ -82,6 +83,12 @@ class ModelConfig:
             f"model.layers is {self.layers} but {self.n_future} {self.topology} heads need a layer each; "
             f"raise model.layers to at least {self.n_future}, lower model.n_future, or set model.parity to false",
         )
+
+    @property
+    def least_parameters(self) -> int:
+        """Parameters of the layers, embedding and one unembedding; some topologies have more."""
+        attention = 2 * self.dim * (self.attention_heads + self.key_value_heads) * self.head_dim
+        return self.layers * (attention + 3 * self.dim * self.ffn_dim) + 2 * PADDED_VOCAB_SIZE * self.dim
 
     @property
     def head_dim(self) -> int:

@@ -1,6 +1,7 @@
 """The run folder: who may write into it, and standard input kept in it.
 
 RUN/
+    lock                the process that trains here, and a lock that ends with it
     config.toml         resolved settings, and a [run] table: paths, device, versions, parameter count
     metrics.jsonl       one object a line (`bytemtp.training.progress`)
     stdin.bytes*        what came through standard input, if a PATH was `-`; its suffix tells the format
@@ -8,16 +9,23 @@ RUN/
     tensorboard/        with train.tensorboard
 """
 
+import fcntl
+import os
+import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import PARTIAL, sync
+from bytemtp.common.files import PARTIAL, sync, writing
+from bytemtp.common.runtime import log
 from bytemtp.data.documents import sniff_suffix
 from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
 
+LOCK = "lock"
+"""Stays when a run is replaced: two processes with a file each of that name would both have their lock."""
 OURS = ("config.toml", "metrics.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
 
 
@@ -34,6 +42,32 @@ def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{run} already holds a run; continue it with --resume or replace it with --overwrite")
     if not is_run and run.exists() and _strangers(run):
         raise UserError(f"{run} holds files that are not a run ({_strangers(run)[0]}); choose a new folder")
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Inside, no other process trains in `run`, which is made if need be; a kill ends that, too.
+
+    UserError if one does, with its number.
+    """
+    with writing(run / LOCK):
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a+b", buffering=0)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip()
+            raise UserError(
+                f"{run} is in use by process {holder}; wait for its end, stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            log(f"warning: {run} cannot be locked ({error.strerror}); let no second process train there")
+        with writing(run / LOCK):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}\n".encode())
+        yield
 
 
 def clear(run: Path) -> None:
@@ -64,9 +98,10 @@ def _spooled(run: Path, decompress: bool) -> Path:
     if sys.stdin.isatty():
         raise UserError("PATH is - but standard input is a terminal; pipe a corpus into it or name a file")
     partial = run / ("stdin.bytes" + PARTIAL)
-    spool_standard_input(partial)
-    sync(partial)
-    return partial.rename(run / ("stdin.bytes" + (sniff_suffix(partial) if decompress else "")))
+    with writing(partial, "; make room, and pipe standard input in again"):
+        spool_standard_input(partial)
+        sync(partial)
+        return partial.rename(run / ("stdin.bytes" + (sniff_suffix(partial) if decompress else "")))
 
 
 def _has_results(run: Path) -> bool:
@@ -79,4 +114,4 @@ def _ours(run: Path) -> set[Path]:
 
 
 def _strangers(run: Path) -> list[str]:
-    return sorted(path.name for path in set(run.iterdir()) - _ours(run))
+    return sorted(path.name for path in set(run.iterdir()) - _ours(run) - {run / LOCK})
