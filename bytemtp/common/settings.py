@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tomli_w
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 
 Topology = Literal["parallel", "causal", "anticausal", "linear", "replicated", "deepseek"]
 LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepseek"})
@@ -26,6 +27,14 @@ DataFormat = Literal["auto", "raw", "jsonl", "tar", "zip", "earlier"]
 
 MAX_FUTURE = 32
 MAX_SWEEPS = 16
+MAX_SIZE = 2**20
+"""Of any whole number that shapes the model."""
+MAX_COUNT = 2**31 - 1
+"""Of any other whole number but the seed."""
+MAX_SEED = 2**64 - 1
+"""PyTorch's."""
+MAX_REAL = 1e16
+"""Of any number with a fraction: beyond it lies nothing but inf and mistakes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class ModelConfig:
     """attend to the last `window` positions only; 0 means all"""
 
     def __post_init__(self) -> None:
+        _check_numbers("model", self, MAX_SIZE)
         _require(self.dim >= 1, f"model.dim is {self.dim}; it must be at least 1")
         _require(self.layers >= 1, f"model.layers is {self.layers}; it must be at least 1")
         _require(self.ffn_dim >= 1, f"model.ffn_dim is {self.ffn_dim}; it must be at least 1")
@@ -69,12 +79,18 @@ class ModelConfig:
             1 <= self.n_future <= MAX_FUTURE, f"model.n_future is {self.n_future}; it must be from 1 to {MAX_FUTURE}"
         )
         _require(self.window >= 0, f"model.window is {self.window}; it must be 0 (no window) or more")
-        _require(self.rope_theta > 0, f"model.rope_theta is {self.rope_theta}; it must be above 0")
+        _require(self.rope_theta >= 1, f"model.rope_theta is {self.rope_theta}; it must be at least 1")
         _require(
             self.trunk_layers >= 0,
             f"model.layers is {self.layers} but {self.n_future} {self.topology} heads need a layer each; "
             f"raise model.layers to at least {self.n_future}, lower model.n_future, or set model.parity to false",
         )
+
+    @property
+    def least_parameters(self) -> int:
+        """Parameters of the layers, embedding and one unembedding; some topologies have more."""
+        attention = 2 * self.dim * (self.attention_heads + self.key_value_heads) * self.head_dim
+        return self.layers * (attention + 3 * self.dim * self.ffn_dim) + 2 * PADDED_VOCAB_SIZE * self.dim
 
     @property
     def head_dim(self) -> int:
@@ -161,6 +177,7 @@ class TrainConfig:
     """train for this many passes over the data; they are counted first and then set `steps`.  0 means by steps"""
 
     def __post_init__(self) -> None:
+        _check_numbers("train", self, MAX_COUNT)
         every = ("log_every", "checkpoint_every")
         for name in ("batch_size", "accumulate", "seq_len", "valid_bytes", "keep_checkpoints", *every):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
@@ -270,6 +287,14 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _check_numbers(section: str, config: Any, most: int) -> None:
+    """UserError for a number that nothing can be computed with: inf, nan, or far too large."""
+    for name, value in vars(config).items():
+        if isinstance(value, int | float):
+            limit = MAX_REAL if isinstance(value, float) else MAX_SEED if name == "seed" else most
+            _require(abs(value) <= limit, f"{section}.{name} is {value}; it must be a number of at most {limit}")
+
+
 def flatten(settings: Settings) -> dict[str, Any]:
     """`{"model.dim": 256, ...}`: every setting by its dotted name, in the order of the classes."""
     tables = dataclasses.asdict(settings)
@@ -311,7 +336,7 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             data.decode()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # what is no TOML, no UTF-8, or a whole number of thousands of digits
         raise UserError(f"{path} is not valid TOML: {error}") from None
     run = tables.pop("run", {})
     values: dict[str, Any] = {}
@@ -363,6 +388,6 @@ def _typed(name: str, value: Any) -> Any:
         _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
         return value
     if kind is float and type(value) is int:
-        return float(value)
+        return float(value) if abs(value) <= MAX_REAL else math.inf
     _require(type(value) is kind, f"{name} is {value!r}; it must be of type {kind.__name__}")
     return value

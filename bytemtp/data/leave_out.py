@@ -97,6 +97,8 @@ def output_in(entries: Collection[str], read: Callable[[str], bytes]) -> str | N
     names = set(entries)
     if "config.toml" in names and _is_run(read("config.toml")):
         return "run folder"
+    if "lock" in names and names <= _BEGINNING:
+        return "run folder"
     if {"model.safetensors", "state.json"} <= names:
         return "checkpoint"
     if {"model.safetensors", "config.json"} <= names and _object(read("config.json")).get("vocab_size") == VOCAB_SIZE:
@@ -122,4 +124,6 @@ def _object(text: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+_BEGINNING = {"lock", "stdin" + PARTIAL}
+"""All that there is in the folder of a run that is about to begin."""
 _PASSK = ("settings.json", "summary.json")

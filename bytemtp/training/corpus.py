@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_file
+from bytemtp.common.files import write_output
 from bytemtp.common.jsonl import line_of
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings
@@ -34,7 +34,7 @@ def files_of(settings: Settings, paths: Sequence[str]) -> list[bytes]:
 
 
 def write_files(run: Path, files: Sequence[bytes]) -> None:
-    write_file(run / FILES, b"".join(files).decode())
+    write_output(run / FILES, b"".join(files).decode())
 
 
 def has_moved(run: Path, settings: Settings, files: Sequence[bytes]) -> bool:

@@ -52,6 +52,8 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
                 "or start a new run"
             )
     info = saved_info | {name: value for name, value in info.items() if value}
+    if "paths" not in info:
+        raise UserError(f"{run / 'config.toml'} is damaged: it has no paths under [run]; name PATH again")
     settings = with_new_length(run, saved.train, unflatten(new), info["paths"])
     warn_of_schedule(run, saved.train, settings.train)
     return settings, info

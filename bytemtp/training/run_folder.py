@@ -1,6 +1,7 @@
 """The run folder: who may write into it, and standard input kept in it.
 
 RUN/
+    lock                the process that trains here, and a lock that ends with it
     config.toml         resolved settings, and a [run] table: paths, device, versions, parameter count
     metrics.jsonl       one object a line (`bytemtp.training.progress`)
     corpus.jsonl        the files of the corpus as they were when it began (`bytemtp.training.corpus`)
@@ -9,6 +10,9 @@ RUN/
     tensorboard/        with train.tensorboard
 """
 
+import fcntl
+import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,11 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import PARTIAL, remove_folder, sync
+from bytemtp.common.files import PARTIAL, remove_folder, sync, writing
+from bytemtp.common.runtime import log
 from bytemtp.common.settings import DataConfig
 from bytemtp.data.documents import sniff_suffix
 from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
 
+LOCK = "lock"
+"""Stays when a run is replaced: two processes with a file each of that name would both have their lock."""
 OURS = ("config.toml", "metrics.jsonl", "corpus.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
 INCOMING = "stdin" + PARTIAL
 """Folder of standard input that is not yet part of the run."""
@@ -48,6 +55,32 @@ def check_outside(run: Path, paths: Sequence[str]) -> None:
             raise UserError(
                 f"{path} lies in --out {run}, which is to be written; copy it elsewhere, or choose another --out"
             )
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Inside, no other process trains in `run`, which is made if need be; a kill ends that, too.
+
+    UserError if one does, with its number.
+    """
+    with writing(run / LOCK):
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a+b", buffering=0)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip()
+            raise UserError(
+                f"{run} is in use by process {holder}; wait for its end, stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            log(f"warning: {run} cannot be locked ({error.strerror}); let no second process train there")
+        with writing(run / LOCK):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}\n".encode())
+        yield
 
 
 def clear(run: Path) -> None:
@@ -97,11 +130,12 @@ def remove_partial(run: Path) -> None:
 def _spool(folder: Path, data: DataConfig) -> Path:
     if sys.stdin.isatty():
         raise UserError("PATH is - but standard input is a terminal; pipe a corpus into it or name a file")
-    folder.mkdir(parents=True)
     path = folder / "stdin.bytes"
-    spool_standard_input(path)
-    sync(path)
-    return path.rename(path.with_name(path.name + (sniff_suffix(path, data.text_field) if data.decompress else "")))
+    with writing(path, "; make room, and pipe standard input in again"):
+        folder.mkdir(parents=True)
+        spool_standard_input(path)
+        sync(path)
+        return path.rename(path.with_name(path.name + (sniff_suffix(path, data.text_field) if data.decompress else "")))
 
 
 def _has_results(run: Path) -> bool:
@@ -114,4 +148,4 @@ def _ours(run: Path) -> set[Path]:
 
 
 def _strangers(run: Path) -> list[str]:
-    return sorted(path.name for path in set(run.iterdir()) - _ours(run))
+    return sorted(path.name for path in set(run.iterdir()) - _ours(run) - {run / LOCK})

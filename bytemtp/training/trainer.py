@@ -19,17 +19,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_file
+from bytemtp.common.files import write_output, writing
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Settings, TrainConfig, head_weights, to_toml
 from bytemtp.data.sources import absolute
 from bytemtp.data.stream import Batch, Cursor, Stream
-from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
+from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
 from bytemtp.training.batches import (
@@ -47,8 +47,8 @@ from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_target
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere, with_absolute_paths
-from bytemtp.training.run_folder import check_outside, claim, clear, incoming, on_disk, remove_partial
-from bytemtp.training.start import freeze, record_source, start_from
+from bytemtp.training.run_folder import check_outside, claim, clear, incoming, locked, on_disk, remove_partial
+from bytemtp.training.start import check_memory, freeze, record_source, start_from
 
 Sampler = Callable[[ByteMTP], bytes]
 
@@ -87,20 +87,21 @@ def train(
     init: a run, a step folder or a Hugging Face folder whose weights to start from (`bytemtp.model.initial`).
     sample: makes the bytes that are shown after each validation.
 
-    UserError for bad input, a folder that is taken, a damaged checkpoint, or a loss that is not finite.
+    UserError for bad input, a folder that is taken or in use or cannot be written, a damaged checkpoint, or a loss or
+    weights that are not finite.
     """
     if stop_after < 0:
         raise UserError(f"stop_after is {stop_after}; it must be a step, or 0 to train to the end")
-    claim(run, resume=resume, overwrite=overwrite)
+    with writing(run):
+        claim(run, resume=resume, overwrite=overwrite)
     settings = with_absolute_paths(settings)
-    info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]} | record_source(
-        init, run, resume=resume
-    )
+    info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]}
+    info |= record_source(init, run, resume=resume)
     if resume:
         settings, info = check_resumable(run, settings, info)
-        remove_partial(run)
     else:
         check_paths(paths, settings)
+    check_memory(settings.model)
     place = pick_device(device)
     # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
     torch.manual_seed(settings.train.seed)
@@ -108,33 +109,38 @@ def train(
     if "init" in info and not (resume and latest(run)):
         start_from(model, Path(info["init"]), settings.train.seed)
     freeze(model, settings.train, has_source="init" in info)
-    if not resume:
-        settings = begin(run, settings, info["paths"])
-    paths = on_disk(info["paths"], run)
-    settings = choose(settings, model, place)
-    warn_if_elsewhere(info, facts(model))
-    info |= facts(model)
-    files = files_of(settings, info["paths"]) if resume else []
-    moved = resume and has_moved(run, settings, files)
-    write_file(run / "config.toml", to_toml(settings, info))
-    if not resume:
-        files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
-        write_files(run, files)
-    with Trainer(settings, paths, run, model, sample, moved=moved) as trainer:
-        outcome = trainer.run(stop_after)
-    write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
-    return outcome
+    with locked(run):
+        claim(run, resume=resume, overwrite=overwrite)  # another process may have been there meanwhile
+        if resume:
+            with writing(run):
+                remove_partial(run)
+        else:
+            settings = begin(run, settings, info["paths"])
+        paths = on_disk(info["paths"], run)
+        settings = choose(settings, model, place)
+        warn_if_elsewhere(info, facts(model))
+        info |= facts(model)
+        files = files_of(settings, info["paths"]) if resume else []
+        moved = resume and has_moved(run, settings, files)
+        write_output(run / "config.toml", to_toml(settings, info))
+        if not resume:
+            files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
+            write_files(run, files)
+        with Trainer(settings, paths, run, model, sample, moved=moved) as trainer:
+            outcome = trainer.run(stop_after)
+        write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
+        return outcome
 
 
 def begin(run: Path, settings: Settings, paths: Sequence[str]) -> Settings:
     """Take the place of an old run, once the corpus has shown that it can be read; the settings with its size in."""
     check_outside(run, [*paths, *settings.data.valid_paths])
-    run.mkdir(parents=True, exist_ok=True)
     with incoming(run, paths, settings.data) as now:
         settings = with_steps_of_epochs(with_sweeps(settings, now), now)
         if (run / "config.toml").exists():
             try_corpus(settings, now)
-    clear(run)
+    with writing(run):
+        clear(run)
     return settings
 
 
@@ -255,9 +261,17 @@ class Trainer:
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
+        self._give_up(f"step {self.state.step + 1} has loss {loss} and gradient norm {norm}, and was not taken")
+
+    def _check_weights(self) -> None:
+        """Of the last step no loss tells whether it has spoilt them."""
+        learning = [x for _, weights, state, _ in self.optimizer.states() for x in (weights, *state.values())]
+        if not all(bool(x.isfinite().all()) for x in learning):
+            self._give_up(f"the weights or their moments are not finite after step {self.state.step}, and not saved")
+
+    def _give_up(self, what: str) -> NoReturn:
         raise UserError(
-            f"step {self.state.step + 1} has loss {loss} and gradient norm {norm}, and was not taken; "
-            f"{last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
+            f"{what}; {last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
         )
 
     def _validate(self) -> None:
@@ -265,12 +279,15 @@ class Trainer:
 
         Uncompiled: compiled code is for one shape and for gradients, and compiling again would cost more than it saves.
         """
+        self._check_weights()
         apply(self.settings, self.model, compiled=False)
         if self.valid:
             began = time.monotonic()
             batches = (batch.to(self.model.device) for batch in self.valid)
             losses = [evaluate(self.model, batch.ids, batch.document_ids) for batch in batches]
             self.valid_losses = reduce(add, losses)
+            if not math.isfinite(self.valid_losses.mean):
+                self._give_up(f"validation after step {self.state.step} has loss {self.valid_losses.mean}")
             size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
             self._note_best(self.valid_losses)
@@ -293,7 +310,7 @@ class Trainer:
                 self.progress.say(f"left out: {name}: {reason}")
 
     def _write(self, split: Literal["train", "valid"], losses: HeadLosses, bytes_per_s: float) -> None:
-        loss, bits = finite(losses)
+        loss, with_ends, *bits = finite([losses.mean, losses.bits_per_target[0], *losses.bits_per_byte])
         state = self.state
         self.progress.write(
             MetricsLine(
@@ -301,6 +318,7 @@ class Trainer:
                 split=split,
                 loss=loss,
                 bpb_per_head=bits,
+                bpb_with_ends=with_ends,
                 lr=self.lr,
                 grad_norm=state.grad_norm,
                 bytes_seen=state.bytes_seen,
@@ -312,11 +330,12 @@ class Trainer:
         )
 
     def _save(self) -> Path:
+        self._check_weights()
         state = replace(self.state, unlogged=_pack(self.unlogged), elapsed_s=time.monotonic() - self._started)
         return save(self.folder, state, self.model, self.optimizer, self.train.keep_checkpoints)
 
     def _restore(self) -> TrainState:
-        folder = latest(self.folder)
+        folder = find_latest(self.folder)
         return TrainState() if folder is None else load_training(folder, self.model, self.optimizer)
 
     def _is_finished(self) -> bool:
@@ -334,11 +353,14 @@ def to_compare(losses: HeadLosses, train: TrainConfig) -> float:
 
 
 def _pack(losses: HeadLosses | None) -> dict[str, list[Any]]:
-    return {} if losses is None else {"nats": losses.nats.tolist(), "counts": losses.counts.tolist()}
+    return {} if losses is None else {name: values.tolist() for name, values in vars(losses).items()}
 
 
 def _unpack(unlogged: dict[str, list[Any]], device: torch.device) -> HeadLosses | None:
+    """Checkpoints of older versions do not tell ends of documents apart: there, all are taken for bytes."""
     if not unlogged:
         return None
-    nats = torch.tensor(unlogged["nats"], dtype=torch.float64, device=device)
-    return HeadLosses(nats, torch.tensor(unlogged["counts"], device=device))
+    none = [0] * len(unlogged["counts"])
+    fields = {"end_nats": none, "end_counts": none} | unlogged
+    kinds = {name: torch.float64 if name.endswith("nats") else torch.int64 for name in fields}
+    return HeadLosses(**{name: torch.tensor(x, dtype=kinds[name], device=device) for name, x in fields.items()})

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -172,6 +173,37 @@ def test_mistakes_in_toml(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read("--config", str(path))
+
+
+BEYOND = {float: ("inf", "-inf", "nan", "1e17"), int: (str(2**64), "9" * 400, "-1")}
+NUMBERS = [
+    (f"{table.name}.{field.name}", text)
+    for table in dataclasses.fields(Settings)
+    for field in dataclasses.fields(get_type_hints(Settings)[table.name])
+    for text in BEYOND.get(get_type_hints(get_type_hints(Settings)[table.name])[field.name], ())
+]
+
+
+@pytest.mark.parametrize(("name", "text"), NUMBERS, ids=[f"{name}={text[:20]}" for name, text in NUMBERS])
+def test_no_setting_takes_a_number_that_nothing_can_be_computed_with(tmp_path: Path, name: str, text: str) -> None:
+    """On the command line and in TOML: one line that names the setting."""
+    section, _, key = name.partition(".")
+    (tmp_path / "settings.toml").write_text(f"[{section}]\n{key} = {text}\n")
+    for arguments in ([f"--{name}={text}"], ["--config", str(tmp_path / "settings.toml")]):
+        with pytest.raises(UserError, match=re.escape(name)) as error:
+            read(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_the_largest_numbers_that_can_be_used(tmp_path: Path) -> None:
+    assert changed(Settings(), **{"train.seed": 2**64 - 1, "train.steps": 2**31 - 1}).train.seed == 2**64 - 1
+    path = tmp_path / "settings.toml"
+    for digits in ("1" * 5000, "1" * 400):
+        path.write_text(f"[train]\nlr = {digits}\n")
+        with pytest.raises(UserError, match=r"not valid TOML|train\.lr is inf"):
+            read("--config", str(path))
+    with pytest.raises(UserError, match=r"say it with --train\.minutes"):
+        read("--preset", "auto", "--train.minutes", "inf")
 
 
 def test_a_saved_file_that_was_edited_badly(tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ def test_litter_and_outputs_are_left_out_and_counted(project: Path, monkeypatch:
     assert len(keys(project, defaults=False)) > 20
 
 
+def test_a_run_that_is_about_to_begin(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "runs/a/lock", "runs/a/stdin.partial/stdin.bytes", "locked/lock", "locked/key")
+    assert keys(tmp_path) == ["a.txt", "locked/key", "locked/lock"]
+
+
 def test_files_of_a_run_can_be_named(project: Path) -> None:
     run = project / "runs/a"
     assert keys(run / "stdin.bytes", project / ".git/HEAD") == ["stdin.bytes", "HEAD"]
