@@ -6,6 +6,7 @@ The loop is in `bytemtp.training.trainer`; here are the command line and the sam
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +46,7 @@ class Command:
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PATH ...]")]
     """what to train on: files, folders (recursive), globs, - for standard input, fsspec URLs; plain or .zst .gz .xz
-    .bz2, .tar (each member a document), .jsonl (each line a document)"""
+    .bz2, .tar and .zip (each member a document), .jsonl (each line a document)"""
     out: Annotated[Path, tyro.conf.arg(help_behavior_hint="(required)")] = Path()
     """folder of the run"""
     config: tyro.conf.DisallowNone[Path | None] = None
@@ -150,7 +151,7 @@ def preset_for_minutes(asked: argparse.Namespace) -> tuple[Settings, str]:
         minutes = float(given)
     except ValueError:
         raise UserError(f"train.minutes is {given!r}; it must be a number") from None
-    if minutes <= 0:
+    if not 0 < minutes < math.inf:
         raise UserError("--preset auto chooses a model for the time there is; say it with --train.minutes M")
     choice = pick_preset(minutes, pick_device(asked.device or "auto").value)
     log(f"preset: {choice}")

@@ -58,8 +58,9 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
 def test_logits_are_ours(tmp_path, changes, dtype, tolerance):
+    """transformers rounds norms and rotations to float32, also in a float64 model."""
     model = tiny(**changes).to(dtype)
     llama = exported(model, tmp_path, dtype="auto")
     assert llama.dtype == dtype, "the folder says in which dtype it is"

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
@@ -16,9 +16,14 @@ PARTIAL = ".partial"
 def write_file(path: Path, text: str) -> None:
     """Replace a file so that a reader, or a kill, sees all of the old text or all of the new."""
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_text(text, encoding="utf-8")
-    sync(partial)
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # of paths that are no UTF-8
+        sync(partial)
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     sync(path.parent)
 
 

@@ -56,7 +56,7 @@ def line_of(record: dict[str, Any]) -> bytes:
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
     """Append one object to a file and flush it, so that a reader (or a kill) sees whole lines."""
     with path.open("ab") as file:
-        file.write(line_of(record))
+        file.write((json.dumps(record, allow_nan=False) + "\n").encode())  # nan is no JSON
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Choices are never silent: each `pick_*` returns the value together with the reas
 """
 
 import sys
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,12 @@ class Choice(NamedTuple):
 
 
 def log(message: str) -> None:
-    """Print for people: to standard error, so that standard output holds only results."""
-    print(message, file=sys.stderr, flush=True)
+    """Print for people: to standard error, so that standard output holds only results.
+
+    Where nobody can read it any more (a closed terminal, a full disk), work goes on without.
+    """
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def pick_device(requested: str = "auto") -> Choice:

@@ -17,13 +17,24 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import tomli_w
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 
 Topology = Literal["parallel", "causal", "anticausal", "linear", "replicated", "deepseek"]
 LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepseek"})
 """Topologies whose heads are transformer layers and therefore count against `model.layers`."""
 
+DataFormat = Literal["auto", "raw", "jsonl", "tar", "zip", "earlier"]
+
 MAX_FUTURE = 32
 MAX_SWEEPS = 16
+MAX_SIZE = 2**20
+"""Of any whole number that shapes the model."""
+MAX_COUNT = 2**31 - 1
+"""Of any other whole number but the seed."""
+MAX_SEED = 2**64 - 1
+"""PyTorch's."""
+MAX_REAL = 1e16
+"""Of any number with a fraction: beyond it lies nothing but inf and mistakes."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class ModelConfig:
     """attend to the last `window` positions only; 0 means all"""
 
     def __post_init__(self) -> None:
+        _check_numbers("model", self, MAX_SIZE)
         _require(self.dim >= 1, f"model.dim is {self.dim}; it must be at least 1")
         _require(self.layers >= 1, f"model.layers is {self.layers}; it must be at least 1")
         _require(self.ffn_dim >= 1, f"model.ffn_dim is {self.ffn_dim}; it must be at least 1")
@@ -67,12 +79,18 @@ class ModelConfig:
             1 <= self.n_future <= MAX_FUTURE, f"model.n_future is {self.n_future}; it must be from 1 to {MAX_FUTURE}"
         )
         _require(self.window >= 0, f"model.window is {self.window}; it must be 0 (no window) or more")
-        _require(self.rope_theta > 0, f"model.rope_theta is {self.rope_theta}; it must be above 0")
+        _require(self.rope_theta >= 1, f"model.rope_theta is {self.rope_theta}; it must be at least 1")
         _require(
             self.trunk_layers >= 0,
             f"model.layers is {self.layers} but {self.n_future} {self.topology} heads need a layer each; "
             f"raise model.layers to at least {self.n_future}, lower model.n_future, or set model.parity to false",
         )
+
+    @property
+    def least_parameters(self) -> int:
+        """Parameters of the layers, embedding and one unembedding; some topologies have more."""
+        attention = 2 * self.dim * (self.attention_heads + self.key_value_heads) * self.head_dim
+        return self.layers * (attention + 3 * self.dim * self.ffn_dim) + 2 * PADDED_VOCAB_SIZE * self.dim
 
     @property
     def head_dim(self) -> int:
@@ -159,6 +177,7 @@ class TrainConfig:
     """train for this many passes over the data; they are counted first and then set `steps`.  0 means by steps"""
 
     def __post_init__(self) -> None:
+        _check_numbers("train", self, MAX_COUNT)
         every = ("log_every", "checkpoint_every")
         for name in ("batch_size", "accumulate", "seq_len", "valid_bytes", "keep_checkpoints", *every):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
@@ -203,7 +222,12 @@ class DataConfig:
     """What is read and how."""
 
     decompress: bool = True
-    """open .zst .gz .xz .bz2 .tar and .jsonl; false trains on the bytes as they lie"""
+    """open what is compressed, archives and lines of JSON; false trains on the bytes as they lie"""
+    format: DataFormat = "auto"
+    """what the files are once decompressed; auto: as their names say.  raw: one document each.  earlier: as auto was in
+    runs of older versions, which knew fewer names, opened no members of archives and left nothing out"""
+    exclude: tuple[str, ...] = ()
+    """patterns of files and folders to leave out, such as *.log or build, beside .git, .DS_Store and the like"""
     text_field: str = "text"
     """field of a .jsonl line that holds the document"""
     valid_fraction: float = 0.02
@@ -212,8 +236,10 @@ class DataConfig:
     """shuffle the files of each epoch, and the rows inside a bounded buffer, by train.seed"""
     on_corrupt: Literal["error", "skip"] = "error"
     """a damaged or unreadable input: stop, or leave it out and count it"""
+    on_change: Literal["error", "warn"] = "error"
+    """a resumed run finds files of another size or time than it began with: stop, or say so and go on with them"""
     valid_paths: tuple[str, ...] = ()
-    """files, folders and globs to validate on; nothing of PATH is then held out"""
+    """files, folders and globs to validate on; nothing else of PATH is then held out"""
     sweeps: int = 0
     """go through the files so often in an epoch, each time for another random share; 0 chooses by the files' sizes"""
 
@@ -229,6 +255,15 @@ class DataConfig:
             "-" not in self.valid_paths,
             "data.valid_paths holds -, but standard input can only be trained on; save it to a file and name that",
         )
+        _require(
+            all(pattern.strip("./") for pattern in self.exclude),
+            f"data.exclude is {list(self.exclude)}; a pattern must name something",
+        )
+
+    def reading(self) -> dict[str, Any]:
+        """How the files are read, as arguments of `bytemtp.stream`."""
+        names = ("decompress", "text_field", "format", "on_corrupt")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -243,13 +278,21 @@ class Settings:
 RETIRED = frozenset({"train.valid_batches"})
 """Settings of older versions.  Files that a run wrote may name them; in files written by hand they are unknown."""
 
-EARLIER = {"train.schedule": "cosine", "train.head_weights": "equal"}
+EARLIER = {"train.schedule": "cosine", "train.head_weights": "equal", "data.format": "earlier"}
 """What was so before there were these settings: a run's file that lacks them means this."""
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UserError(message)
+
+
+def _check_numbers(section: str, config: Any, most: int) -> None:
+    """UserError for a number that nothing can be computed with: inf, nan, or far too large."""
+    for name, value in vars(config).items():
+        if isinstance(value, int | float):
+            limit = MAX_REAL if isinstance(value, float) else MAX_SEED if name == "seed" else most
+            _require(abs(value) <= limit, f"{section}.{name} is {value}; it must be a number of at most {limit}")
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
@@ -287,10 +330,13 @@ def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     UserError if the file cannot be read or names a setting that does not exist.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        data = path.read_bytes()
+        tables = tomllib.loads(data.decode("utf-8-sig", "surrogateescape"))  # a run may have paths that are no UTF-8
+        if "run" not in tables:
+            data.decode()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # what is no TOML, no UTF-8, or a whole number of thousands of digits
         raise UserError(f"{path} is not valid TOML: {error}") from None
     run = tables.pop("run", {})
     values: dict[str, Any] = {}
@@ -342,6 +388,6 @@ def _typed(name: str, value: Any) -> Any:
         _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
         return value
     if kind is float and type(value) is int:
-        return float(value)
+        return float(value) if abs(value) <= MAX_REAL else math.inf
     _require(type(value) is kind, f"{name} is {value!r}; it must be of type {kind.__name__}")
     return value

@@ -11,6 +11,7 @@ Try:  python -c "from bytemtp.data.compression import format_of; print(format_of
 import bz2
 import io
 import lzma
+import re
 import sys
 import zlib
 from collections.abc import Callable
@@ -33,57 +34,35 @@ class Format(NamedTuple):
     compression: str | None
     """"zst", "gz", "xz", "bz2", or None"""
     container: str | None
-    """"tar", "jsonl", or None for one document a file"""
+    """"tar", "zip", "jsonl", "json" (perhaps JSON lines, its first line tells), or None for one document a file"""
 
 
-def format_of(name: str) -> Format:
+def format_of(name: str, *, earlier: bool = False) -> Format:
     """The format that a file's suffixes say.
+
+    earlier: only those that were known before there was data.format.
 
     >>> format_of("a/b.tar.zst")
     Format(compression='zst', container='tar')
     """
-    base = name.lower()
-    for short, long in _SHORT_SUFFIXES.items():
-        if base.endswith(short):
-            base = base.removesuffix(short) + long
-    compression = next((kind for kind in _DECODERS if base.endswith(f".{kind}")), None)
-    base = base.removesuffix(f".{compression}")
-    return Format(compression, next((kind for kind in ("tar", "jsonl") if base.endswith(f".{kind}")), None))
+    rest, last = _suffix(name.lower(), earlier)
+    if last in _SHORT_SUFFIXES:
+        return _SHORT_SUFFIXES[last]
+    compression = _COMPRESSIONS.get(last)
+    if compression:
+        _, last = _suffix(rest, earlier)
+    return Format(compression, _CONTAINERS.get(last))
 
 
-def sniff_compression(head: bytes) -> str | None:
-    """The compression that the first 6 bytes of a file say."""
-    if len(head) >= 4 and head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:
-        return "zst"  # begins with a skippable frame
-    return next((kind for kind, magic in _MAGICS.items() if head.startswith(magic)), None)
+def _suffix(name: str, earlier: bool) -> tuple[str, str]:
+    """A name in front of its last dot, and a known suffix behind that, or nothing."""
+    rest, dot, last = name.rpartition(".")
+    return rest, last if dot and not (earlier and last in _LATER) else ""
 
 
 def decompress(raw: ByteFile, compression: str | None) -> ByteFile:
     """The bytes that a file holds."""
     return Decompressed(raw, compression) if compression else raw
-
-
-class PeekableFile(ByteFile):
-    """A file whose first bytes can be looked at before they are read."""
-
-    def __init__(self, file: ByteFile) -> None:
-        self.name = file.name
-        self._file = file
-        self._head = b""
-
-    def peek(self, count: int) -> bytes:
-        """The first `count` bytes, fewer if there are no more.  Call it before anything is read, once."""
-        self._head = self._file.read_fully(count)
-        return self._head
-
-    def read(self, size: int) -> bytes:
-        if not self._head:
-            return self._file.read(size)
-        data, self._head = self._head[:size], self._head[size:]
-        return data
-
-    def close(self) -> None:
-        self._file.close()
 
 
 class Decompressed(ByteFile):
@@ -202,5 +181,15 @@ _DECODERS: dict[str, Callable[[], _Decoder]] = {
     "bz2": bz2.BZ2Decompressor,
 }
 _PADDED = ("gz", "xz")
-_MAGICS = {"zst": b"\x28\xb5\x2f\xfd", "gz": b"\x1f\x8b", "xz": b"\xfd7zXZ\0", "bz2": b"BZh"}
-_SHORT_SUFFIXES = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+_COMPRESSIONS = {"zst": "zst", "zstd": "zst", "gz": "gz", "gzip": "gz", "xz": "xz", "bz2": "bz2", "bzip2": "bz2"}
+_CONTAINERS = {"tar": "tar", "zip": "zip", "jsonl": "jsonl", "ndjson": "jsonl", "jsonlines": "jsonl", "json": "json"}
+_SHORT_SUFFIXES = {
+    "tgz": Format("gz", "tar"),
+    "tbz2": Format("bz2", "tar"),
+    "tbz": Format("bz2", "tar"),
+    "txz": Format("xz", "tar"),
+    "tzst": Format("zst", "tar"),
+}
+_LATER = {"zstd", "gzip", "bzip2", "zip", "ndjson", "jsonlines", "json", "tbz"}
+LATER_NAMES = re.compile(r"\.(zstd|gzip|bzip2|zip|ndjson|jsonlines|json|tbz)(\.[a-z0-9]+)?$", re.IGNORECASE)
+"""Names of files that older versions read in another way."""

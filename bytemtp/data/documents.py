@@ -1,4 +1,5 @@
-"""Documents: a file holds one (plain), one a member (.tar) or one a line (.jsonl).  Their split into train and valid.
+"""Documents: a file holds one (plain), one a line (.jsonl) or those of its members (.tar, .zip).  Their split into
+train and valid.
 
 A reader goes forward only: `advance` opens the next document, `read` gives its bytes and none at its end.  A document's
 number, and a byte in it, name the same place in any later reading of the file.
@@ -9,30 +10,69 @@ Try:  python -c "from bytemtp.data.documents import *; d = open_documents(Source
 
 import io
 import json
-import tarfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bytemtp.data.compression import PeekableFile, decompress, format_of, sniff_compression
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import DataFormat
+from bytemtp.data.archives import Member, Members, TarMembers, ZipMembers
+from bytemtp.data.compression import LATER_NAMES, Format, decompress, format_of
+from bytemtp.data.first_bytes import (
+    BYTE_ORDER_MARK,
+    HEAD_BYTES,
+    JSON_HEAD_BYTES,
+    PeekableFile,
+    sniff_compression,
+    sniff_container,
+    sniff_json_lines,
+    unopened_kind,
+)
+from bytemtp.data.leave_out import LeaveOut
+from bytemtp.data.long_lines import LongLine
 from bytemtp.data.sources import READ_BYTES, STANDARD_INPUT, ByteFile, Damaged, SkipLog, Source
 
 SECTION_BYTES = 1 << 18
 """Longer documents are dealt to train and valid in sections of this size, shorter ones whole."""
 MAX_LINE_BYTES = 1 << 25
-"""Longest .jsonl line that is read; a line has to be held in memory whole."""
-MAX_PAX_BYTES = 1 << 20
-
-_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-"""Tar records that may give the size of the next member."""
-_NOTES = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-"""Other tar records about the members that follow."""
-_DATALESS = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
-"""Tar members without data, whatever size they give."""
+"""Longest .jsonl line that is read, its other fields left aside; a line has to be held in memory whole."""
 
 Keep = Callable[[int, int], bool]
 """Whether (document, section) of a file belongs to the split that is read."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become documents: see `DataConfig`, whose settings these are."""
+
+    text_field: str = "text"
+    decompress: bool = True
+    format: DataFormat = "auto"
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def leave_out(self) -> LeaveOut:
+        """What of folders and archives is no corpus."""
+        return LeaveOut(self.exclude, defaults=self.format != "earlier")
+
+    def format_of(self, name: str) -> Format:
+        """By the suffixes of a name, or what is set for all files."""
+        found = format_of(name, earlier=self.format == "earlier")
+        if self.format in ("auto", "earlier"):
+            return found
+        return Format(found.compression, None if self.format == "raw" else self.format)
+
+    def is_later(self, name: str) -> bool:
+        """Whether a file may be read in another way than by older versions."""
+        if self.format == "earlier" or not self.decompress:
+            return False
+        return self.format != "auto" or LATER_NAMES.search(name) is not None
+
+
+AS_NAMED = Reading()
+"""Every file as its name says."""
 
 
 class Documents(ByteFile):
@@ -55,154 +95,180 @@ class Documents(ByteFile):
         self._file.close()
 
 
-def open_documents(source: Source, skip_log: SkipLog, text_field: str = "text", decompressed: bool = True) -> Documents:
-    """Open a file by its suffix, standard input by its first bytes.  Damaged if it cannot be opened.
-
-    decompressed: False reads every file as one document, as it lies.
-    """
+def open_documents(source: Source, skip_log: SkipLog, reading: Reading = AS_NAMED) -> Documents:
+    """Open a file by its suffix, standard input by its first bytes.  Damaged if it cannot be opened."""
     raw = source.open()
-    if not decompressed:
+    if not reading.decompress:
         return PlainDocument(raw)
-    if source.name == STANDARD_INPUT:
-        peekable = PeekableFile(raw)
-        file = PeekableFile(decompress(peekable, sniff_compression(peekable.peek(6))))
-        return TarDocuments(file) if _begins_as_tar(file) else PlainDocument(file)
-    compression, container = format_of(source.name)
-    opened = decompress(raw, compression)
-    if container == "tar":
-        return TarDocuments(opened)
-    if container == "jsonl":
-        return JsonLines(opened, text_field, skip_log)
-    return PlainDocument(opened)
+    compression, container = reading.format_of(source.name)
+    opener = _Opener(source.root, skip_log, reading)
+    if container == "zip" and compression is None:
+        return Archive(ZipMembers(raw), opener)
+    if source.name != STANDARD_INPUT:
+        return opener.documents(decompress(raw, compression), container)
+    peekable = PeekableFile(raw)
+    file = PeekableFile(decompress(peekable, sniff_compression(peekable.peek(HEAD_BYTES))))
+    if reading.format == "auto":
+        container = _sniff(file, reading.text_field)
+    if container == "zip":
+        raw.seekable()
+    return opener.documents(file, container)
 
 
-def sniff_suffix(path: Path) -> str:
+def sniff_suffix(path: Path, text_field: str) -> str:
     """The suffix that would tell `open_documents` the format of a file, from its first bytes: "", ".tar.zst" ..."""
     with closing(PeekableFile(Source(str(path), 0).open())) as file:
-        compression = sniff_compression(file.peek(6))
-        try:
-            is_tar = _begins_as_tar(PeekableFile(decompress(file, compression)))
-        except Damaged:
-            is_tar = False  # the stream will meet the same damage, and follow data.on_corrupt
-    return ".tar" * is_tar + (f".{compression}" if compression else "")
+        compression = sniff_compression(file.peek(HEAD_BYTES))
+        container = _sniff(PeekableFile(decompress(file, compression)), text_field)
+    return "".join(f".{kind}" for kind in (container, compression) if kind)
 
 
-def _begins_as_tar(file: PeekableFile) -> bool:
-    """Whether a file without a name is an archive, by the magic of its first header.  Damaged if it cannot be read."""
-    return file.peek(tarfile.BLOCKSIZE)[257:262] == b"ustar"
+def _sniff(file: PeekableFile, text_field: str) -> str | None:
+    """The container that the first bytes of a file without a name say."""
+    head = file.peek(JSON_HEAD_BYTES)
+    is_lines = {"yes": "jsonl", "without the field": "json"}.get(sniff_json_lines(head, text_field) or "")
+    return sniff_container(head) or is_lines
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens decompressed files, and files inside archives."""
+
+    root: str
+    """what the user named, to tell things once for all files of it"""
+    skip_log: SkipLog
+    reading: Reading
+    inside: bool = False
+    """whether the files are members of an archive, which are not opened if they are archives themselves"""
+
+    def documents(self, file: ByteFile, container: str | None) -> Documents:
+        if container == "tar" and not self.inside:
+            return Archive(TarMembers(file), self)
+        if container == "jsonl":
+            return JsonLines(file, self.reading.text_field, self.skip_log)
+        if container == self.reading.format == "zip":
+            file.close()
+            raise Damaged(file.name, "is a .zip in a compressed file; decompress it first")
+        if self.reading.format != "auto":
+            return PlainDocument(file)
+        peekable = file if isinstance(file, PeekableFile) else PeekableFile(file)
+        if container == "json" and self._is_json_lines(peekable):
+            return JsonLines(peekable, self.reading.text_field, self.skip_log)
+        if kind := unopened_kind(peekable.peek(HEAD_BYTES)):
+            self.tell(
+                kind,
+                f"{file.name} is {kind} and is not opened: it is read as it lies, like others of its kind; "
+                "give it its ending, unpack it, leave it out with data.exclude, or say data.format raw",
+            )
+        return PlainDocument(peekable)
+
+    def member(self, file: Member, name: str) -> Documents:
+        """The documents of an archive's member."""
+        if self.reading.format == "earlier":
+            return PlainDocument(file)
+        compression, container = format_of(name)
+        return self.documents(decompress(file, compression), container)
+
+    def tell(self, what: str, message: str) -> None:
+        if (self.root, what) not in _told:
+            _told.add((self.root, what))
+            log(f"warning: {message}")
+
+    def _is_json_lines(self, file: PeekableFile) -> bool:
+        field = self.reading.text_field
+        answer = sniff_json_lines(file.peek(JSON_HEAD_BYTES), field)
+        if answer == "without the field":
+            self.tell(answer, f"{file.name} has JSON on each line, but no field {field!r}: it is read as one document")
+        return answer == "yes"
+
+
+_told: set[tuple[str, str]] = set()
+"""Warnings given so far, by the PATH that they are about: a run opens its files many times over."""
 
 
 class PlainDocument(Documents):
     """A file that is one document."""
 
     def advance(self, at_least: int = 0) -> bool:
-        self.index += 1
-        return self.index == 0 == at_least
+        is_first, self.index = self.index < 0, 0
+        return is_first and at_least <= 0
 
     def skip(self, count: int) -> int:
         return self._file.skip(count)
 
 
-class TarDocuments(Documents):
-    """The regular files in an archive; directories, links and devices hold no bytes.
+class Archive(Documents):
+    """The documents of all files in an archive.  Each is opened by its name; its documents are numbered on.
 
-    tarfile itself ends silently at a broken or missing header; here only the archive's own end mark ends it.
+    A member that is damaged inside a sound archive is left out by itself, from the damage on.
     """
 
-    def __init__(self, file: ByteFile) -> None:
-        super().__init__(file)
-        self._member = ""
-        self._left = 0
-        self._padding = 0
+    def __init__(self, members: Members, opener: _Opener) -> None:
+        super().__init__(members)
+        self._members = members
+        self._opener = replace(opener, inside=True)
+        self._leave_out = opener.reading.leave_out
+        self._open: Documents | None = None
+        self._first = 0
 
     def advance(self, at_least: int = 0) -> bool:
-        pax_size: int | None = None
-        while header := self._next_header():
-            if header.type in _PAX:
-                pax_size = self._pax_size(header.size)
-                continue
-            self._member = header.name
-            size = header.size if header.type in _NOTES or pax_size is None else pax_size
-            self._expect(0 if header.type in _DATALESS else size)
-            pax_size = pax_size if header.type in _NOTES else None
-            if header.isreg():
-                self.index += 1
-                if self.index >= at_least:
-                    return True
-        self._expect_end()
+        while self._open or self._next_member():
+            if self._advance_inside(at_least):
+                return True
+            self._first += self._inner.index + 1
+            self._open = None
         return False
 
     def read(self, size: int) -> bytes:
-        size = min(size, self._left)
-        data = self._file.read(size) if size else b""
-        if size and not data:
-            raise Damaged(self.name, f"is truncated: it ends inside its member {self._member!r}")
-        self._left -= len(data)
-        return data
+        try:
+            return self._inner.read(size)
+        except Damaged as damage:
+            self._report(damage)
+            return b""
 
     def skip(self, count: int) -> int:
-        count = min(count, self._left)
-        self._pass_over(count)
-        self._left -= count
-        return count
-
-    def _next_header(self) -> tarfile.TarInfo | None:
-        """The header behind the open member; None at the end mark, a block of zeros."""
-        self._pass_over(self._left + self._padding)
-        self._expect(0)
         try:
-            header = tarfile.TarInfo.frombuf(self._take(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
-            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-                return None
-            raise self._damaged(f"is damaged: {error}") from error
-        if header.type == tarfile.GNUTYPE_SPARSE:
-            raise self._damaged(f"holds the sparse file {header.name!r}; pack it again without --sparse")
-        if header.size < 0:
-            raise self._damaged(f"is damaged: member {header.name!r} has a negative size")
-        return header
+            return self._inner.skip(count)
+        except Damaged as damage:
+            self._report(damage)
+            return 0
 
-    def _expect(self, size: int) -> None:
-        """Stand before the data of a member."""
-        self._left, self._padding = size, -size % tarfile.BLOCKSIZE
+    @property
+    def _inner(self) -> Documents:
+        assert self._open is not None, "advance comes first"
+        return self._open
 
-    def _pax_size(self, size: int) -> int | None:
-        """Read a pax record (POSIX.1-2001); only the size that it may give to the next member is of use here."""
-        if size > MAX_PAX_BYTES:
-            raise self._damaged(f"is damaged: a pax header of {size} bytes")
-        records = self._take(size)
-        self._padding = -size % tarfile.BLOCKSIZE
-        found: int | None = None
-        while records:
-            length = records.partition(b" ")[0]
-            if not length.isdigit() or int(length) <= len(length):
-                raise self._damaged("is damaged: a broken pax header")
-            key, _, value = records[len(length) + 1 : int(length)].partition(b"=")
-            if key.startswith(b"GNU.sparse."):
-                raise self._damaged("holds a sparse file; pack it again without --sparse")
-            if key == b"size" and value.strip().isdigit():
-                found = int(value)
-            records = records[int(length) :]
-        return found
+    def _next_member(self) -> bool:
+        """Open the next member that is wanted; the others keep their numbers."""
+        while self._members.advance():
+            name = self._members.member
+            if not self._is_left_out(name.removeprefix("./")):
+                self._open = self._opener.member(Member(self._members), name)
+                return True
+            self._first += 1
+        return False
 
-    def _take(self, count: int) -> bytes:
-        data = self._file.read_fully(count)
-        if len(data) < count:
-            raise self._damaged("is truncated: it has no end mark")
-        return data
+    def _advance_inside(self, at_least: int) -> bool:
+        try:
+            is_open = self._inner.advance(at_least - self._first)
+        except Damaged as damage:
+            self._report(damage)
+            return False
+        self.index = self._first + self._inner.index
+        return is_open
 
-    def _pass_over(self, count: int) -> None:
-        if self._file.skip(count) < count:
-            raise self._damaged("is truncated")
+    def _is_left_out(self, member: str) -> bool:
+        why = self._leave_out.why_below(member, member)
+        if why:
+            self._opener.skip_log.left_out[why] += 1
+            self._opener.tell(why, f"{self.name}: members that match {why} are left out")
+        return why is not None
 
-    def _expect_end(self) -> None:
-        """Read on to the end of the file, for only there a compressed file shows that it is whole."""
-        while data := self._file.read(READ_BYTES):
-            if data.strip(b"\0"):
-                raise self._damaged("holds more after its end mark; two archives joined must be packed as one")
-
-    def _damaged(self, reason: str) -> Damaged:
-        return Damaged(self.name, f"{reason}, after its member {self._member!r}" if self._member else reason)
+    def _report(self, damage: Damaged) -> None:
+        """Report damage of the open member; that of the archive goes on to the caller."""
+        if damage.name == self.name:
+            raise damage
+        self._opener.skip_log.report(damage)
 
 
 class JsonLines(Documents):
@@ -221,7 +287,9 @@ class JsonLines(Documents):
     def advance(self, at_least: int = 0) -> bool:
         for line in self._lines:
             self.index += 1
-            if self.index >= at_least and line and not line.isspace():
+            if line and self.index == 0:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if self.index >= at_least and (line is None or (line and not line.isspace())):
                 with self._skip_log.reporting(self.name):
                     self._text = io.BytesIO(self._parse(line))
                     return True
@@ -230,17 +298,25 @@ class JsonLines(Documents):
     def read(self, size: int) -> bytes:
         return self._text.read(size)
 
-    def _read_lines(self) -> Iterator[bytes]:
-        rest = b""
+    def _read_lines(self) -> Iterator[bytes | None]:
+        """Each line; None for one that is too long.  Of long ones only what is needed."""
+        rest, long = b"", None
         while data := self._file.read(READ_BYTES):
             *lines, rest = (rest + data).split(b"\n")
+            if long and lines:
+                long.add(lines.pop(0))
+                yield long.line()
+                long = None
             yield from lines
-            if len(rest) > MAX_LINE_BYTES:
-                self.index += 1
-                raise self._damaged(f"is longer than {MAX_LINE_BYTES >> 20} MiB")
-        yield rest
+            if long or len(rest) > MAX_LINE_BYTES:
+                long = long or LongLine(self._text_field, MAX_LINE_BYTES)
+                long.add(rest)
+                rest = b""
+        yield long.line() if long else rest
 
-    def _parse(self, line: bytes) -> bytes:
+    def _parse(self, line: bytes | None) -> bytes:
+        if line is None:
+            raise self._damaged(f"is longer than {MAX_LINE_BYTES >> 20} MiB, its other fields left aside")
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int16, Int64
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import EOT
-from bytemtp.data.documents import Keep, SplitReader, open_documents
+from bytemtp.data.documents import AS_NAMED, Keep, Reading, SplitReader, open_documents
 from bytemtp.data.sources import Damaged, SkipLog, Source
 
 Split = Literal["all", "train", "valid"]
@@ -70,16 +70,19 @@ class IdStream:
     shuffle: bool = True
     split: Split = "all"
     valid_fraction: float = 0.0
-    decompress: bool = True
-    text_field: str = "text"
+    reading: Reading = AS_NAMED
     sweeps: int = 1
     """how often an epoch goes through the files"""
 
     def fingerprint(self, *row_shape: int) -> str:
         """16 hexadecimal digits of the file names and of the settings that shape the rows."""
-        options = [self.seed, self.shuffle, self.split, self.valid_fraction, self.decompress, self.text_field]
-        if self.sweeps > 1:
-            options.append(self.sweeps)  # so that cursors from before there were sweeps still hold
+        reading = self.reading
+        options: list[Any] = [self.seed, self.shuffle, self.split, self.valid_fraction]
+        options += [reading.decompress, reading.text_field]
+        # Only where it matters, so that cursors of older versions still hold.
+        options += [self.sweeps] * (self.sweeps > 1) + [*reading.exclude]
+        if any(reading.is_later(source.name) for source in self.sources):
+            options.append(f"format {reading.format}")
         digest = hashlib.blake2b(json.dumps([*row_shape, *options]).encode(), digest_size=8)
         for source in self.sources:
             digest.update(b"\0" + os.fsencode(source.key))
@@ -125,7 +128,7 @@ class IdStream:
                 yield sweep * count + file, self.sources[order[file]], int(shares[sweep])
 
     def _read_file(self, source: Source, share: int, start: Position | None) -> Iterator[tuple[int, int, int, bytes]]:
-        with closing(open_documents(source, self.skip_log, self.text_field, self.decompress)) as documents:
+        with closing(open_documents(source, self.skip_log, self.reading)) as documents:
             reader = SplitReader(documents, self._keep(source.key, share))
             if start and not reader.seek(start.document, start.section, start.byte):
                 raise UserError(f"{source.name}: holds less than when the cursor was made; restore it or start anew")

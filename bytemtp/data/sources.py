@@ -14,7 +14,8 @@ import re
 import stat
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,15 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
 from bytemtp.common.errors import UserError
+from bytemtp.data.leave_out import NO_CORPUS, LeaveOut, output_in
 
 STANDARD_INPUT = "-"
 READ_BYTES = 1 << 18
 OnCorrupt = Literal["error", "skip"]
 LISTED_DAMAGES = 1000
+
+_CHANGES = ("etag", "mtime", "lastmodified", "updated", "created")
+"""Where file systems of fsspec say that a file has changed, the surest first."""
 
 
 class Damaged(UserError):
@@ -44,12 +49,14 @@ class SkipLog:
     """The policy for damaged inputs, and the record of those left out.
 
     `count` is all of them; `listed` holds (name, reason) of the first 1000, so that memory stays bounded.  A damaged
-    file is met, and counted, each time that it is read: in every sweep of every epoch.
+    file is met, and counted, each time that it is read: in every sweep of every epoch.  `left_out` counts what is
+    sound but no corpus, by reason (`LeaveOut`).
     """
 
     def __init__(self, on_corrupt: OnCorrupt) -> None:
         self._on_corrupt = on_corrupt
         self.count = 0
+        self.left_out: Counter[str] = Counter()
         self.listed: list[tuple[str, str]] = []
 
     def report(self, damage: Damaged) -> None:
@@ -120,6 +127,26 @@ class Source:
         except OSError:
             return 0
 
+    @property
+    def root(self) -> str:
+        """The part of the name that the user gave."""
+        return self.name[: self.key_start]
+
+    def stamp(self) -> tuple[int, str]:
+        """Size, and what changes with the content: the time of the last change, or the ETag of a URL.
+
+        Damaged if the file is not there.
+        """
+        try:
+            if not _is_url(self.name):
+                status = os.stat(self.name)
+                return status.st_size, str(status.st_mtime_ns)
+            file_system, path = _file_system(self.name)
+            info = {name.lower().replace("_", ""): value for name, value in file_system.info(path).items()}
+        except OSError as error:
+            raise _unreadable(self.name, error) from error
+        return int(info.get("size") or 0), str(next((info[name] for name in _CHANGES if info.get(name)), ""))
+
     def open(self) -> "RawFile":
         """Open for reading from the start.  Damaged if that is not possible."""
         try:
@@ -167,6 +194,12 @@ class RawFile(ByteFile):
         self._position += count
         return count
 
+    def seekable(self) -> Any:
+        """The open file itself, to be read from any place.  Damaged if it can only be read forward."""
+        if self._size is None:
+            raise Damaged(self.name, "is a .zip, which cannot be read from a pipe; save it to a file and name that")
+        return self._file
+
     def close(self) -> None:
         self._file.close()
 
@@ -174,19 +207,29 @@ class RawFile(ByteFile):
         return wanted if self._size is None else min(wanted, self._size - self._position)
 
 
-def find(paths: Sequence[str | os.PathLike[str]], skip_log: SkipLog) -> list[Source]:
+def find(paths: Sequence[str | os.PathLike[str]], skip_log: SkipLog, leave_out: LeaveOut = NO_CORPUS) -> list[Source]:
     """The files that `paths` stand for, in order: as given, folders sorted by name, globs sorted.
 
     Each path is a file, a folder (all its files, recursively, through symbolic links), a glob, `-` or an fsspec URL.
-    UserError if nothing is left to read.
+    Litter and outputs are left out where the user did not name the very file.  UserError if nothing is left to read.
     """
     names = [os.fspath(path) for path in paths]
     if names.count(STANDARD_INPUT) > 1:
         raise UserError("- stands twice among the paths; standard input can be read only once")
-    sources = [source for name in names for source in _find_one(name, skip_log)]
+    finder = _Finder(skip_log, leave_out)
+    sources = [source for name in names for source in finder.find(name)]
     if not sources:
-        raise UserError(f"no file to read in {', '.join(map(repr, names)) or 'no paths'}; name one that exists")
+        but = f" but what is left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
+        raise UserError(f"no file to read in {', '.join(map(repr, names)) or 'no paths'}{but}; name one that exists")
     return sources
+
+
+def absolute(path: str) -> str:
+    """A PATH as it is called from any folder.  A pattern below a folder with wildcards in its name stays as it is."""
+    is_pattern = not os.path.lexists(path) and glob.has_magic(path)
+    if path == STANDARD_INPUT or _is_url(path) or (is_pattern and glob.has_magic(os.getcwd())):
+        return path
+    return os.path.abspath(path) + os.sep * (path.endswith(os.sep) and path.strip(os.sep) != "")
 
 
 def spool_standard_input(path: Path) -> None:
@@ -196,47 +239,131 @@ def spool_standard_input(path: Path) -> None:
             file.write(data)
 
 
-def _find_one(name: str, skip_log: SkipLog) -> Iterator[Source]:
-    if name == STANDARD_INPUT:
-        yield Source(name, 0)
-        return
-    with skip_log.reporting(name):
-        found = False
-        for source in _find_url(name) if _is_url(name) else _find_local(name, skip_log):
-            found = True
-            yield source
-        if not found:
-            raise Damaged(name, "holds no file")
+class _Finder:
+    """One search: what to do with damaged paths, and what to leave out."""
 
+    def __init__(self, skip_log: SkipLog, leave_out: LeaveOut) -> None:
+        self._skip_log = skip_log
+        self._leave_out = leave_out
+        self._outputs: dict[str, str | None] = {}
 
-def _find_local(name: str, skip_log: SkipLog) -> Iterator[Source]:
-    """Not by fsspec, which follows no symbolic link to a folder, and lists pipes and dangling links as files."""
-    if not os.path.lexists(name) and glob.has_magic(name):
-        yield from _find_glob(name, skip_log)
-        return
-    status = os.stat(name)
-    if stat.S_ISDIR(status.st_mode):
-        yield from _walk(name, len(os.path.join(name, "")), skip_log)
-    elif not stat.S_ISREG(status.st_mode):
-        raise Damaged(name, "is neither a file nor a folder; pipe it into standard input and name that as -")
-    elif status.st_size == 0:
-        raise Damaged(name, "is empty")
-    else:
-        yield Source(name, len(name) - len(os.path.basename(name)))
-
-
-def _find_glob(pattern: str, skip_log: SkipLog) -> Iterator[Source]:
-    """What a pattern matches, folders with all their files; `**` gives files at any depth by itself."""
-    hits = sorted(glob.glob(pattern, recursive=True))
-    if not hits:
-        raise Damaged(pattern, "no such file or folder, and nothing matches it as a pattern")
-    key_start = _fixed_part(pattern)
-    for hit in hits:
-        if "**" in pattern and _is_loop(hit, key_start):
-            skip_log.report(Damaged(hit, "goes through a symbolic link to a folder that holds it: a loop"))
+    def find(self, name: str) -> Iterator[Source]:
+        if name == STANDARD_INPUT:
+            yield Source(name, 0)
             return
-        if "**" not in pattern or not os.path.isdir(hit):
-            yield from _walk(hit, key_start, skip_log)
+        with self._skip_log.reporting(name):
+            found, left_out = False, self._skip_log.left_out.copy()
+            for source in self._url(name) if _is_url(name) else self._local(name):
+                found = True
+                yield source
+            if not found and self._skip_log.left_out == left_out:
+                raise Damaged(name, "holds no file")
+
+    def _local(self, name: str) -> Iterator[Source]:
+        """Not by fsspec, which follows no symbolic link to a folder, and lists pipes and dangling links as files."""
+        if not os.path.lexists(name) and glob.has_magic(name):
+            yield from self._glob(name)
+            return
+        status = os.stat(name)
+        if stat.S_ISDIR(status.st_mode):
+            yield from self._walk(name, len(os.path.join(name, "")))
+        elif not stat.S_ISREG(status.st_mode):
+            raise Damaged(name, "is neither a file nor a folder; pipe it into standard input and name that as -")
+        elif status.st_size == 0:
+            raise Damaged(name, "is empty")
+        elif not self._is_left_out(self._leave_out.pattern_of(name, os.path.basename(name))):
+            yield Source(name, len(name) - len(os.path.basename(name)))
+
+    def _glob(self, pattern: str) -> Iterator[Source]:
+        """What a pattern matches, folders with all their files; `**` gives files at any depth by itself."""
+        hits = sorted(glob.glob(pattern, recursive=True))
+        if not hits:
+            raise Damaged(pattern, "no such file or folder, and nothing matches it as a pattern")
+        key_start = _fixed_part(pattern)
+        for hit in hits:
+            if "**" in pattern and _is_loop(hit, key_start):
+                self._skip_log.report(Damaged(hit, "goes through a symbolic link to a folder that holds it: a loop"))
+                return
+            if ("**" not in pattern or not os.path.isdir(hit)) and not self._is_left_out(self._why(hit, key_start)):
+                yield from self._walk(hit, key_start)
+
+    def _walk(self, name: str, key_start: int, ancestors: tuple[tuple[int, int], ...] = ()) -> Iterator[Source]:
+        """A file, or all files below a folder, sorted by name; each symbolic link is followed.
+
+        Sockets, pipes and devices are left alone.
+        """
+        with self._skip_log.reporting(name):
+            status = os.stat(name)
+            if stat.S_ISREG(status.st_mode):
+                yield Source(name, key_start)
+            elif stat.S_ISDIR(status.st_mode):
+                if _identity(status) in ancestors:
+                    raise Damaged(name, "is a symbolic link to a folder that holds it: a loop")
+                entries = sorted(os.listdir(name))
+                if self._is_left_out(self._output(name, entries)):
+                    return
+                for path in (os.path.join(name, entry) for entry in entries):
+                    if not self._is_left_out(self._leave_out.why(path, path[key_start:].replace(os.sep, "/"))):
+                        yield from self._walk(path, key_start, (*ancestors, _identity(status)))
+
+    def _url(self, url: str) -> Iterator[Source]:
+        file_system, path = _file_system(url)
+        if glob.has_magic(path) and not file_system.exists(path):
+            found = sorted(hit for hit in file_system.glob(path) if file_system.isfile(hit))
+            root = path[: _fixed_part(path)]
+        elif file_system.isdir(path):
+            found, root = sorted(file_system.find(path)), path
+        elif not file_system.exists(path):
+            raise Damaged(url, "no such file or folder")
+        elif file_system.size(path) == 0:
+            raise Damaged(url, "is empty")
+        else:
+            found, root = [path], path.rpartition("/")[0]
+        outputs = self._outputs_among(found, file_system) if found != [path] else {}
+        for file in found:
+            name = file_system.unstrip_protocol(file)
+            key = file[len(root) :].lstrip("/")
+            output = next((outputs[folder] for folder in _folders_above(file) if folder in outputs), None)
+            why = self._leave_out.pattern_of(name, key) if file == path else self._leave_out.why_below(name, key)
+            if not self._is_left_out(output or why):
+                yield Source(name, len(name) - len(key))
+
+    def _outputs_among(self, files: list[str], file_system: AbstractFileSystem) -> dict[str, str]:
+        """Folders of these files that our own commands have written, and what they are."""
+        entries: dict[str, list[str]] = {}
+        for file in files if self._leave_out.defaults else ():
+            folder, _, name = file.rpartition("/")
+            entries.setdefault(folder, []).append(name)
+        kinds = ((folder, output_in(names, _reader(file_system, folder))) for folder, names in entries.items())
+        return {folder: f"in a {kind}" for folder, kind in kinds if kind}
+
+    def _why(self, hit: str, key_start: int) -> str | None:
+        """Why what a pattern matches is left out, or a folder that it lies in."""
+        folders = [
+            hit[:key_start] or os.curdir,
+            *(hit[:end] for end in range(key_start, len(hit)) if hit[end] == os.sep),
+        ]
+        for folder in folders:
+            if folder not in self._outputs:
+                self._outputs[folder] = self._output(folder, os.listdir(folder))
+        output = next((self._outputs[folder] for folder in folders if self._outputs[folder]), None)
+        return f"in a {output}" if output else self._leave_out.why_below(hit, hit[key_start:].replace(os.sep, "/"))
+
+    def _output(self, folder: str, entries: list[str]) -> str | None:
+        if not self._leave_out.defaults:
+            return None
+        return output_in(entries, lambda name: Path(folder, name).read_bytes())
+
+    def _is_left_out(self, reason: str | None) -> bool:
+        """Whether there is a reason, which is counted."""
+        if reason:
+            self._skip_log.left_out[reason] += 1
+        return reason is not None
+
+
+def as_text(left_out: Mapping[str, int]) -> str:
+    """What was left out, for a message: `.git, 2 x run folder`."""
+    return ", ".join(f"{count:,} x {what}" if count > 1 else what for what, count in sorted(left_out.items()))
 
 
 def _fixed_part(pattern: str) -> int:
@@ -251,22 +378,14 @@ def _is_loop(path: str, key_start: int) -> bool:
     return len({_identity(os.stat(folder)) for folder in folders}) < len(folders)
 
 
-def _walk(
-    name: str, key_start: int, skip_log: SkipLog, ancestors: tuple[tuple[int, int], ...] = ()
-) -> Iterator[Source]:
-    """A file, or all files below a folder, sorted by name; each symbolic link is followed.
+def _reader(file_system: AbstractFileSystem, folder: str) -> Callable[[str], bytes]:
+    return lambda name: bytes(file_system.cat_file(f"{folder}/{name}"))
 
-    Sockets, pipes and devices are left alone.
-    """
-    with skip_log.reporting(name):
-        status = os.stat(name)
-        if stat.S_ISREG(status.st_mode):
-            yield Source(name, key_start)
-        elif stat.S_ISDIR(status.st_mode):
-            if _identity(status) in ancestors:
-                raise Damaged(name, "is a symbolic link to a folder that holds it: a loop")
-            for entry in sorted(os.listdir(name)):
-                yield from _walk(os.path.join(name, entry), key_start, skip_log, (*ancestors, _identity(status)))
+
+def _folders_above(file: str) -> Iterator[str]:
+    while "/" in file:
+        file = file.rpartition("/")[0]
+        yield file
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
@@ -275,24 +394,6 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _is_url(name: str) -> bool:
     return "://" in name
-
-
-def _find_url(url: str) -> Iterator[Source]:
-    file_system, path = _file_system(url)
-    if glob.has_magic(path) and not file_system.exists(path):
-        found = sorted(hit for hit in file_system.glob(path) if file_system.isfile(hit))
-        root = path[: _fixed_part(path)]
-    elif file_system.isdir(path):
-        found, root = sorted(file_system.find(path)), path
-    elif not file_system.exists(path):
-        raise Damaged(url, "no such file or folder")
-    elif file_system.size(path) == 0:
-        raise Damaged(url, "is empty")
-    else:
-        found, root = [path], path.rpartition("/")[0]
-    for file in found:
-        name = file_system.unstrip_protocol(file)
-        yield Source(name, len(name) - len(file[len(root) :].lstrip("/")))
 
 
 def _file_system(url: str) -> tuple[AbstractFileSystem, str]:

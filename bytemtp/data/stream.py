@@ -28,9 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.settings import MAX_FUTURE, MAX_SWEEPS
+from bytemtp.common.settings import MAX_FUTURE, MAX_SWEEPS, DataFormat
 from bytemtp.common.vocab import EOT
 from bytemtp.data.compression import format_of
+from bytemtp.data.documents import Reading
+from bytemtp.data.leave_out import LeaveOut, held_out_paths
 from bytemtp.data.rows import ROWS, IdStream, Packer, Position, RowGroup, Split, permutation
 from bytemtp.data.sources import STANDARD_INPUT, OnCorrupt, SkipLog, Source, find
 
@@ -63,7 +65,11 @@ class Cursor:
     row: int
     """number of the next row"""
     corpus: str
-    """fingerprint of the file names and of the settings that shape the rows"""
+    """fingerprint of the file names and of the settings that shape the rows; empty for any"""
+
+    def next_epoch(self) -> "Cursor":
+        """The start of the epoch after this one, of whatever files there are then."""
+        return Cursor(*Position(self.epoch + 1), first_row=self.row, row=self.row, corpus="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,9 @@ def stream(
     valid_fraction: float = 0.0,
     decompress: bool = True,
     text_field: str = "text",
+    format: DataFormat = "auto",  # noqa: A002 - as the setting is called
+    exclude: Sequence[str] = (),
+    held_out: Sequence[str] = (),
     sweeps: int = 1,
     on_corrupt: OnCorrupt = "error",
     rank: int = 0,
@@ -131,7 +140,7 @@ def stream(
 ) -> "Stream":
     """Read files as batches.
 
-    paths: files, folders, globs, `-` for standard input, fsspec URLs; .zst .gz .xz .bz2, .tar and .jsonl are opened.
+    paths: files, folders, globs, `-` for standard input, fsspec URLs; compressed files, archives and .jsonl are opened.
     seq_len, n_future: inputs a row, and how many ids beyond each it holds.
     seed: of the order.  shuffle permutes the files of each epoch, and the rows within groups of 8 MiB; without it
         rows come as the files lie.
@@ -140,6 +149,9 @@ def stream(
     split, valid_fraction: "train" and "valid" share out the documents, by a hash of file name and document number that
         does not depend on the seed; documents above 256 KiB are shared out in sections of that size.
     decompress: False reads every file as it lies, as one document.
+    text_field: of a .jsonl line, the field that holds the document.
+    format: what the files are once decompressed, if their names do not say; see `DataConfig`.
+    exclude, held_out: patterns, and paths, of what to leave out below paths; litter and runs always are.
     sweeps: how often an epoch goes through the files, each time for another random share of their documents; more mix
         better what lies far apart in large files, and take as much longer to read.
     on_corrupt: "error" raises at a damaged input; "skip" leaves out the rest of that file, and counts it in `skipped`.
@@ -152,14 +164,16 @@ def stream(
     UserError if an argument is wrong or the files are unusable.
     """
     _check_choices(split=(split, get_args(Split)), on_corrupt=(on_corrupt, get_args(OnCorrupt)))
+    _check_choices(format=(format, get_args(DataFormat)))
     _check_range(seq_len=(seq_len, 1), batch_size=(batch_size, 1), n_future=(n_future, 1, MAX_FUTURE))
     _check_range(epochs=(1 if epochs is None else epochs, 1), prefetch=(prefetch, 0), world_size=(world_size, 1))
     _check_range(rank=(rank, 0, world_size - 1), valid_fraction=(valid_fraction, 0, 1))
     _check_range(sweeps=(sweeps, 1, inf if shuffle else 1))
     _check_pinning(pin_memory)
-    skip_log = SkipLog(on_corrupt)
-    sources = _sources(paths, skip_log, once=epochs == 1 and sweeps == 1 and cursor is None)
-    ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, decompress, text_field, sweeps)
+    skip_log, reading = SkipLog(on_corrupt), Reading(text_field, decompress, format, tuple(exclude))
+    leave_out = replace(reading.leave_out, held_out=held_out_paths(held_out))
+    sources = _sources(paths, skip_log, leave_out, once=epochs == 1 and sweeps == 1 and cursor is None)
+    ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, reading, sweeps)
     batcher = Batcher(ids, seq_len, n_future, batch_size, rank, world_size, pin_memory)
     return Stream(batcher.batches(cursor), ids, prefetch)
 
@@ -170,16 +184,25 @@ def choose_sweeps(sources: list[Source]) -> int:
     1 for a corpus that fits a group and for one of many small files, whose order is random anyway; at most 16, since
     each one reads all the files.
     """
-    sizes = [source.size * (TEXT_IN_COMPRESSED if format_of(source.name).compression else 1) for source in sources]
+    sizes = [source.size * _text_in_a_byte(source.name) for source in sources]
     whole = ceil(sum(sizes) / SHUFFLED_GROUP_BYTES)
     spread = ceil(max(sizes) * FILES_A_GROUP / SHUFFLED_GROUP_BYTES)
     return max(1, min(whole, spread, MAX_SWEEPS))
 
 
+def _text_in_a_byte(name: str) -> int:
+    compression, container = format_of(name)
+    return TEXT_IN_COMPRESSED if compression or container == "zip" else 1
+
+
 def _sources(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], skip_log: SkipLog, *, once: bool
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    skip_log: SkipLog,
+    leave_out: LeaveOut,
+    *,
+    once: bool,
 ) -> list[Source]:
-    sources = find([paths] if isinstance(paths, str | os.PathLike) else paths, skip_log)
+    sources = find([paths] if isinstance(paths, str | os.PathLike) else paths, skip_log, leave_out)
     if not once and any(source.name == STANDARD_INPUT for source in sources):
         raise UserError("- (standard input) can be read only once; save it to a file to read it again or to resume")
     return sources
@@ -202,6 +225,11 @@ class Stream(Iterator[Batch]):
     def skipped_count(self) -> int:
         """How many damaged inputs were left out since the stream was made; once a sweep each."""
         return self._skip_log.count
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many files and folders were left out since they are no corpus, by name, pattern or kind."""
+        return dict(self._skip_log.left_out)
 
     def count_epoch(self) -> int:
         """Ids in one epoch, the end-of-text ids included.
@@ -240,9 +268,9 @@ class Batcher:
     def batches(self, cursor: Cursor | None) -> Generator[Batch, None, None]:
         """All batches from a cursor on.  UserError if it belongs to another stream."""
         corpus = self.ids.fingerprint(self.seq_len, self.n_future)
-        if cursor and cursor.corpus != corpus:
+        if cursor and cursor.corpus not in ("", corpus):
             raise UserError("the cursor belongs to other files or settings; resume with those of the run that made it")
-        start = cursor or Cursor(*Position(), first_row=0, row=0, corpus=corpus)
+        start = replace(cursor or Cursor(*Position(), first_row=0, row=0, corpus=""), corpus=corpus)
         group_bytes = SHUFFLED_GROUP_BYTES if self.ids.shuffle else ORDERED_GROUP_BYTES
         packer = Packer(self.ids, self.seq_len, self.n_future, max(1, group_bytes // self.seq_len))
         position = Position(start.epoch, start.file, start.document, start.section, start.byte)

@@ -9,19 +9,21 @@ and between models of any vocabulary.  What exactly is counted:
   joined, and are not told where they end.
 - The model reads windows of the run's train.seq_len and scores the last `stride` positions of each, half of it by
   default.  So a byte has at least seq_len - stride bytes of context, as far as its document goes back; that is also why
-  the result is a little better than the validation in training, where a window's first byte has none.
+  the result is a little better than the validation in training, where a window's first byte has none.  Otherwise both
+  count alike.
 
 Try:  python -m bytemtp.evaluate bpb RUN PATH
 """
 
 import json
 import lzma
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +35,14 @@ from tqdm import tqdm
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
-from bytemtp.common.runtime import log, pick_device, pick_dtype
+from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
+from bytemtp.data.sources import as_text
 from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.model import ByteMTP
-from bytemtp.training.loss import IGNORED, HeadLosses, targets_of
+from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of
 from bytemtp.training.progress import finite
 
 T = TypeVar("T")
@@ -78,6 +81,8 @@ class Command:
     """also score in windows of these lengths (--contexts 64 256 512), to see what a longer context is worth"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the matrix products.  float32 gives the same number on every processor, but for rounding"""
 
     def main(self) -> None:
         if not self.paths:
@@ -90,16 +95,15 @@ class Command:
         settings = settings_of(self.run)
         device = pick_device(self.device)
         model = load_model(self.run, device.value)
-        dtype = pick_dtype("auto", device.value)
-        attention = model.use(dtype=dtype.value)
-        log(f"device: {device}  dtype: {dtype}  attention: {attention}")
+        attention = model.use(dtype=getattr(torch, self.dtype))
+        log(f"device: {device}  dtype: {self.dtype}  attention: {attention}")
         seq_len = settings.train.seq_len
         stride = max(1, seq_len // 2) if self.stride is None else self.stride
         score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=settings.data)
         contexts = by_context(model, self.paths, self.contexts, settings.data)
         print("\n".join([str(score), *(f"context {length:<6} {bits:.4f}" for length, bits in contexts.items())]))
         if self.json is not None:
-            record = score.as_dict() | ({"bpb_by_context": contexts} if contexts else {})
+            record = score.as_dict() | {"dtype": self.dtype} | ({"bpb_by_context": contexts} if contexts else {})
             write_output(self.json, json.dumps(record, indent=1) + "\n")
 
 
@@ -107,26 +111,25 @@ class Command:
 class Score:
     """What a model and the compressors need for a corpus."""
 
-    bytes_lost: HeadLosses
-    """nats of the bytes, by head; the counts of head 1 are all bytes of the corpus"""
-    ends_lost: HeadLosses
-    """nats of the ends of documents"""
+    losses: HeadLosses
+    """by head; the byte counts of head 1 are all bytes of the corpus"""
     compressed: dict[str, int]
     """size of the documents, joined and compressed, by compressor"""
 
     @property
     def byte_count(self) -> int:
-        return int(self.bytes_lost.counts[0])
+        return int(self.losses.byte_counts[0])
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name; each compressor's is in bits per byte.  A head without any byte to predict has None."""
-        _, per_head = finite(self.bytes_lost)
+        per_head = finite(self.losses.bits_per_byte)
         return {
             "bytes": self.byte_count,
-            "documents": int(self.ends_lost.counts[0]),
+            "documents": int(self.losses.end_counts[0]),
             "bpb": per_head[0],
             "bpb_per_head": per_head,
-            "bits_per_document_end": self.ends_lost.bits_per_byte[0],
+            "bits_per_document_end": self.losses.bits_per_end[0],
+            "bpb_with_ends": self.losses.bits_per_target[0],
             **{name: 8 * size / self.byte_count for name, size in self.compressed.items()},
             "compressed_bytes": self.compressed,
         }
@@ -141,6 +144,7 @@ class Score:
             *((name, f"{record[name]:.4f}  ({size:,} bytes)") for name, size in self.compressed.items()),
             ("bpb_per_head", heads),
             ("document ends", f"{record['bits_per_document_end']:.2f} bits each, not part of bpb"),
+            ("bpb_with_ends", f"{record['bpb_with_ends']:.4f}"),
         ]
         return "\n".join(f"{name:14} {value}" for name, value in rows)
 
@@ -151,13 +155,14 @@ def bits_per_byte(
     """Score every byte of `paths` in windows of `seq_len`, of which the last `stride` positions count.
 
     The order of the documents does not matter but for the compressors: nothing is remembered from one to the next.
-    UserError as from `bytemtp.stream` for paths that cannot be read, and for a stride outside 1 to seq_len.
+    UserError as from `bytemtp.stream` for paths that cannot be read, for a stride outside 1 to seq_len, and for a
+    model whose loss is not finite.
     """
     if not 1 <= stride <= seq_len:
         raise UserError(f"stride is {stride}; it must be from 1 to the window's length, {seq_len}")
     compressors = Compressors()
     ids = compressors.watch(read_ids(paths, data or DataConfig()))
-    return Score(*_score(model, ids, seq_len, stride), compressors.sizes())
+    return Score(_score(model, ids, seq_len, stride), compressors.sizes())
 
 
 def by_context(model: ByteMTP, paths: Sequence[str], lengths: Sequence[int], data: DataConfig) -> dict[int, float]:
@@ -166,21 +171,21 @@ def by_context(model: ByteMTP, paths: Sequence[str], lengths: Sequence[int], dat
     UserError as from `bits_per_byte`.
     """
     scores = {length: _score(model, read_ids(paths, data), length, max(1, length // 2)) for length in lengths}
-    return {length: bytes_lost.bits_per_byte[0] for length, (bytes_lost, _) in scores.items()}
+    return {length: losses.bits_per_byte[0] for length, losses in scores.items()}
 
 
-def _score(
-    model: ByteMTP, ids: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int
-) -> tuple[HeadLosses, HeadLosses]:
-    """Losses of all bytes, and of all ends of documents."""
-    n = model.config.n_future
-    bytes_lost = ends_lost = HeadLosses(torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.int64))
+def _score(model: ByteMTP, ids: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int) -> HeadLosses:
+    """Losses of all bytes and ends of documents.  UserError for a loss that is not finite."""
+    total: HeadLosses | None = None
     with tqdm(unit="B", unit_scale=True, desc="scored", disable=None, file=sys.stderr) as bar:
-        for rows in batched(windows(ids, seq_len, stride, n), max(1, IDS_A_PASS // seq_len)):
-            new_bytes, new_ends = score_windows(model, torch.stack(rows), stride)
-            bytes_lost, ends_lost = bytes_lost + new_bytes, ends_lost + new_ends
-            bar.update(int(new_bytes.counts[0]))
-    return bytes_lost, ends_lost
+        for rows in batched(windows(ids, seq_len, stride, model.config.n_future), max(1, IDS_A_PASS // seq_len)):
+            new = score_windows(model, torch.stack(rows), stride)
+            total = new if total is None else total + new
+            bar.update(int(new.byte_counts[0]))
+    assert total is not None  # the stream refuses a corpus without a byte
+    if not math.isfinite(total.mean):
+        raise UserError(f"the loss of the model is {total.mean}: its weights are damaged; use another checkpoint")
+    return total
 
 
 def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k"]]:
@@ -192,9 +197,7 @@ def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k
         batch_size=1,
         n_future=overlap,
         shuffle=False,
-        decompress=data.decompress,
-        text_field=data.text_field,
-        on_corrupt=data.on_corrupt,
+        **data.reading(),
     ) as rows:
         seen = 0
         for batch in rows:
@@ -202,6 +205,8 @@ def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k
             seen = overlap  # each later row begins with the ids that the one before it ended with
         for name, reason in rows.skipped:
             log(f"left out: {name}: {reason}")
+        if rows.left_out:
+            log(f"left out: {as_text(rows.left_out)}")
 
 
 def beginnings(paths: Sequence[str], count: int, size: int, data: DataConfig) -> list[bytes]:
@@ -242,8 +247,8 @@ def windows(chunks: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int, n: i
 
 
 @torch.no_grad()
-def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> tuple[HeadLosses, HeadLosses]:
-    """Losses of the last `stride` inputs of each window: those of bytes, and those of ends of documents."""
+def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> HeadLosses:
+    """Losses of the last `stride` inputs of each window."""
     n = model.config.n_future
     rows = rows.to(model.device)
     ids = rows.masked_fill(rows == PADDING, EOT)
@@ -255,17 +260,16 @@ def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> tu
     for i, x in enumerate(hidden):
         with model.autocast():
             logits = model.logits(i, x[:, -stride:])
-        parts.append(_losses(logits, targets[i]))
-    nats, counts = (torch.stack(values).cpu() for values in zip(*parts, strict=True))
-    return HeadLosses(nats[:, 0], counts[:, 0]), HeadLosses(nats[:, 1], counts[:, 1])
+        parts.append(_nats(logits, targets[i]))
+    return losses_of(torch.stack(parts), targets)
 
 
-def _losses(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> tuple[Tensor, Tensor]:
-    """Summed nats [2] in float64 and counts [2], of targets that are bytes and of those that are ends of documents."""
+def _nats(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> Float[Tensor, "2"]:
+    """Summed nats in float64: of all targets, and of ends of documents."""
     flat = targets.flatten()
-    nats = F.cross_entropy(logits.flatten(0, 1).float(), flat, ignore_index=IGNORED, reduction="none").double()
-    kinds = [(flat != IGNORED) & (flat != EOT), flat == EOT]
-    return torch.stack([nats[kind].sum() for kind in kinds]), torch.stack([kind.sum() for kind in kinds])
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    nats = F.cross_entropy(wide.flatten(0, 1), flat, ignore_index=IGNORED, reduction="none").double()
+    return torch.stack([nats.sum(), nats[flat == EOT].sum()])
 
 
 COMPRESSORS: dict[str, Callable[[], Any]] = {

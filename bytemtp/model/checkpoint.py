@@ -7,18 +7,21 @@
 
 A checkpoint is written into `step-00000100.partial`, every file is synced to the disk, and then the folder is renamed;
 `latest` and then `best` are replaced by renames as well.  Renames are atomic, so what they name is always complete.
+Where a disk or a hand has spoilt that, the newest checkpoint that is whole is taken, and a line says so.
 
 Try:  python -c "from bytemtp.model.checkpoint import load_model; print(load_model('RUN'))"
 """
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -86,7 +89,7 @@ def checkpoint_of(path: Path | str) -> Path:
     path = Path(path)
     if (named := _named_by(path)) is not None:
         return named
-    folder = latest(path)
+    folder = find_latest(path, (WEIGHTS,))
     if folder is None:
         lack = f"holds no checkpoint ({WEIGHTS} or checkpoints/latest)" if path.exists() else "does not exist"
         raise UserError(f"{path} {lack}; {GIVE_A_RUN}")
@@ -108,7 +111,9 @@ def settings_of(path: Path | str) -> Settings:
 def _named_by(path: Path) -> Path | None:
     """The step folder, if `path` is one or is a file beside it that names one; None for a run."""
     if path.name in POINTERS and path.is_file():
-        return _target(path)
+        if (folder := _target(path)) is None:
+            raise UserError(f"{path} names no folder beside it; write the name of a step folder into it")
+        return folder
     if path.name == "best" and (path.parent / "latest").exists():
         raise UserError(
             f"{path} does not exist: the run has not been validated; give the run for its newest checkpoint"
@@ -122,13 +127,40 @@ def _tell_of_best(run: Path, newest: Path) -> None:
         log(f"taking {newest.name}, the newest; validation was best at {folder.name}: {folder.with_name('best')}")
 
 
-def latest(run: Path) -> Path | None:
-    """Folder of the newest complete checkpoint; None if there is none yet.  UserError if the pointer is damaged."""
-    return _target(run / "checkpoints" / "latest")
+def latest(run: Path, names: tuple[str, ...] | None = None) -> Path | None:
+    """Folder of the newest checkpoint whose files (all, or these) are whole; None if there is no checkpoint yet.
+
+    It is the one that `checkpoints/latest` names, if that is whole, or if none is: loading it then says what is wrong.
+    """
+    named = _target(run / "checkpoints" / "latest")
+    if named is not None and is_whole(named, names):
+        return named
+    return next((path for path in reversed(_steps(run)) if is_whole(path, names)), named)
+
+
+def find_latest(run: Path, names: tuple[str, ...] | None = None) -> Path | None:
+    """`latest`; a line on standard error says so where it is not what `checkpoints/latest` names."""
+    folder, pointer = latest(run, names), run / "checkpoints" / "latest"
+    if folder != _target(pointer):
+        log(f"warning: {pointer} does not name a whole checkpoint; going on with {folder}, the newest that is")
+    return folder
+
+
+def is_whole(folder: Path, names: tuple[str, ...] | None = None) -> bool:
+    """Whether the files of a checkpoint are there and none is cut; what is in the tensors is not looked at."""
+    try:
+        for name in names or FILES:
+            if name == STATE:
+                json.loads((folder / name).read_text(encoding="utf-8"))
+            else:
+                safe_open(folder / name, "pt").__exit__(None, None, None)
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
 
 
 def best(run: Path) -> Path | None:
-    """Folder of the checkpoint that was best in validation; None if there is none.  UserError as for `latest`."""
+    """Folder of the checkpoint that was best in validation; None if there is none."""
     return _target(run / "checkpoints" / "best")
 
 
@@ -136,14 +168,19 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
+def _steps(run: Path) -> list[Path]:
+    """Step folders in order."""
+    folders = [path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def _target(pointer: Path) -> Path | None:
-    if not pointer.exists():
-        return None
+    """The step folder that a pointer names; None if it names none."""
     try:
         name = pointer.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {pointer}: {error}; write the name of a step folder beside it into it") from error
-    return pointer.parent / name
+    except (OSError, UnicodeDecodeError):
+        return None
+    return pointer.parent / name if STEP.fullmatch(name) and (pointer.parent / name).is_dir() else None
 
 
 def save(run: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerStates, keep: int) -> Path:
@@ -152,7 +189,7 @@ def save(run: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerState
     UserError if the disk does not take it; the checkpoints before it are then still there.
     """
     folder = step_folder(run, state.step)
-    if latest(run) == folder:
+    if _target(folder.with_name("latest")) == folder and is_whole(folder):
         _point_to_best(run, state)  # a kill may have come between `latest` and `best`
         return folder  # training is deterministic: the same step is the same checkpoint
     partial = folder.with_name(folder.name + PARTIAL)
@@ -165,19 +202,20 @@ def save(run: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerState
         sync(folder.parent)
         write_file(folder.parent / "latest", folder.name + "\n")
         _point_to_best(run, state)
+        _prune(run, folder, keep)
     except (OSError, SafetensorError) as error:
-        remove_folder(partial)
+        with suppress(OSError):
+            remove_folder(partial)
         raise UserError(f"cannot write {folder}: {error}; {last_good(run)}") from error
-    _prune(folder, keep, spared=best(run))
     return folder
 
 
 def load_training(folder: Path, model: ByteMTP, optimizer: OptimizerStates) -> TrainState:
     """Put weights, optimiser and random generators back as they were at a checkpoint.  UserError if it is damaged."""
     _load_weights(model, folder / WEIGHTS)
-    _load_optimizer(optimizer, folder / "optimizer.safetensors")
-    _restore_generators(_load_tensors(folder / "rng.safetensors"))
-    path = folder / "state.json"
+    _load_optimizer(optimizer, folder / OPTIMIZER)
+    _restore_generators(_load_tensors(folder / GENERATORS))
+    path = folder / STATE
     try:
         record = json.loads(path.read_text())
         record.setdefault("unlogged", record.pop("window", {}))  # its name until version 0.1
@@ -192,7 +230,13 @@ def last_good(run: Path) -> str:
     return f"the last good checkpoint is {folder}" if folder else "there is no checkpoint yet"
 
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, OPTIMIZER, GENERATORS, STATE = FILES = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "rng.safetensors",
+    "state.json",
+)
+STEP = re.compile(r"step-\d+")
 POINTERS = ("latest", "best")
 GIVE_A_RUN = "give a folder that `python -m bytemtp.train --out` wrote"
 ANOTHER = "use another checkpoint: write its folder's name into checkpoints/latest"
@@ -200,9 +244,9 @@ ANOTHER = "use another checkpoint: write its folder's name into checkpoints/late
 
 def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerStates) -> None:
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
-    save_file(_optimizer_tensors(optimizer), folder / "optimizer.safetensors")
-    save_file(_generator_states(), folder / "rng.safetensors")
-    (folder / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+    save_file(_optimizer_tensors(optimizer), folder / OPTIMIZER)
+    save_file(_generator_states(), folder / GENERATORS)
+    (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
         sync(path)
 
@@ -214,10 +258,11 @@ def _point_to_best(run: Path, state: TrainState) -> None:
         write_file(folder.parent / "best", folder.name + "\n")
 
 
-def _prune(newest: Path, keep: int, spared: Path | None) -> None:
-    """Keep `newest`, the `keep - 1` checkpoints before it, and `spared`."""
-    folders = sorted(path for path in newest.parent.glob("step-*") if path.name < newest.name)
-    for folder in folders[: max(0, len(folders) - (keep - 1))]:
+def _prune(run: Path, newest: Path, keep: int) -> None:
+    """Keep `newest`, the `keep - 1` checkpoints before it, and the best."""
+    folders, spared = _steps(run), best(run)
+    before = folders[: folders.index(newest)]
+    for folder in before[: max(0, len(before) - (keep - 1))]:
         if folder != spared:
             # Renamed first: a kill while deleting must not leave half a checkpoint under a whole one's name.
             remove_folder(folder.rename(folder.with_name(folder.name + PARTIAL)))

@@ -1,8 +1,9 @@
 """The transformer layer of Llama: pre-norm attention and SwiGLU, rotary positions, no biases.
 
-Written so that trunk + head 1 is transformers' `LlamaForCausalLM` with the same weights (equal logits in float64, equal
-within rounding below).  Two things differ in form only: the q, k, v matrices are one matrix, and so are gate and up,
-because one wide matrix product is faster than several narrow ones.
+Written so that trunk + head 1 is transformers' `LlamaForCausalLM` with the same weights (equal logits within rounding;
+theirs rounds norms and angles to float32 in whatever dtype, ours is float64 everywhere in a float64 model).  Two things
+differ in form only: the q, k, v matrices are one matrix, and so are gate and up, because one wide matrix product is
+faster than several narrow ones.
 
 A layer is two halves around attention, `project` and `finish`.  The halves are what torch.compile compiles: each is
 compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside.  Layer and
@@ -32,7 +33,7 @@ Rope = tuple[Float[Tensor, "*s 1 k"], Float[Tensor, "*s 1 k"]]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in float32, then scaled in the input's dtype (the order that Llama uses)."""
+    """x / rms(x) in float32 at least, then scaled in the input's dtype (the order that Llama uses)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, "*w d"]) -> Float[Tensor, "*b d"]:
-    wide = x.float()
+    wide = x if x.dtype == torch.float64 else x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPSILON)
     return weight * normed.to(x.dtype)
 
@@ -103,9 +104,10 @@ def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def rope_table(length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Rope:
-    """Angles in float32 and only then cast: angles made in bfloat16 would be wrong by whole turns at long range."""
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency)
+    """Angles in float32 at least and only then cast: made in bfloat16, far ones would be wrong by whole turns."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=wide) / head_dim)
+    angle = torch.outer(torch.arange(length, device=device, dtype=wide), frequency)
     angle = torch.cat([angle, angle], dim=-1)[:, None]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 

@@ -73,11 +73,12 @@ def read_history(run: Path) -> History:
     """UserError if `run` has no metrics.jsonl, or one without any line to draw."""
     path = run / "metrics.jsonl"
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give the folder of a run") from error
-    records = [_record(line, path, number) for number, line in enumerate(text.splitlines(keepends=True), 1)]
-    train, valid = (_curve([r for r in records if r and r["split"] == split], path) for split in ("train", "valid"))
+    whole = data.split(b"\n")[:-1]  # a last line may still be being written
+    records = [_record(line, path, number) for number, line in enumerate(whole, 1)]
+    train, valid = (_curve([r for r in records if r["split"] == split], path) for split in ("train", "valid"))
     if len(train) == 0:
         raise UserError(f"{path} holds no training line yet; wait for the run's first train.log_every steps")
     return History(str(run), train, valid)
@@ -115,14 +116,14 @@ def plot_runs(histories: Sequence[History]) -> Figure:
     return figure
 
 
-def _record(line: str, path: Path, number: int) -> dict[str, Any]:
-    """One line of metrics.jsonl; empty for the last one if it is still being written."""
-    if not line.endswith("\n"):
-        return {}
+def _record(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
     try:
-        record: dict[str, Any] = json.loads(line)
+        record: dict[str, Any] = json.loads(line.decode())
     except ValueError as error:
-        raise UserError(f"{path}, line {number} is no JSON: {error}") from error
+        raise UserError(f"{path}, line {number} is no JSON: {error}; resuming the run takes it out") from error
+    if not isinstance(record, dict) or "split" not in record:
+        raise UserError(f"{path}, line {number} is not what `python -m bytemtp.train` writes")
     return record
 
 
@@ -203,5 +204,7 @@ def _limit_bits(axes: Axes, histories: Sequence[History]) -> None:
     """Leave the first steps' fall from 8 bits out of the picture, or the rest would be a flat line."""
     heads = slice(1 if len(histories) > 1 else None)
     parts = [bpb[:, heads].ravel() for h in histories for bpb in (h.train.bpb[len(h.train) // 20 :], h.valid.bpb)]
-    low, high = np.nanmin(np.concatenate(parts)), np.nanmax(np.concatenate(parts))
-    axes.set_ylim(low - 0.1 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)
+    bits = np.concatenate(parts)
+    if len(bits := bits[np.isfinite(bits)]):
+        low, high = bits.min(), bits.max()
+        axes.set_ylim(low - 0.1 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)

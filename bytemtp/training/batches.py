@@ -9,13 +9,17 @@ Try:  python -c "from bytemtp.common.settings import *; from bytemtp.training.ba
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, TrainConfig, changed
+from bytemtp.data.documents import Reading
+from bytemtp.data.leave_out import held_out_paths
 from bytemtp.data.rows import EmptySplit
-from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, find
+from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, as_text, find
 from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
 
 VALID_SEED = 0
@@ -28,10 +32,30 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
     """UserError if there is nothing to read: before an old run is deleted for the sake of a misspelt path."""
     if not paths:
         raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
-    sources = find(paths, SkipLog(settings.data.on_corrupt))
-    log(f"data: {len(sources):,} files in {', '.join(paths)}")
+    skip_log = SkipLog(settings.data.on_corrupt)
+    sources = sources_of(settings, paths, skip_log)
+    left_out = f"; left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
+    log(f"data: {len(sources):,} files in {', '.join(paths)}{left_out}")
+    for pattern in set(settings.data.exclude) - skip_log.left_out.keys():
+        log(f"warning: no file or folder matches {pattern!r} of data.exclude")
     if settings.data.valid_paths:
         _check_valid_paths(settings.data.valid_paths, sources)
+
+
+def sources_of(settings: Settings, paths: Sequence[str], skip_log: SkipLog) -> list[Source]:
+    """The files to train on.  UserError if there are none."""
+    data = settings.data
+    reading = Reading(format=data.format, exclude=data.exclude)
+    return find(paths, skip_log, replace(reading.leave_out, held_out=held_out_paths(data.valid_paths)))
+
+
+def try_corpus(settings: Settings, paths: Sequence[str]) -> None:
+    """UserError unless there is a batch to train on, and one to validate on where that is wanted."""
+    with training_rows(settings, paths, None, seq_len=settings.train.seq_len, pin_memory=False) as rows:
+        next(rows)
+    if settings.data.valid_paths or settings.data.valid_fraction:
+        with suppress(EmptySplit), _valid_rows(settings, paths, 1, pin_memory=False) as rows:
+            next(rows)
 
 
 def training_rows(
@@ -54,10 +78,10 @@ def training_rows(
         shuffle=data.shuffle,
         split="train" if fraction else "all",
         valid_fraction=fraction,
-        decompress=data.decompress,
-        text_field=data.text_field,
+        exclude=data.exclude,
+        held_out=data.valid_paths,
         sweeps=max(1, data.sweeps),  # 0 in the config.toml of a run from before there were sweeps
-        on_corrupt=data.on_corrupt,
+        **data.reading(),
         cursor=cursor,
         pin_memory=pin_memory,
     )
@@ -96,7 +120,7 @@ def with_sweeps(settings: Settings, paths: Sequence[str]) -> Settings:
     data = settings.data
     if data.sweeps:
         return settings
-    sweeps = choose_sweeps(find(paths, SkipLog(data.on_corrupt))) if data.shuffle else 1
+    sweeps = choose_sweeps(sources_of(settings, paths, SkipLog(data.on_corrupt))) if data.shuffle else 1
     if sweeps > 1:
         log(f"data.sweeps: {sweeps} (large files; each sweep reads another random share of their documents)")
     return changed(settings, **{"data.sweeps": sweeps})
@@ -132,9 +156,8 @@ def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_m
         n_future=settings.model.n_future,
         split="all" if data.valid_paths else "valid",
         valid_fraction=0.0 if data.valid_paths else data.valid_fraction,
-        decompress=data.decompress,
-        text_field=data.text_field,
-        on_corrupt=data.on_corrupt,
+        exclude=() if data.valid_paths else data.exclude,  # what is named for it is wanted
+        **data.reading(),
         pin_memory=pin_memory,
     )
 

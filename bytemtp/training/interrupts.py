@@ -1,13 +1,17 @@
-"""Ctrl-C and SIGTERM that let the work in hand be finished and saved."""
+"""Ctrl-C, SIGTERM, a closed terminal, a batch system's notice: the work in hand is finished and saved first."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
+TO_STOP = (signal.SIGINT, signal.SIGTERM)
+NOTICES = (signal.SIGHUP, signal.SIGUSR1)
+"""Come more than once, from shell and terminal or from each step of a batch job, and may be ignored (nohup)."""
+
 
 class Interrupts:
-    """Within it, the first SIGINT or SIGTERM only sets `signal`, so that a step can end; a second SIGINT kills."""
+    """Within it, the first signal only sets `signal`, so that a step can end; a second SIGINT or SIGTERM kills."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -16,7 +20,8 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         # Python allows only the main thread to do this; a trainer in another one is not stopped by signals.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            heard = [number for number in NOTICES if signal.getsignal(number) != signal.SIG_IGN]
+            for number in (*TO_STOP, *heard):
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -25,5 +30,6 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
+        self.signal = self.signal or number
+        if number in TO_STOP:
+            signal.signal(number, signal.SIG_DFL)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
 from bytemtp.model.attention import Layout
 from bytemtp.model.heads import Context, scale_gradient
 from bytemtp.model.layers import compile_once, rms_norm
@@ -41,15 +41,27 @@ GROUP_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class HeadLosses:
-    """Cross-entropy of each head, summed, so that losses of several batches add up exactly."""
+    """Cross-entropy of each head, summed, so that losses of several batches add up exactly.
+
+    Targets are bytes and ends of documents.  The loss is the mean over both; bits per byte are of the bytes alone.
+    """
 
     nats: Float[Tensor, " n"]
     """sum over valid positions, in float64"""
     counts: Int[Tensor, " n"]
     """valid positions"""
+    end_nats: Float[Tensor, " n"]
+    """the part of `nats` that went to ends of documents"""
+    end_counts: Int[Tensor, " n"]
+    """the part of `counts` whose target is the end of a document"""
 
     def __add__(self, other: "HeadLosses") -> "HeadLosses":
-        return HeadLosses(self.nats + other.nats, self.counts + other.counts)
+        return HeadLosses(
+            self.nats + other.nats,
+            self.counts + other.counts,
+            self.end_nats + other.end_nats,
+            self.end_counts + other.end_counts,
+        )
 
     @property
     def per_head(self) -> Float[Tensor, " n"]:
@@ -70,8 +82,24 @@ class HeadLosses:
         return torch.where(self.counts > 0, self.per_head, 0.0).mean()
 
     @property
+    def byte_counts(self) -> Int[Tensor, " n"]:
+        return self.counts - self.end_counts
+
+    @property
     def bits_per_byte(self) -> list[float]:
+        """Mean bits a byte; nan for a head without any byte to predict."""
+        nats = torch.where(self.byte_counts > 0, self.nats - self.end_nats, torch.nan)
+        return (nats / self.byte_counts / math.log(2)).tolist()
+
+    @property
+    def bits_per_target(self) -> list[float]:
+        """Mean bits a byte or end of a document."""
         return (self.per_head / math.log(2)).tolist()
+
+    @property
+    def bits_per_end(self) -> list[float]:
+        """Mean bits of an end of a document; nan for a head that predicts none."""
+        return (self.end_nats / self.end_counts / math.log(2)).tolist()
 
 
 def targets_of(ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], n: int) -> Int[Tensor, "n b s"]:
@@ -109,6 +137,12 @@ def valid_counts(targets: Int[Tensor, "n b s"]) -> Int[Tensor, " n"]:
     return (targets != IGNORED).sum((1, 2))
 
 
+def losses_of(nats: Float[Tensor, "n 2"], targets: Int[Tensor, "n b s"]) -> HeadLosses:
+    """nats: of all targets and of ends of documents (`_nats`)."""
+    wide = nats.double()
+    return HeadLosses(wide[:, 0], valid_counts(targets), wide[:, 1], (targets == EOT).sum((1, 2)))
+
+
 def backward(
     model: ByteMTP,
     ids: Int[Tensor, "b sn"],
@@ -132,16 +166,15 @@ def backward(
         context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         z = model.run_trunk(context)
     targets = trained_targets(model, ids, document_ids, far_rows)
-    own_counts = valid_counts(targets)
     objective = Objective(
         targets,
-        own_counts if counts is None else counts,
+        valid_counts(targets) if counts is None else counts,
         [1.0] * n if weights is None else weights,
         context,
         far_context(context, rows_of(len(ids), far_rows)),
     )
     nats = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
-    return HeadLosses(nats.double(), own_counts)
+    return losses_of(nats, targets)
 
 
 def far_context(context: Context, rows: int) -> Context:
@@ -163,7 +196,7 @@ def evaluate(
     targets = targets_of(ids, document_ids, n)
     objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context)
     nats = [_head_nats(model, slice(i, i + 1), x, objective) for i, x in enumerate(hidden)]
-    return HeadLosses(torch.cat(nats).double(), objective.counts)
+    return losses_of(torch.cat(nats), targets)
 
 
 @dataclass(frozen=True)
@@ -179,8 +212,8 @@ class Objective:
     far_context: Context
     """of the rows that heads off head 1's path learn from: the first ones"""
 
-    def loss(self, heads: slice, nats: Float[Tensor, " g"]) -> Float[Tensor, ""]:
-        return (nats / self.counts[heads].clamp_min(1)).sum()
+    def loss(self, heads: slice, nats: Float[Tensor, "g 2"]) -> Float[Tensor, ""]:
+        return (nats[:, 0] / self.counts[heads].clamp_min(1)).sum()
 
     def entry_weight(self, chain: list[int], place: int, path: list[int]) -> float:
         """Factor of the gradient that leaves a head's link for what it reads.
@@ -196,7 +229,7 @@ class Objective:
         return self.weights[i] / self.weights[before] if self.weights[before] else 1.0
 
 
-def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Tensor:
+def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Float[Tensor, "n 2"]:
     hidden: dict[int, Tensor] = {}
     for chain in model.chains:
         x = z
@@ -207,9 +240,9 @@ def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Tensor:
     return torch.cat(nats).detach()
 
 
-def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Tensor:
+def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Float[Tensor, "n 2"]:
     leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
-    nats = torch.zeros(len(objective.counts), dtype=z.dtype, device=z.device)
+    nats = torch.zeros(len(objective.counts), 2, dtype=z.dtype, device=z.device)
     if model.config.topology in ("linear", "replicated"):
         for heads in groups_of(objective):
             nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
@@ -280,7 +313,7 @@ def _run_link(
 
 def _loss_backward(
     model: ByteMTP, heads: slice, hidden: Float[Tensor, "r s d"], objective: Objective
-) -> Float[Tensor, " g"]:
+) -> Float[Tensor, "g 2"]:
     nats = _head_nats(model, heads, hidden, objective)
     loss = objective.loss(heads, nats)
     if loss.requires_grad:
@@ -290,9 +323,10 @@ def _loss_backward(
 
 def _head_nats(
     model: ByteMTP, heads: slice, hidden: Float[Tensor, "r s d"], objective: Objective
-) -> Float[Tensor, " g"]:
+) -> Float[Tensor, "g 2"]:
     """Summed cross-entropy of each of `heads`, which have one weight; gradients into what is shared are scaled by it.
 
+    The second column is the share of ends of documents, without gradient.
     hidden: the rows of each head, below each other, or one set of rows for all heads.
     """
     weight = objective.weights[heads.start]
@@ -307,15 +341,16 @@ def _head_nats(
     targets = objective.targets[heads, :rows].reshape(len(unembedding), len(hidden), -1)
     function = compile_once(_nats) if model.compiled else _nats
     with model.autocast():
-        nats = function(hidden, norm, unembedding, model.padding, targets)
-    return nats.view(heads.stop - heads.start, rows).sum(1)
+        parts = function(hidden, norm, unembedding, model.padding, targets)
+    return torch.stack([nats.view(heads.stop - heads.start, rows).sum(1) for nats in parts], -1)
 
 
-def _nats(hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor) -> Tensor:
-    """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s] -> nats [u r]."""
+def _nats(hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s] -> nats of all, of ends, [u r]."""
     padding = padding.to(unembedding.dtype).repeat(len(unembedding))
     logits = F.linear(rms_norm(hidden, norm), unembedding.flatten(0, 1), padding).unflatten(-1, (len(unembedding), -1))
     wide = logits if logits.dtype == torch.float64 else logits.float()
     ordered = targets.permute(1, 2, 0)  # [r s u], as the logits
     nats = F.cross_entropy(wide.flatten(0, 2), ordered.flatten(), ignore_index=IGNORED, reduction="none")
-    return nats.view(ordered.shape).sum(1).T
+    nats = nats.view(ordered.shape)
+    return nats.sum(1).T, nats.detach().where(ordered == EOT, 0).sum(1).T

@@ -11,6 +11,8 @@ import json
 import math
 import resource
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +21,12 @@ import torch
 from tqdm import tqdm
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_file
+from bytemtp.common.files import write_file, writing
 from bytemtp.common.jsonl import append_json_line
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import TrainConfig
-from bytemtp.training.loss import HeadLosses
+
+KEPT = "; what is there is kept: make room and go on with --resume"
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,11 @@ class MetricsLine:
     """optimiser steps done"""
     split: Literal["train", "valid"]
     loss: float | None
-    """mean over heads of the cross-entropy, in nats a predicted byte"""
+    """mean over heads of the cross-entropy, in nats a predicted byte or end of a document"""
     bpb_per_head: list[float | None]
-    """bits a predicted byte, by future offset"""
+    """bits a predicted byte, by future offset; ends of documents are not counted"""
+    bpb_with_ends: float | None
+    """head 1's bits a predicted byte or end of a document; what `bpb` is in older runs"""
     lr: float
     """learning rate of the last step"""
     grad_norm: float | None
@@ -66,10 +71,9 @@ class MetricsLine:
         return f"{self.split:5} {self.step:>6}  loss {loss}  bpb {bpb}  {speed}{used}  epoch {self.epoch}"
 
 
-def finite(losses: HeadLosses) -> tuple[float | None, list[float | None]]:
-    """Loss and bits per byte of each head, with None for what is no number (JSON has no nan)."""
-    loss, *bits = (x if math.isfinite(x) else None for x in (losses.mean, *losses.bits_per_byte))
-    return loss, bits
+def finite(values: Sequence[float]) -> list[float | None]:
+    """None for what is no number: JSON has no nan."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -89,8 +93,9 @@ class Progress:
         self._metrics = run / "metrics.jsonl"
         self._by_minutes = train.minutes > 0
         self._total = 60 * train.minutes if self._by_minutes else train.steps
-        drop_lines_after(self._metrics, step)
-        self._board = open_board(run / "tensorboard", step) if train.tensorboard else None
+        with writing(run, KEPT):
+            drop_lines_after(self._metrics, step)
+            self._board = open_board(run / "tensorboard", step) if train.tensorboard else None
         self._bar = self._open_bar(elapsed_s if self._by_minutes else float(step)) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Progress":
@@ -100,7 +105,8 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         if self._board is not None:
-            self._board.close()
+            with writing(self._metrics.with_name("tensorboard"), KEPT):
+                self._board.close()
 
     def advance(self, step: int, elapsed_s: float) -> None:
         """Move the bar."""
@@ -109,10 +115,11 @@ class Progress:
             self._bar.update(done - self._bar.n)
 
     def write(self, line: MetricsLine) -> None:
-        """Add a line to metrics.jsonl and TensorBoard, and show it."""
-        append_json_line(self._metrics, line.as_dict())
-        if self._board is not None:
-            self._write_board(self._board, line)
+        """Add a line to metrics.jsonl and TensorBoard, and show it.  UserError if it cannot be written."""
+        with writing(self._metrics, KEPT):
+            append_json_line(self._metrics, line.as_dict())
+            if self._board is not None:
+                self._write_board(self._board, line)
         if self._bar is None:
             self.say(f"{line}{self._remaining(line)}")
         elif line.split == "valid":
@@ -126,7 +133,8 @@ class Progress:
         """Print a line without tearing the bar."""
         if self._bar is None:
             log(message)
-        else:
+            return
+        with suppress(OSError):  # as in `log`
             self._bar.write(message, file=sys.stderr)
 
     def _open_bar(self, done: float) -> "tqdm[Any]":
@@ -151,12 +159,23 @@ class Progress:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Keep the lines of metrics.jsonl up to `step`.  A last line that a kill has cut goes, too."""
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    write_file(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+    """Keep the lines of metrics.jsonl up to `step`.  What a kill or a power cut has spoilt goes, too."""
+    data = path.read_bytes() if path.exists() else b""
+    lines = [line.strip(b"\0") for line in data.split(b"\n")[:-1]]  # zeros: space that a power cut left unwritten
+    steps = [step_of(line) for line in lines]
+    if damaged := steps.count(None):
+        log(f"{path}: {damaged} damaged lines are left out")
+    kept = b"".join(line + b"\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step)
+    if kept != data:
+        write_file(path, kept.decode())
+
+
+def step_of(line: bytes) -> int | None:
+    """Step of a line of metrics.jsonl; None if it is none."""
+    try:
+        return int(json.loads(line.decode())["step"])
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
 
 
 def open_board(folder: Path, step: int) -> Any:

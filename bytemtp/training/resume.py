@@ -11,6 +11,7 @@ import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, TrainConfig, changed, flatten, load_settings, unflatten
+from bytemtp.data.sources import absolute
 from bytemtp.model.checkpoint import latest
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.batches import with_steps_of_epochs
@@ -31,7 +32,7 @@ MAY_CHANGE = frozenset(
         "tensorboard",
         "compile",
     )
-)
+) | {"data.on_change"}
 """Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes."""
 
 
@@ -42,7 +43,7 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
     UserError if a setting differs from the run's that must not.
     """
     saved, saved_info = load_settings(run / "config.toml")
-    old, new = flatten(saved), flatten(settings)
+    old, new = flatten(with_absolute_paths(saved)), flatten(settings)
     new |= {name: old[name] for name, value in new.items() if value == "auto" or (name, value) == ("data.sweeps", 0)}
     for name, value in new.items():
         if value != old[name] and name not in MAY_CHANGE:
@@ -51,15 +52,22 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
                 "or start a new run"
             )
     info = saved_info | {name: value for name, value in info.items() if value}
+    if "paths" not in info:
+        raise UserError(f"{run / 'config.toml'} is damaged: it has no paths under [run]; name PATH again")
     settings = with_new_length(run, saved.train, unflatten(new), info["paths"])
     warn_of_schedule(run, saved.train, settings.train)
     return settings, info
 
 
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings as they can be read from any folder."""
+    return changed(settings, **{"data.valid_paths": [*map(absolute, settings.data.valid_paths)]})
+
+
 def with_new_length(run: Path, old: TrainConfig, new: Settings, paths: Sequence[str]) -> Settings:
     """Other `train.epochs` become steps anew; the same ones keep the steps that they have become."""
     if new.train.epochs != old.epochs:
-        return with_steps_of_epochs(new, on_disk(paths, run, decompress=new.data.decompress))
+        return with_steps_of_epochs(new, on_disk(paths, run))
     if old.epochs and new.train.steps != old.steps:
         log(f"train.steps stays {old.steps}, by train.epochs {old.epochs}; to change it, set train.epochs to 0, too")
         return changed(new, **{"train.steps": old.steps})

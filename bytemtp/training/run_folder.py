@@ -1,24 +1,36 @@
 """The run folder: who may write into it, and standard input kept in it.
 
 RUN/
+    lock                the process that trains here, and a lock that ends with it
     config.toml         resolved settings, and a [run] table: paths, device, versions, parameter count
     metrics.jsonl       one object a line (`bytemtp.training.progress`)
+    corpus.jsonl        the files of the corpus as they were when it began (`bytemtp.training.corpus`)
     stdin.bytes*        what came through standard input, if a PATH was `-`; its suffix tells the format
     checkpoints/        see `bytemtp.model.checkpoint`
     tensorboard/        with train.tensorboard
 """
 
+import fcntl
+import os
+import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import PARTIAL, sync
+from bytemtp.common.files import PARTIAL, remove_folder, sync, writing
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import DataConfig
 from bytemtp.data.documents import sniff_suffix
 from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
 
-OURS = ("config.toml", "metrics.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
+LOCK = "lock"
+"""Stays when a run is replaced: two processes with a file each of that name would both have their lock."""
+OURS = ("config.toml", "metrics.jsonl", "corpus.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
+INCOMING = "stdin" + PARTIAL
+"""Folder of standard input that is not yet part of the run."""
 
 
 def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
@@ -36,19 +48,77 @@ def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{run} holds files that are not a run ({_strangers(run)[0]}); choose a new folder")
 
 
+def check_outside(run: Path, paths: Sequence[str]) -> None:
+    """UserError if a PATH lies in the run folder, which is to be cleared."""
+    for path in paths:
+        if run.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise UserError(
+                f"{path} lies in --out {run}, which is to be written; copy it elsewhere, or choose another --out"
+            )
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Inside, no other process trains in `run`, which is made if need be; a kill ends that, too.
+
+    UserError if one does, with its number.
+    """
+    with writing(run / LOCK):
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a+b", buffering=0)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().decode(errors="replace").strip()
+            raise UserError(
+                f"{run} is in use by process {holder}; wait for its end, stop it, or choose another --out"
+            ) from None
+        except OSError as error:
+            log(f"warning: {run} cannot be locked ({error.strerror}); let no second process train there")
+        with writing(run / LOCK):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {platform.node()}\n".encode())
+        yield
+
+
 def clear(run: Path) -> None:
-    """Delete a run, and nothing that is not part of one."""
+    """Delete a run, and nothing that is not part of one; the standard input of a new one takes its place."""
     # The name that makes the folder a run goes last: after a kill in between, it is still one that may be replaced.
-    for path in sorted(_ours(run), key=lambda path: path.name == "config.toml"):
+    incoming = run / INCOMING
+    for path in sorted(_ours(run) - {incoming}, key=lambda path: path.name == "config.toml"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if incoming.is_dir():
+        for path in incoming.iterdir():
+            path.rename(run / path.name)
+        incoming.rmdir()
 
 
-def on_disk(paths: Sequence[str], run: Path, *, decompress: bool) -> list[str]:
+@contextmanager
+def incoming(run: Path, paths: Sequence[str], data: DataConfig) -> Iterator[list[str]]:
     """`paths` with `-` replaced by a file in the run folder that holds all of standard input.
+
+    It lies apart from an old run, until `clear` has taken that away; an error inside takes the new file away.
+    """
+    folder = run / INCOMING
+    remove_folder(folder)
+    try:
+        yield [str(_spool(folder, data)) if path == STANDARD_INPUT else path for path in paths]
+    except BaseException:
+        remove_folder(folder)
+        raise
+
+
+def on_disk(paths: Sequence[str], run: Path) -> list[str]:
+    """`paths` with `-` replaced by the file in the run folder that holds all of standard input.
 
     A corpus is read many times over, and again on resume; standard input can be read only once.
     """
-    return [str(_spooled(run, decompress)) if path == STANDARD_INPUT else path for path in paths]
+    kept = [str(path) for path in run.glob("stdin.bytes*") if not path.name.endswith(PARTIAL)]
+    if STANDARD_INPUT in paths and not kept:
+        raise UserError(f"{run} was trained on standard input, but its copy of that, {run / 'stdin.bytes'}, is gone")
+    return [kept[0] if path == STANDARD_INPUT else path for path in paths]
 
 
 def remove_partial(run: Path) -> None:
@@ -57,16 +127,15 @@ def remove_partial(run: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _spooled(run: Path, decompress: bool) -> Path:
-    earlier = [path for path in run.glob("stdin.bytes*") if not path.name.endswith(PARTIAL)]
-    if earlier:
-        return earlier[0]
+def _spool(folder: Path, data: DataConfig) -> Path:
     if sys.stdin.isatty():
         raise UserError("PATH is - but standard input is a terminal; pipe a corpus into it or name a file")
-    partial = run / ("stdin.bytes" + PARTIAL)
-    spool_standard_input(partial)
-    sync(partial)
-    return partial.rename(run / ("stdin.bytes" + (sniff_suffix(partial) if decompress else "")))
+    path = folder / "stdin.bytes"
+    with writing(path, "; make room, and pipe standard input in again"):
+        folder.mkdir(parents=True)
+        spool_standard_input(path)
+        sync(path)
+        return path.rename(path.with_name(path.name + (sniff_suffix(path, data.text_field) if data.decompress else "")))
 
 
 def _has_results(run: Path) -> bool:
@@ -79,4 +148,4 @@ def _ours(run: Path) -> set[Path]:
 
 
 def _strangers(run: Path) -> list[str]:
-    return sorted(path.name for path in set(run.iterdir()) - _ours(run))
+    return sorted(path.name for path in set(run.iterdir()) - _ours(run) - {run / LOCK})

@@ -3,12 +3,13 @@
 Try:  python -m bytemtp.train PATH --out RUN2 --init RUN --model.n-future 8 --train.freeze trunk
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import TrainConfig
+from bytemtp.common.settings import ModelConfig, TrainConfig
 from bytemtp.model.initial import check_shape, find_source, freeze_path, load_source, source_config, take
 from bytemtp.model.model import ByteMTP
 
@@ -25,7 +26,17 @@ def record_source(init: Path | None, run: Path, *, resume: bool) -> dict[str, An
     source = find_source(init)
     if run.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"--init {init} lies in --out {run}, which is to be written; choose another --out")
-    return {"init": str(source)}
+    return {"init": str(source.absolute())}
+
+
+def check_size(config: ModelConfig) -> None:
+    """UserError for a model whose weights alone do not fit into this machine's memory."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if (needed := 4 * config.least_parameters) > there:
+        raise UserError(
+            f"model.layers {config.layers}, model.dim {config.dim} and model.ffn_dim {config.ffn_dim} are at least "
+            f"{needed / 2**30:,.0f} GiB of weights, and this machine has {there / 2**30:,.0f}; lower one of them"
+        )
 
 
 def start_from(model: ByteMTP, source: Path, seed: int) -> None:

@@ -23,16 +23,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_file
+from bytemtp.common.files import write_output, writing
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Settings, TrainConfig, head_weights, to_toml
+from bytemtp.data.sources import absolute
 from bytemtp.data.stream import Batch, Cursor, Stream
-from bytemtp.model.checkpoint import TrainState, last_good, latest, load_training, save
+from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
 from bytemtp.training.batches import (
@@ -40,17 +41,19 @@ from bytemtp.training.batches import (
     collect_valid,
     seq_len_at,
     training_rows,
+    try_corpus,
     with_steps_of_epochs,
     with_sweeps,
 )
+from bytemtp.training.corpus import files_of, has_moved, write_files
 from bytemtp.training.cost import Flops, check_memory, peak_flops, told_if_full
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
-from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere
-from bytemtp.training.run_folder import claim, clear, on_disk, remove_partial
-from bytemtp.training.start import freeze, record_source, start_from
+from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere, with_absolute_paths
+from bytemtp.training.run_folder import check_outside, claim, clear, incoming, locked, on_disk, remove_partial
+from bytemtp.training.start import check_size, freeze, record_source, start_from
 from bytemtp.training.watch import Watch
 
 Sampler = Callable[[ByteMTP], bytes]
@@ -90,18 +93,21 @@ def train(
     init: a run, a step folder or a Hugging Face folder whose weights to start from (`bytemtp.model.initial`).
     sample: makes the bytes that are shown after each validation.
 
-    UserError for bad input, a folder that is taken, a damaged checkpoint, too little memory, or a loss that is not
-    finite.
+    UserError for bad input, a folder that is taken or in use or cannot be written, a damaged checkpoint, too little
+    memory, or a loss or weights that are not finite.
     """
     if stop_after < 0:
         raise UserError(f"stop_after is {stop_after}; it must be a step, or 0 to train to the end")
-    claim(run, resume=resume, overwrite=overwrite)
-    info: dict[str, Any] = {"preset": preset, "paths": list(paths)} | record_source(init, run, resume=resume)
+    with writing(run):
+        claim(run, resume=resume, overwrite=overwrite)
+    settings = with_absolute_paths(settings)
+    info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]}
+    info |= record_source(init, run, resume=resume)
     if resume:
         settings, info = check_resumable(run, settings, info)
-        remove_partial(run)
     else:
         check_paths(paths, settings)
+    check_size(settings.model)
     place = pick_device(device)
     check_memory(settings, place.value)
     with told_if_full(settings.train):
@@ -111,31 +117,62 @@ def train(
         if "init" in info and not (resume and latest(run)):
             start_from(model, Path(info["init"]), settings.train.seed)
         freeze(model, settings.train, has_source="init" in info)
-        if not resume:
-            clear(run)
-            run.mkdir(parents=True, exist_ok=True)
-        paths = on_disk(info["paths"], run, decompress=settings.data.decompress)
-        if not resume:
-            settings = with_steps_of_epochs(with_sweeps(settings, paths), paths)
-        settings = choose(settings, model, place)
-        warn_if_elsewhere(info, facts(model))
-        info |= facts(model)
-        write_file(run / "config.toml", to_toml(settings, info))
-        with Trainer(settings, paths, run, model, sample) as trainer:
-            return trainer.run(stop_after)
+        with locked(run):
+            claim(run, resume=resume, overwrite=overwrite)  # another process may have been there meanwhile
+            if resume:
+                with writing(run):
+                    remove_partial(run)
+            else:
+                settings = begin(run, settings, info["paths"])
+            paths = on_disk(info["paths"], run)
+            settings = choose(settings, model, place)
+            warn_if_elsewhere(info, facts(model))
+            info |= facts(model)
+            files = files_of(settings, info["paths"]) if resume else []
+            moved = resume and has_moved(run, settings, files)
+            write_output(run / "config.toml", to_toml(settings, info))
+            if not resume:
+                files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
+                write_files(run, files)
+            with Trainer(settings, paths, run, model, sample, moved=moved) as trainer:
+                outcome = trainer.run(stop_after)
+            write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
+            return outcome
+
+
+def begin(run: Path, settings: Settings, paths: Sequence[str]) -> Settings:
+    """Take the place of an old run, once the corpus has shown that it can be read; the settings with its size in."""
+    check_outside(run, [*paths, *settings.data.valid_paths])
+    with incoming(run, paths, settings.data) as now:
+        settings = with_steps_of_epochs(with_sweeps(settings, now), now)
+        if (run / "config.toml").exists():
+            try_corpus(settings, now)
+    with writing(run):
+        clear(run)
+    return settings
 
 
 class Trainer:
     """One stretch of a run, from its newest checkpoint on.  A context manager."""
 
     def __init__(
-        self, settings: Settings, paths: Sequence[str], run: Path, model: ByteMTP, sample: Sampler | None
+        self,
+        settings: Settings,
+        paths: Sequence[str],
+        run: Path,
+        model: ByteMTP,
+        sample: Sampler | None,
+        *,
+        moved: bool = False,
     ) -> None:
+        """moved: the place in the data where the run stopped is none any more; go on with the next epoch."""
         self.settings, self.paths, self.folder, self.model, self.sample = settings, paths, run, model, sample
         self.train = settings.train
         self.head_weights = head_weights(self.train.head_weights, settings.model.n_future)
         self.optimizer = Optimizers(model, self.train)
         self.state = self._restore()
+        if moved and self.state.cursor is not None:
+            self.state = replace(self.state, cursor=asdict(Cursor(**self.state.cursor).next_epoch()))
         self.unlogged = _unpack(self.state.unlogged, model.device)
         self.lr = 0.0
         self.watch = Watch(model.device)
@@ -252,11 +289,21 @@ class Trainer:
         if notes is None:
             return
         if notes.bad_step:
-            raise UserError(
-                f"step {notes.bad_step} has loss {notes.bad_loss} and gradient norm {notes.bad_norm}, and was not "
-                f"taken; {last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
+            self._give_up(
+                f"step {notes.bad_step} has loss {notes.bad_loss} and gradient norm {notes.bad_norm}, and was not taken"
             )
         self.state = replace(self.state, grad_norm=notes.norm)
+
+    def _check_weights(self) -> None:
+        """Of the last step no loss tells whether it has spoilt them."""
+        learning = [x for _, weights, state, _ in self.optimizer.states() for x in (weights, *state.values())]
+        if not all(bool(x.isfinite().all()) for x in learning):
+            self._give_up(f"the weights or their moments are not finite after step {self.state.step}, and not saved")
+
+    def _give_up(self, what: str) -> NoReturn:
+        raise UserError(
+            f"{what}; {last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
+        )
 
     def _validate(self) -> None:
         """Bits per byte of the held-out rows, and a sample.
@@ -264,11 +311,13 @@ class Trainer:
         Uncompiled: compiled code is for one shape and for gradients, and compiling again would cost more than it saves.
         """
         self._catch_up()
+        self._check_weights()
         apply(self.settings, self.model, compiled=False)
         if self.valid:
             began = time.monotonic()
-            losses = reduce(add, [self._evaluate(batch) for batch in self.valid])
-            self.valid_losses = HeadLosses(losses.nats.cpu(), losses.counts.cpu())  # waits for the device
+            self.valid_losses = reduce(add, [self._evaluate(batch) for batch in self.valid])
+            if not math.isfinite(self.valid_losses.mean):
+                self._give_up(f"validation after step {self.state.step} has loss {self.valid_losses.mean}")
             size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
             self._note_best(self.valid_losses)
@@ -300,7 +349,7 @@ class Trainer:
     def _write(
         self, split: Literal["train", "valid"], losses: HeadLosses, bytes_per_s: float, mfu: float | None = None
     ) -> None:
-        loss, bits = finite(losses)
+        loss, with_ends, *bits = finite([losses.mean, losses.bits_per_target[0], *losses.bits_per_byte])
         state = self.state
         self.progress.write(
             MetricsLine(
@@ -308,6 +357,7 @@ class Trainer:
                 split=split,
                 loss=loss,
                 bpb_per_head=bits,
+                bpb_with_ends=with_ends,
                 lr=self.lr,
                 grad_norm=state.grad_norm,
                 bytes_seen=state.bytes_seen,
@@ -321,11 +371,12 @@ class Trainer:
 
     def _save(self) -> Path:
         self._catch_up()
+        self._check_weights()
         state = replace(self.state, unlogged=_pack(self.unlogged), elapsed_s=time.monotonic() - self._started)
         return save(self.folder, state, self.model, self.optimizer, self.train.keep_checkpoints)
 
     def _restore(self) -> TrainState:
-        folder = latest(self.folder)
+        folder = find_latest(self.folder)
         return TrainState() if folder is None else load_training(folder, self.model, self.optimizer)
 
     def _is_finished(self) -> bool:
@@ -343,11 +394,14 @@ def to_compare(losses: HeadLosses, train: TrainConfig) -> float:
 
 
 def _pack(losses: HeadLosses | None) -> dict[str, list[Any]]:
-    return {} if losses is None else {"nats": losses.nats.tolist(), "counts": losses.counts.tolist()}
+    return {} if losses is None else {name: values.tolist() for name, values in vars(losses).items()}
 
 
 def _unpack(unlogged: dict[str, list[Any]], device: torch.device) -> HeadLosses | None:
+    """Checkpoints of older versions do not tell ends of documents apart: there, all are taken for bytes."""
     if not unlogged:
         return None
-    nats = torch.tensor(unlogged["nats"], dtype=torch.float64, device=device)
-    return HeadLosses(nats, torch.tensor(unlogged["counts"], device=device))
+    none = [0] * len(unlogged["counts"])
+    fields = {"end_nats": none, "end_counts": none} | unlogged
+    kinds = {name: torch.float64 if name.endswith("nats") else torch.int64 for name in fields}
+    return HeadLosses(**{name: torch.tensor(x, dtype=kinds[name], device=device) for name, x in fields.items()})

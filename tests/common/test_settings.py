@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import importlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.files import write_file
+from bytemtp.common.jsonl import read_lines
 from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import (
     DataConfig,
@@ -171,6 +175,37 @@ def test_mistakes_in_toml(tmp_path: Path, text: str, message: str) -> None:
         read("--config", str(path))
 
 
+BEYOND = {float: ("inf", "-inf", "nan", "1e17"), int: (str(2**64), "9" * 400, "-1")}
+NUMBERS = [
+    (f"{table.name}.{field.name}", text)
+    for table in dataclasses.fields(Settings)
+    for field in dataclasses.fields(get_type_hints(Settings)[table.name])
+    for text in BEYOND.get(get_type_hints(get_type_hints(Settings)[table.name])[field.name], ())
+]
+
+
+@pytest.mark.parametrize(("name", "text"), NUMBERS, ids=[f"{name}={text[:20]}" for name, text in NUMBERS])
+def test_no_setting_takes_a_number_that_nothing_can_be_computed_with(tmp_path: Path, name: str, text: str) -> None:
+    """On the command line and in TOML: one line that names the setting."""
+    section, _, key = name.partition(".")
+    (tmp_path / "settings.toml").write_text(f"[{section}]\n{key} = {text}\n")
+    for arguments in ([f"--{name}={text}"], ["--config", str(tmp_path / "settings.toml")]):
+        with pytest.raises(UserError, match=re.escape(name)) as error:
+            read(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_the_largest_numbers_that_can_be_used(tmp_path: Path) -> None:
+    assert changed(Settings(), **{"train.seed": 2**64 - 1, "train.steps": 2**31 - 1}).train.seed == 2**64 - 1
+    path = tmp_path / "settings.toml"
+    for digits in ("1" * 5000, "1" * 400):
+        path.write_text(f"[train]\nlr = {digits}\n")
+        with pytest.raises(UserError, match=r"not valid TOML|train\.lr is inf"):
+            read("--config", str(path))
+    with pytest.raises(UserError, match=r"say it with --train\.minutes"):
+        read("--preset", "auto", "--train.minutes", "inf")
+
+
 def test_a_saved_file_that_was_edited_badly(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     for text, message in [
@@ -236,3 +271,22 @@ def test_every_help_has_a_worked_example(module, verb, capsys):
     command = " ".join(["python -m", f"bytemtp.{module}", *verb])
     examples = [line for line in capsys.readouterr().out.splitlines() if command in line and "[OPTIONS]" not in line]
     assert any(len(line.partition(command)[2].split()) > 1 for line in examples), examples
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    """Editors of Windows put one in front."""
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b"\xef\xbb\xbf[train]\r\nsteps = 7\r\n")
+    assert read("--config", str(path)).train.steps == 7
+    (tmp_path / "lines.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n{"a": 2}\n')
+    assert read_lines(tmp_path / "lines.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_paths_that_are_no_utf_8_come_back(tmp_path: Path) -> None:
+    info = {"paths": [os.fsdecode(b"/caf\xe9/*.txt")]}
+    settings = changed(PRESETS["nano"], **{"data.valid_paths": [os.fsdecode(b"\xff")]})
+    write_file(tmp_path / "config.toml", to_toml(settings, info))
+    assert load_settings(tmp_path / "config.toml") == (settings, info)
+    (tmp_path / "own.toml").write_bytes(b'[data]\ntext_field = "caf\xe9"')
+    with pytest.raises(UserError, match=r"own\.toml is not valid TOML: 'utf-8' codec can't decode"):
+        read("--config", str(tmp_path / "own.toml"))

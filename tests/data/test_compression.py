@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bytemtp.data import compression, documents
 from bytemtp.data.compression import Format, decompress, format_of
-from bytemtp.data.documents import open_documents
+from bytemtp.data.documents import Reading, open_documents
 from bytemtp.data.sources import Damaged, SkipLog, Source
 from bytemtp.testing import CorpusFile, compressed_files
 
@@ -55,7 +55,7 @@ def read_documents(data: bytes, name: str, skip_log: SkipLog | None = None) -> l
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)
-        opened = open_documents(Source(str(path), 0), skip_log or SkipLog("error"), "text", decompressed=True)
+        opened = open_documents(Source(str(path), 0), skip_log or SkipLog("error"), Reading())
         with closing(opened):
             return [opened.read_fully(1 << 20) for _ in iter(opened.advance, False)]
 

@@ -298,7 +298,7 @@ def test_an_epoch_is_counted(tmp_path: Path) -> None:
 
 def numbers_in(path: Path) -> list[int]:
     """The numbers of a file's documents: blank lines of .jsonl count."""
-    documents = documents_module.open_documents(Source(str(path), 0), SkipLog("error"), "text", decompressed=True)
+    documents = documents_module.open_documents(Source(str(path), 0), SkipLog("error"))
     with closing(documents):
         return [documents.index for _ in iter(documents.advance, False)]
 
@@ -419,6 +419,7 @@ BAD_ARGUMENTS = {
     "sweeps is 2; it must be at least 1, at most 1": {"sweeps": 2, "shuffle": False},
     "valid_fraction is 1.5": {"valid_fraction": 1.5},
     "split is 'test'; it must be one of all, train, valid": {"split": "test"},
+    "format is 'csv'; it must be one of auto, raw, jsonl, tar, zip, earlier": {"format": "csv"},
     "on_corrupt is 'ignore'; it must be one of error, skip": {"on_corrupt": "ignore"},
     "pin_memory needs a CUDA device": {"pin_memory": True},
 }

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from bytemtp import evaluate
 from bytemtp.common.errors import UserError
-from bytemtp.common.runtime import pick_dtype
 from bytemtp.common.settings import DataConfig, ModelConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.evaluation import bits_per_byte as bpb
 from bytemtp.evaluation.bits_per_byte import bits_per_byte, read_ids, windows
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.loss import evaluate as evaluate_rows
 
 N = 3
 DOCUMENTS = st.lists(st.binary(max_size=8), min_size=1, max_size=4).filter(any)
@@ -76,9 +76,9 @@ def test_equals_one_forward_pass_a_byte(tmp_path_factory, topology, documents, s
         patch.setattr(bpb, "COMPRESSORS", {})  # each takes a moment to start
         score = bits_per_byte(model, [str(folder)], seq_len=seq_len, stride=stride)
     expected = slow_bits(model, documents, seq_len, stride)
-    assert score.bytes_lost.counts.tolist() == [len(bits) for bits in expected]
+    assert score.losses.byte_counts.tolist() == [len(bits) for bits in expected]
     assert score.byte_count == sum(map(len, documents))
-    assert score.ends_lost.counts[0] == len(documents)
+    assert score.losses.end_counts[0] == len(documents)
     for ours, bits in zip(score.as_dict()["bpb_per_head"], expected, strict=True):
         assert ours is None if not bits else ours == pytest.approx(sum(bits) / len(bits), rel=1e-4)
 
@@ -93,6 +93,53 @@ def test_a_uniform_model_needs_the_logarithm_of_the_vocabulary(tmp_path):
     assert record["bytes"] == 768 and record["documents"] == 1
     assert record["bpb_per_head"] == [pytest.approx(math.log2(257))] * N
     assert record["bits_per_document_end"] == pytest.approx(math.log2(257))
+
+
+def test_validation_in_training_counts_alike(tmp_path):
+    """Bytes cost little here and ends of documents much: neither figure of one is that of the other."""
+    model = tiny()
+    with torch.no_grad():
+        model.norm.weight.zero_()  # all logits are the bias
+    model.padding[EOT] = -20.0
+    documents = [b"rose", b"a", b"is a rose"]
+    record = bits_per_byte(model, [str(write(tmp_path / "corpus", documents))], seq_len=40, stride=40).as_dict()
+    ids = torch.tensor([[EOT, *b"rose", EOT, *b"a", EOT, *b"is a rose", EOT, *[EOT] * N]])
+    document_ids = (ids == EOT).cumsum(1)
+    document_ids[0, -N:] = -1
+    validated = evaluate_rows(model, ids, document_ids)
+    assert record["bpb"] == pytest.approx(8, abs=1e-6)
+    assert record["bpb"] == pytest.approx(validated.bits_per_byte[0], rel=1e-6)
+    assert record["bits_per_document_end"] == pytest.approx(validated.bits_per_end[0], rel=1e-6)
+    assert record["bpb_with_ends"] == pytest.approx(validated.bits_per_target[0], rel=1e-6)
+    assert record["bpb_with_ends"] == pytest.approx((14 * 8 + 3 * record["bits_per_document_end"]) / 17)
+
+
+def test_the_arithmetic_is_float32_unless_told(trained_run, tmp_path, monkeypatch):
+    """A number that is published must not depend on whether the processor has bfloat16."""
+    (tmp_path / "file").write_bytes(b"a rose is a rose\n" * 40)
+    found = {}
+    for has in (False, True):
+        capabilities = {"avx512_bf16": has, "amx_bf16": has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        for more in ([], ["--dtype", "float32"], ["--dtype", "bfloat16"]):
+            out = ["--json", str(tmp_path / "out.json"), "--device", "cpu", *more]
+            evaluate.main(["bpb", str(trained_run), str(tmp_path / "file"), *out])
+            record = json.loads((tmp_path / "out.json").read_text())
+            found.setdefault(record["dtype"], set()).add(record["bpb"])
+    assert found.keys() == {"float32", "bfloat16"}
+    assert all(len(values) == 1 for values in found.values()) and found["float32"] != found["bfloat16"]
+    model = load_model(trained_run)
+    model.use()
+    expected = bits_per_byte(model, [str(tmp_path / "file")], seq_len=32, stride=16).as_dict()["bpb"]
+    assert found["float32"] == {expected}
+
+
+def test_a_model_without_a_score_is_one_line(tmp_path):
+    model = tiny()
+    with torch.no_grad():
+        model.norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match="the loss of the model is nan: its weights are damaged"):
+        bits_per_byte(model, [str(write(tmp_path / "corpus", [b"rose"]))], seq_len=8, stride=8)
 
 
 def test_compressors_get_the_documents_joined(tmp_path):
@@ -153,7 +200,7 @@ def test_windows_of_other_lengths_are_scored_alike(trained_run, tmp_path, capsys
     assert found["bpb_by_context"].keys() == {"8", "32"}
     assert found["bpb_by_context"]["32"] == found["bpb"], "the run's rows have 32 bytes"
     model = load_model(trained_run)
-    model.use(dtype=pick_dtype("auto", model.device).value)
+    model.use()
     short = bits_per_byte(model, [str(tmp_path / "file")], seq_len=8, stride=4)
     assert found["bpb_by_context"]["8"] == short.as_dict()["bpb"] != found["bpb"]
     assert f"context 8      {found['bpb_by_context']['8']:.4f}" in capsys.readouterr().out

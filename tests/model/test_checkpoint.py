@@ -251,11 +251,13 @@ def test_whatever_is_wrong_with_a_file_load_model_names_it(run: Path, name: str,
             path.write_bytes(b"\xff\xfe\x00" * 40)
         case "folder":
             path.mkdir()
+    if name == "latest":
+        load_model(run)  # the newest that is whole: tests/training/test_run_folder.py
+        return
     with pytest.raises(UserError) as error:
         load_model(run)
     assert str(run) in str(error.value) and "\n" not in str(error.value)
-    named = "safetensors" if name == "latest" and damage in ("truncated", "empty") else name
-    assert named in str(error.value) or "fit" in str(error.value)
+    assert name in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,10 @@ def test_smoothing_keeps_a_straight_end_and_the_first_point():
     np.testing.assert_allclose(result[:190], values[:190])
     assert np.abs(result[190:] - values[190:]).max() < 0.2
     assert np.std(smooth(np.random.default_rng(0).normal(size=500))) < 0.4
+
+
+def test_a_run_without_any_finite_number_is_drawn_empty(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line(i, "train", [None, None])) + "\n" for i in (1, 2)))
+    plot_runs([read_history(run)])

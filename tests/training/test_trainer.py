@@ -57,8 +57,8 @@ SETTINGS = Settings(
     DataConfig(valid_fraction=0.2),
 )  # fmt: skip
 KEYS = {
-    "step", "split", "loss", "bpb", "bpb_per_head", "lr", "grad_norm", "bytes_seen", "epoch", "bytes_per_s",
-    "elapsed_s", "peak_memory_bytes",
+    "step", "split", "loss", "bpb", "bpb_per_head", "bpb_with_ends", "lr", "grad_norm", "bytes_seen", "epoch",
+    "bytes_per_s", "elapsed_s", "peak_memory_bytes",
 }  # fmt: skip
 CLOCK = {"bytes_per_s", "elapsed_s", "peak_memory_bytes"}
 """What may differ between two equal runs."""
@@ -194,7 +194,7 @@ def test_metrics_have_all_keys(whole: Path, corpus: str) -> None:
         assert line.keys() == KEYS
         assert line["bpb"] == line["bpb_per_head"][0]
         assert len(line["bpb_per_head"]) == 2
-        assert line["loss"] == pytest.approx(sum(line["bpb_per_head"]) / 2 * math.log(2))
+        assert line["bpb"] < line["bpb_with_ends"], "ends of documents are harder to learn"
         assert line["bytes_seen"] == line["step"] * 4 * 32
         assert line["epoch"] == (line["step"] >= epoch_steps)
         assert line["lr"] == learning_rate(SETTINGS.train, line["step"] - 1, 0.0)
@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(
         nonlocal calls
         calls += 1
         losses = backward(*arguments)
-        return HeadLosses(losses.nats * (math.inf if calls == 7 else 1), losses.counts)
+        return replace(losses, nats=losses.nats * (math.inf if calls == 7 else 1))
 
     monkeypatch.setattr("bytemtp.training.trainer.backward", spoilt)
     run = tmp_path / "run"
@@ -516,6 +516,7 @@ def test_files_can_be_named_for_validation(corpus: str, tmp_path: Path) -> None:
     outcome = train(named, [corpus], run, device="cpu")
     assert outcome.valid is not None
     assert outcome.valid.counts[0] == sum(20 * len(word) + 1 for word in WORDS) - 1  # the first id is no target
+    assert outcome.valid.end_counts[0] == len(WORDS)
     train(named, [corpus], cut, device="cpu", stop_after=5)
     main(["--out", str(cut), "--resume", "--device=cpu"])
     assert without_clock(cut) == without_clock(run)
@@ -797,6 +798,21 @@ def test_decay_spares_the_norms() -> None:
     assert {name for name, value in decay.items() if value == 0} == {name for name in decay if "norm" in name}
 
 
+@pytest.mark.parametrize("name", ["layers", "dim"])
+def test_a_model_beyond_the_memory_is_refused_before_it_is_made(corpus: str, tmp_path: Path, name: str) -> None:
+    large = changed(SETTINGS, **{f"model.{name}": 2**20, "model.ffn_dim": 2**20})
+    with pytest.raises(UserError, match=f"model.{name} 1048576.* GiB of weights, and this machine has"):
+        train(large, [corpus], tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("topology", get_args(Topology))
+def test_a_model_has_at_least_the_parameters_it_is_refused_for(topology: Topology) -> None:
+    config = replace(SETTINGS.model, topology=topology, layers=3, dim=32, attention_heads=4, kv_heads=2)
+    real, least = ByteMTP(config).num_parameters(), config.least_parameters
+    assert least <= real <= 2 * least
+
+
 def test_compiling_is_for_long_runs() -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert not pick_compile(settings(steps=10), cpu, 10_000).value
@@ -833,7 +849,7 @@ def start_and_wait(arguments: list[str], run: Path, lines: int) -> subprocess.Po
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_saves_and_the_resumed_run_is_the_same(corpus: str, tmp_path: Path, number: signal.Signals) -> None:
     run, other = tmp_path / "run", tmp_path / "other"
     process = start_and_wait(command_line(corpus, run, "--train.steps=100000"), run, lines=1)
