@@ -17,7 +17,6 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from bytemtp.decoding.engines.kv_cache import rope_at
-from bytemtp.model.attention import Layout
 from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP, unembed
 
@@ -45,4 +44,4 @@ class Float64Judge:
         wide = copy.deepcopy(block).double()
         wide.attention_backend, wide.compiled = "sdpa", False
         rope = rope_at(positions, block.head_dim, self.model.config.rope_theta, torch.float64)
-        return wide(x, rope, Layout.of(1, len(positions), window=self.window))
+        return wide(x, rope, self.model.layout(1, len(positions), window=self.window))
