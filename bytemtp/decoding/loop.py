@@ -7,9 +7,9 @@
 Plain decoding is the loop without drafts.  Whatever the drafter, the output is that of plain decoding: when sampling,
 in distribution (sampling.py); greedy, byte for byte.  The second needs care, because a pass over eight ids rounds
 differently than one over a single id, and where two bytes are equally likely but for rounding the argmax would depend
-on it.  So a lead smaller than MARGIN is not trusted: the byte is decided by `Float64Judge`, one float64 pass over the
-whole text, which depends on the text alone.  Equality is then certain as long as float32 errs by less than half of
-MARGIN.
+on it.  So a lead smaller than MARGIN allows is not trusted: the byte is decided by `Float64Judge`, one float64 pass
+over the text, which depends on the text alone.  Equality is then certain as long as float32 errs by less than half of
+that.
 
 Rows of a batch are independent: each keeps its own number of drafts, its own random numbers and its own stop.
 
@@ -21,9 +21,10 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32, Float64, Int
 
-from bytemtp.common.vocab import EOT
+from bytemtp.common.vocab import EOT, VOCAB_SIZE
 from bytemtp.decoding.drafters import Drafter, HeadDrafter, ModelDrafter, ids_from
 from bytemtp.decoding.engines.select import make_engine, window_of
 from bytemtp.decoding.judge import Float64Judge
@@ -32,9 +33,9 @@ from bytemtp.decoding.sampling import masked, top_two, verify_siblings
 from bytemtp.decoding.tree import Draft, DraftTree, Shape, branches_of, depth_of
 from bytemtp.model.model import ByteMTP
 
-MARGIN = 2e-4
-"""Smallest lead of the best logit over the second that is trusted.  float32 logits of our models err by 1e-5 at most (a
-test measures it).  bfloat16's err by far more: there nothing is promised (see divergence.py)."""
+MARGIN = 2e-5
+"""Smallest lead of the best logit over the second that is trusted, as a share of the largest logit: that is what
+float32 errs in proportion to, on our models by a tenth of this at most (a test measures it)."""
 
 PREFILL = 512
 """Ids of a prompt that go through the model at a time."""
@@ -48,6 +49,7 @@ class Verdicts:
         self.greedy = row.rule.temperature == 0
         if self.greedy:
             self.best, self.lead = top_two(logits)
+            self.margin = (MARGIN * np.abs(logits[:, :VOCAB_SIZE]).max(-1)).tolist()
         elif row.utf8_state is None:
             self.distributions = row.rule.distribution(logits)
 
@@ -55,9 +57,9 @@ class Verdicts:
         """The likeliest id, and whether its lead over the second is wide enough to be trusted."""
         mask = self.row.legal()
         if mask is None:
-            return self.best[place], self.lead[place] >= MARGIN
+            return self.best[place], self.lead[place] >= self.margin[place]
         (id_,), (lead,) = top_two(masked(self.logits[place], mask)[None])
-        return id_, lead >= MARGIN
+        return id_, lead >= self.margin[place]
 
     def distribution(self, place: int) -> Float64[np.ndarray, " v"]:
         mask = self.row.legal()
@@ -87,16 +89,21 @@ class VerifyLoop:
         self.trees = [DraftTree(row, shape) for row in rows]
         capacity = 2 + max((len(row.prompt) + row.left for row in rows), default=0) + len(shape)
         self.engine = make_engine(engine, model, len(rows), capacity, 1 + len(shape))
-        self.judge = Float64Judge(model, window_of(model) or capacity)
+        # In bfloat16, whose errors are far wider than a near tie, nothing is promised (see divergence.py).
+        narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
+        self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(shape))
         if draft_model is not None:
             self.drafter = ModelDrafter(make_engine(engine, draft_model, len(rows), capacity), self.trees)
-        self.ids = np.zeros((len(rows), capacity + model.config.n_future), dtype=np.int64)
-        """known ids, then drafts; engines and drafters only read them"""
         self.known = np.array([1 + len(row.prompt) for row in rows])
         """ids of each row that are decided; what lies behind them is drafted or old"""
         self.start = np.zeros_like(self.known)
         """ids of each row that the engine has in its cache"""
+        self.ahead = 2 * (1 + len(shape)) + model.config.n_future
+        """ids beyond the known ones that a pass decides, drafts or reads, at most"""
+        self.ids = np.zeros((len(rows), 0), dtype=np.int64)
+        """known ids, then drafts; engines and drafters only read them"""
+        self._make_room()
         for row in rows:
             self._write(row, 0, EOT, *row.prompt)
 
@@ -119,6 +126,12 @@ class VerifyLoop:
         """Since the start."""
         return time.perf_counter() - self.begun
 
+    def _make_room(self) -> None:
+        """In the buffer, for a pass: it grows with the texts."""
+        needed, size = int(self.known.max(initial=0)) + self.ahead, self.ids.shape[1]
+        if needed > size:
+            self.ids = np.pad(self.ids, ((0, 0), (0, max(needed, 2 * size) - size)))
+
     def _write(self, row: Row, position: int, *ids: int) -> None:
         """Put ids of a row into the buffer: nothing else writes to it."""
         self.ids[row.number, position : position + len(ids)] = ids
@@ -140,6 +153,7 @@ class VerifyLoop:
 
     def _verify(self) -> Int[np.ndarray, " b"]:
         """Run the pending ids and the drafts, and accept; returns how many ids of each row's chunk stay."""
+        self._make_room()
         pending = self._pending()
         ids, lengths = self._chunk(pending)
         branches = branches_of(self.trees, pending, ids.shape[1]) if self.as_tree else None
@@ -189,7 +203,7 @@ class VerifyLoop:
             drafts = [(draft.id, draft.q) for draft in siblings if draft.q is not None]  # they all have one
             return verify_siblings(verdicts.distribution(place), drafts, row.random)
         id_, certain = verdicts.argmax(place)
-        if not certain:
+        if not certain and self.judge is not None:
             row.near_ties += 1
             logits = self.judge.logits(self.ids[row.number, : self.known[row.number]])
             id_ = int(masked(logits, row.legal()).argmax())

@@ -1,5 +1,7 @@
 """Where two texts part: the place, the float64 lead there, and what bfloat16 does to greedy decoding."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.divergence import Divergence, divergence, shared
 from bytemtp.decoding.generate import Generation, generate_batch
-from bytemtp.decoding.judge import in_float64
 from bytemtp.decoding.utf8 import legal, state_after
 from bytemtp.generate.__main__ import comparison
 from bytemtp.model.model import ByteMTP
@@ -26,6 +27,12 @@ def model():
             unembed.weight.copy_(model.unembed[0].weight)
             unembed.weight[100:] *= 0.3
     return model.eval()
+
+
+def in_float64(model: ByteMTP) -> ByteMTP:
+    wide = copy.deepcopy(model).double()
+    wide.use(attention="sdpa")
+    return wide
 
 
 def written(data: bytes, stopped_by: str = "max_bytes") -> Generation:

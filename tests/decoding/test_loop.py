@@ -1,6 +1,8 @@
 """Decoding: the cache against the full pass, and every mode against plain decoding."""
 
+import copy
 from dataclasses import replace
+from itertools import product
 from typing import get_args
 
 import numpy as np
@@ -15,7 +17,6 @@ from bytemtp.common.vocab import EOT
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.decoding.generate import Options, generate, generate_batch, generate_stream
-from bytemtp.decoding.judge import in_float64
 from bytemtp.decoding.loop import MARGIN
 from bytemtp.model.model import ByteMTP
 
@@ -56,7 +57,7 @@ def test_any_split_through_the_cache_equals_the_full_pass(kind, topology, cuts, 
     """Every chunk size, and after each chunk some wrong ids that are taken back."""
     model = model_for(topology)
     ids = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(len(cuts)))
-    engine = ENGINES[kind](model, 2, 32, window)
+    engine = ENGINES[kind](model, 2, window)
     buffer = np.pad(ids.numpy(), ((0, 0), (0, 8 + TINY.n_future)))
     bounds = [0, *cuts, 24]
     full = full_pass(model, ids, window)
@@ -229,14 +230,38 @@ def test_utf8_mode_writes_well_formed_text(prompt, cut, temperature, seed):
     assert not any("\udc80" <= character <= "\udcff" for character in text)
 
 
-def test_near_ties_are_far_wider_than_rounding():
-    """MARGIN against the largest error of float32 logits that any pass shape makes."""
-    for topology in TOPOLOGIES:
-        model = model_for(topology)
-        ids = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            error = (model(ids)[0].double() - in_float64(model)(ids)[0])[..., :257].abs().max()
-        assert error < MARGIN / 10
+def louder(model, factor):
+    """The same model with larger logits."""
+    loud = copy.deepcopy(model)
+    with torch.no_grad():
+        loud.norm.weight.mul_(factor)
+    return loud
+
+
+@pytest.mark.parametrize("factor", [1, 1000])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_near_ties_are_far_wider_than_rounding(topology, factor):
+    """The margin against the largest error of float32 logits."""
+    model = louder(model_for(topology), factor)
+    ids = torch.randint(0, 256, (1, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(ids)[0, ..., :257].double()
+        error = (logits - copy.deepcopy(model).double()(ids)[0, ..., :257]).abs().amax(-1)
+    assert (error < MARGIN / 10 * logits.abs().amax(-1)).all()
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_ties_of_large_logits_are_decided_alike(topology):
+    """The margin was once the same for logits of 10 and of 10,000: of these ties it saw none."""
+    model = louder(model_for(topology, seed=7), 1e4)
+    with torch.no_grad():
+        for unembed in model.unembed:
+            noise = 1e-7 * torch.randn(128, TINY.dim, generator=torch.Generator().manual_seed(0))
+            unembed.weight[1:256:2] = unembed.weight[0:256:2] + noise
+    plain = generate(model, b"tie", 40, engine="torch")
+    assert plain.stats["exact"] > 20
+    for engine, mode in product(("torch", "native"), ("ar", "speculative", "tree")):
+        assert generate(model, b"tie", 40, mode=mode, engine=engine).data == plain.data
 
 
 def test_seeds_reproduce_and_differ():

@@ -43,7 +43,8 @@ class Engine(Protocol):
     ) -> Float32[np.ndarray, "b c v"]:
         """Append the first `lengths` of the ids from slot `start` of each row on; logits of the id after each of them.
 
-        Without branches the ids follow one another.  Otherwise `keep_path` must be called next.
+        Without branches the ids follow one another.  Otherwise `keep_path` must be called next.  To give up what was
+        appended, start before it: at most `ring.STEP_BACK` ids before the last pass's start.
         """
 
     def keep_path(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:

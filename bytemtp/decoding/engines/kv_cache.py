@@ -1,17 +1,18 @@
-"""The key/value cache: preallocated, any chunk can be appended, and what was appended can be taken back for nothing.
+"""The key/value cache: any chunk can be appended, and what was appended can be taken back for nothing.
 
 A chunk of ids has a position (for the rotary embedding) and a slot (where its keys and values are written) each, and a
-mask of the slots that it sees.  Nothing is ever erased: whoever owns the cache knows how many slots of each row hold
-decided ids, and a slot beyond that is rewritten before any later chunk sees it.  So to take drafts back is to forget
-them.
+mask of the slots that it sees.  Nothing is ever erased: whoever owns the cache knows how many ids of each row are
+decided, and a slot that holds another id is rewritten before any later chunk sees it.  So to take drafts back is to
+forget them.
 
-Shapes:  b rows, c ids of the chunk, t slots, h query heads, g key/value heads, k head width.
+Shapes:  b rows, c ids of the chunk, t visible slots, s slots, h query heads, g key/value heads (h = g r), k head width.
 """
 
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -36,12 +37,16 @@ class Chunk:
 
 
 class LayerCache:
-    """Keys and values of one transformer layer."""
+    """Keys and values of one transformer layer: a ring, and one slot behind it for what has no place."""
 
-    def __init__(self, block: Block, rows: int, slots: int) -> None:
+    def __init__(self, block: Block, rows: int) -> None:
         weight = block.qkv.weight
-        shape = rows, block.kv_heads, slots, block.head_dim
+        shape = rows, block.kv_heads, 1, block.head_dim
         self.k, self.v = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+
+    def grow(self, slots: int, source: Int[Tensor, "b s"], to: Int[Tensor, "b s"]) -> None:
+        """To so many slots; what lay in the slots `source` goes to the slots `to`."""
+        self.k, self.v = (_grown(x, slots, source, to) for x in (self.k, self.v))
 
     def write(self, chunk: Chunk, k: Float[Tensor, "b c g k"], v: Float[Tensor, "b c g k"]) -> None:
         row = torch.arange(len(k), device=k.device)[:, None]
@@ -54,13 +59,34 @@ class LayerCache:
         self.k[row, :, to], self.v[row, :, to] = self.k[row, :, source], self.v[row, :, source]
 
     def attend(self, chunk: Chunk, q: Float[Tensor, "b c h k"]) -> Float[Tensor, "b c h k"]:
-        """Attention of the chunk's queries over the slots that they see."""
-        slots = chunk.mask.shape[2]
-        k, v = self.k[:, :, :slots].to(q.dtype), self.v[:, :, :slots].to(q.dtype)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=chunk.mask[:, None], enable_gqa=q.shape[2] != k.shape[1]
-        )
-        return out.transpose(1, 2)
+        """Attention of the chunk's queries over the slots that they see.
+
+        Query heads that share keys stand one behind another, as more ids would: PyTorch's fast kernels know no shared
+        heads under a mask.
+        """
+        slots, groups = chunk.mask.shape[2], self.k.shape[1]
+        k, v = (x[:, :, :slots].to(q.dtype) for x in (self.k, self.v))
+        queries = rearrange(q, "b c (g r) k -> b g (r c) k", g=groups)
+        mask = repeat(chunk.mask, "b c t -> b 1 (r c) t", r=q.shape[2] // groups)
+        out = F.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
+        return rearrange(out, "b g (r c) k -> b c (g r) k", c=q.shape[1])
+
+
+def _grown(
+    x: Float[Tensor, "b g s1 k"], slots: int, source: Int[Tensor, "b s"], to: Int[Tensor, "b s"]
+) -> Float[Tensor, "b g s2 k"]:
+    row = torch.arange(len(x), device=x.device)[:, None]
+    grown = x.new_zeros(*x.shape[:2], slots + 1, x.shape[3])
+    grown[row, :, to] = x[row, :, source]
+    return grown
+
+
+def rope_at(positions: Int[Tensor, "*s"], head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
+    """The rows of `layers.rope_table` for these positions, whatever they are."""
+    steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angle = positions[..., None].float() * (1.0 / theta ** (steps / head_dim))
+    angle = torch.cat([angle, angle], dim=-1)[..., None, :]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def step(block: Block, x: Float[Tensor, "b c d"], chunk: Chunk, cache: LayerCache) -> Float[Tensor, "b c d"]:

@@ -2,8 +2,8 @@
 
 A decoding step of tensor operations launches hundreds of small kernels, and on a GPU the launches take longer than the
 kernels.  A recorded pass is one launch.  It always has the same number of ids, rows with fewer are padded, and it sees
-a multiple of SLOTS slots of the cache, so that there are few different passes to record.  Trees and long pieces of a
-prompt run unrecorded.
+a multiple of `ring.SLOTS` slots of the cache, so that there are few different passes to record.  Trees and long pieces
+of a prompt run unrecorded.
 
 Try:  bytemtp.generate(model, b"def ", 100, mode="speculative", engine="recorded")
 Shapes:  b rows, c ids of the chunk, d width, v vocabulary, h drafting heads, n length of the id buffer.
@@ -18,23 +18,20 @@ import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
+from bytemtp.decoding.engines import ring
 from bytemtp.decoding.engines.engine import Branches
 from bytemtp.decoding.engines.tensor import TensorEngine, array
 from bytemtp.model.model import ByteMTP
-
-SLOTS = 256
-"""A recorded pass sees a multiple of so many slots: the next text finds it again, and a long one needs few."""
 
 
 class RecordedEngine(TensorEngine):
     """`TensorEngine` whose passes over one id, and over up to `width` ids, are recorded.
 
-    CUDA graphs are kept as long as the engine, since they hold the addresses of its caches.
+    CUDA graphs are kept until the caches grow, since they hold the caches' addresses.
     """
 
-    def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int, width: int) -> None:
-        # Rounded up, so that texts of other lengths need no other compiled passes.
-        super().__init__(model, rows, -(-capacity // SLOTS) * SLOTS, window)
+    def __init__(self, model: ByteMTP, rows: int, window: int, width: int) -> None:
+        super().__init__(model, rows, window)
         self.width = width
         self.passes: dict[tuple[int, int], RecordedPass] = {}
         self.last: RecordedPass | None = None
@@ -53,7 +50,8 @@ class RecordedEngine(TensorEngine):
             self.last = None
             return super().verify(start, ids, lengths, branches)
         width = 1 if count == 1 else self.width
-        slots = min(-(-self.visible_slots(start, width) // SLOTS) * SLOTS, self.scratch_slot + 1)
+        self.make_room(start, width)
+        slots = ring.round_up(self.visible_slots(start, width), ring.SLOTS)
         padded = np.zeros((len(ids), width), dtype=np.int64)
         padded[:, :count] = ids
         if (width, slots) not in self.passes:
@@ -62,6 +60,12 @@ class RecordedEngine(TensorEngine):
         run = self.last.run("verify", self._verify, start, padded, lengths, device=self.model.device)
         logits, self.hidden_by_head = run
         return array(logits)[:, :count]
+
+    def make_room(self, start: Int[np.ndarray, " b"], length: int) -> None:
+        before = self.slots
+        super().make_room(start, length)
+        if self.slots != before:
+            self.passes.clear()
 
     def _verify(
         self, start: Int[Tensor, " b"], ids: Int[Tensor, "b c"], lengths: Int[Tensor, " b"]

@@ -19,7 +19,7 @@ ENGINES: dict[type[Engine], str] = {NativeEngine: "native", TensorEngine: "torch
 def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: int = 1) -> Engine:
     """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other.
 
-    capacity: ids that a row may come to have.
+    capacity: ids that a row may come to have; they take no memory before they come.
     width: ids of a verifying pass.
     """
     window = window_of(model) or capacity
@@ -29,10 +29,10 @@ def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: in
     if choice == "native" and not supports(model):
         raise UserError("the native engine runs float32 models on the CPU whose width is a multiple of 16; use torch")
     if choice == "recorded":
-        return RecordedEngine(model, rows, capacity, window, width)
+        return RecordedEngine(model, rows, window, width)
     if choice != "torch" and supports(model):
-        return NativeEngine(model, rows, capacity, window)
-    return TensorEngine(model, rows, capacity, window)
+        return NativeEngine(model, rows, window)
+    return TensorEngine(model, rows, window)
 
 
 def window_of(model: ByteMTP) -> int:

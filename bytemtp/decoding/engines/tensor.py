@@ -9,40 +9,39 @@ Try:  bytemtp.generate(model, b"def ", 100, engine="torch")
 Shapes:  b rows, c ids of the chunk, a accepted ids, d width, v vocabulary, h drafting heads, n length of the id buffer.
 """
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
 from bytemtp.decoding.engines.engine import Branches
-from bytemtp.decoding.engines.kv_cache import Chunk, LayerCache, step, step_at
+from bytemtp.decoding.engines.kv_cache import Chunk, LayerCache, rope_at, step, step_at
+from bytemtp.decoding.engines.ring import moves, slots_for
 from bytemtp.model.heads import DeepSeekModule
-from bytemtp.model.layers import Block, rope_table
-from bytemtp.model.model import ByteMTP
+from bytemtp.model.layers import Block
+from bytemtp.model.model import ByteMTP, cached_by_weights
 
 
 class TensorEngine:
     """See `Engine`.
 
-    capacity: ids that a row may come to have.
     window: an id sees the last `window` ids, itself included.
     """
 
-    def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int) -> None:
+    def __init__(self, model: ByteMTP, rows: int, window: int) -> None:
         config = model.config
-        self.model, self.window = model, window
-        # The slot behind the last one takes what has no place: padding, and positions before a row's first.
-        self.scratch_slot = capacity
-        self.caches = {
-            module: LayerCache(module, rows, capacity + 1) for module in model.modules() if isinstance(module, Block)
-        }
+        self.model = in_bfloat16(model) if model.dtype == torch.bfloat16 else model
+        self.window, self.slots = window, 0
+        self.caches = {module: LayerCache(module, rows) for module in self.model.modules() if isinstance(module, Block)}
+        # Ids that deepseek modules read once more.
+        self.redo = config.n_future - 1 if config.topology == "deepseek" else 0
+        # Head 1's hidden states, which they read; like a cache it has a slot more for what has no place.
         weight = model.embed.weight
-        self.rope = rope_table(capacity + 1, config.head_dim, config.rope_theta, weight.device, weight.dtype)
-        # Head 1's hidden states, which deepseek modules read again when the ids behind them are known.
-        slots = capacity + 1 if config.topology == "deepseek" else 0
-        self.first_hidden = torch.zeros(rows, slots, config.dim, dtype=weight.dtype, device=weight.device)
+        self.first_hidden = torch.zeros(rows, 1, config.dim, dtype=weight.dtype, device=weight.device)
         # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
         self.hidden_by_head: dict[int, Float[Tensor, "b c d"]] = {}
 
@@ -54,7 +53,8 @@ class TensorEngine:
         lengths: Int[np.ndarray, " b"],
         branches: Branches | None = None,
     ) -> Float32[np.ndarray, "b c v"]:
-        slots = self.visible_slots(start, ids.shape[1]) if branches is None else self.scratch_slot + 1
+        self.make_room(start, ids.shape[1])
+        slots = self.visible_slots(start, ids.shape[1])
         chunk = self.chunk(self.tensor(start), self.tensor(lengths), ids.shape[1], slots, branches)
         logits, self.hidden_by_head = self.run_to_first_head(self.tensor(ids), chunk)
         return array(logits)
@@ -81,16 +81,18 @@ class TensorEngine:
         to = start[:, None] + torch.arange(path.shape[1], device=start.device)
         for block in [*self.model.trunk, *(self.model.links[i] for i in self.model.path_to_first_head)]:
             if isinstance(block, Block):
-                self.caches[block].move(start[:, None] + path, to)
+                self.caches[block].move((start[:, None] + path) % self.slots, to % self.slots)
         self.hidden_by_head = {i: x[row, path] for i, x in self.hidden_by_head.items()}
 
     def drafts(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, ids: Int[np.ndarray, "b n"]
     ) -> Iterator[Float32[np.ndarray, "b v"]]:
+        if heads < 2:
+            return
         slots = self.visible_slots(start, self.hidden_by_head[-1].shape[1])
         if self.model.config.topology == "deepseek":
-            yield from self._deepseek_drafts(self.tensor(start), self.tensor(accepted), heads, ids, slots)
-        elif heads > 1:
+            yield from self._deepseek_drafts(start, self.tensor(accepted), heads, ids, slots)
+        else:
             with torch.inference_mode():  # not around a yield: between two logits the caller's code runs
                 logits = array(self.head_logits(self.tensor(start), self.tensor(accepted), heads, slots))
             yield from logits
@@ -119,20 +121,26 @@ class TensorEngine:
         return torch.stack(logits)
 
     def _deepseek_drafts(
-        self, start: Int[Tensor, " b"], accepted: Int[Tensor, " b"], heads: int, ids: Int[np.ndarray, "b n"], slots: int
+        self,
+        start: Int[np.ndarray, " b"],
+        accepted: Int[Tensor, " b"],
+        heads: int,
+        ids: Int[np.ndarray, "b n"],
+        slots: int,
     ) -> Iterator[Float32[np.ndarray, "b v"]]:
         """All modules again from the first id whose ids ahead were drafts the last time."""
-        model, redo = self.model, self.model.config.n_future - 1
+        model, redo = self.model, self.redo
         length = self.hidden_by_head[0].shape[1]
-        new = self.chunk(start, accepted, length, slots)
+        new = self.chunk(self.tensor(start), accepted, length, slots)
         hidden = self.hidden_by_head[0].to(self.first_hidden.dtype)
-        chunk = self.chunk(start - redo, accepted + redo, redo + length, slots)
-        row, last = torch.arange(len(start), device=start.device), (redo + accepted - 1).clamp_min(0)
+        chunk = self.chunk(self.tensor(start - redo), accepted + redo, redo + length, slots)
+        row, last = torch.arange(len(start), device=accepted.device), (redo + accepted - 1).clamp_min(0)
         with torch.inference_mode():
             self.first_hidden.scatter_(1, new.slots[..., None].expand_as(hidden), hidden)
             x = self.first_hidden.gather(1, chunk.slots[..., None].expand(-1, -1, hidden.shape[2]))
         for i in range(1, heads):
-            ahead = self.tensor(ids).gather(1, (chunk.slots + i).clamp_max(ids.shape[1] - 1))
+            places = start[:, None] - redo + np.arange(redo + length) + i
+            ahead = self.tensor(np.take_along_axis(ids, places.clip(0, ids.shape[1] - 1), 1))
             module = model.links[i]
             assert isinstance(module, DeepSeekModule)
             with torch.inference_mode(), model.autocast():
@@ -147,9 +155,26 @@ class TensorEngine:
     def tensor(self, x: Int[np.ndarray, "*b"]) -> Int[Tensor, "*b"]:
         return torch.from_numpy(x).to(self.model.device)
 
+    @torch.inference_mode(False)  # what is made inside that mode could not be written to outside it
+    @torch.no_grad()
+    def make_room(self, start: Int[np.ndarray, " b"], length: int) -> None:
+        """For `length` ids from `start` on."""
+        slots = slots_for(self.slots, int(start.max()) + length, self.window + self.redo + length)
+        if slots == self.slots:
+            return
+        source, to = map(self.tensor, moves(start, self.slots, slots))
+        for cache in self.caches.values():
+            cache.grow(slots, source, to)
+        if self.redo:
+            row = torch.arange(len(start), device=source.device)[:, None]
+            old = self.first_hidden
+            self.first_hidden = old.new_zeros(len(old), slots + 1, old.shape[2])
+            self.first_hidden[row, to] = old[row, source]
+        self.slots = slots
+
     def visible_slots(self, start: Int[np.ndarray, " b"], length: int) -> int:
         """Slots of a row that `length` ids from `start` on can see."""
-        return min(int(start.max()) + length, self.scratch_slot + 1)
+        return min(int(start.max()) + length, self.slots)
 
     def chunk(
         self,
@@ -159,26 +184,36 @@ class TensorEngine:
         slots: int,
         branches: Branches | None = None,
     ) -> Chunk:
-        """`length` ids in consecutive slots from `start` on, the first `lengths` real, and which of the first `slots`
-        slots each of them sees."""
-        place, slot = torch.arange(length, device=start.device), torch.arange(slots, device=start.device)
+        """`length` ids from `start` on, the first `lengths` real, and which of the first `slots` slots each sees."""
+        place, slot = (torch.arange(size, device=start.device) for size in (length, slots))
+        depth, above = place.expand(len(start), -1), place[:, None] >= place
+        if branches is not None:
+            depth, above = self.tensor(branches.depth), torch.from_numpy(branches.ancestors).to(start.device)
         own = start[:, None] + place
         outside = (own < 0) | (place >= lengths[:, None])
-        own_slots = own.where(~outside, self.scratch_slot)
-        if branches is None:
-            positions, position_of_slot = own_slots, slot.expand(len(start), -1)
-        else:
-            positions = (start[:, None] + self.tensor(branches.depth)).where(~outside, self.scratch_slot)
-            position_of_slot = slot.expand(len(start), -1).scatter(1, own_slots, positions)
-        distance = positions[..., None] - position_of_slot[:, None]
-        mask = (distance >= 0) & (distance < self.window)
-        if branches is not None:
-            decided = (slot < start[:, None, None]).expand_as(mask)
-            ancestors = torch.from_numpy(branches.ancestors).to(slot.device)
-            mask &= decided.scatter(2, own_slots[:, None].expand(-1, length, -1), ancestors)
+        own_slots = (own % self.slots).where(~outside, self.slots)
+        positions = (start[:, None] + depth).where(~outside, 0)
+        # Of decided ids, a slot holds the last one that falls into it; below 0 there is none.
+        last = start[:, None] - 1
+        decided = last - (last - slot) % self.slots
+        mask = (decided >= 0)[:, None] & (positions[..., None] - decided[:, None] < self.window)
+        own_mask = above & (depth[..., None] - depth[:, None] < self.window)
+        columns = own_slots.clamp_max(slots)[:, None].expand(-1, length, -1)
+        mask = F.pad(mask, (0, 1)).scatter(2, columns, own_mask)[..., :slots]
         # An id without a place sees some slot, so that its (unused) output is a number.
         mask |= outside[..., None] & (slot == 0)
-        return Chunk((self.rope[0][positions], self.rope[1][positions]), own_slots, mask)
+        config = self.model.config
+        rope = rope_at(positions, config.head_dim, config.rope_theta, self.model.embed.weight.dtype)
+        return Chunk(rope, own_slots, mask)
+
+
+@cached_by_weights
+@torch.no_grad()
+def in_bfloat16(model: ByteMTP) -> ByteMTP:
+    """The model with matrices in bfloat16, which autocast would cast anew in every pass; all else is shared."""
+    matrices = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    cast = {w: nn.Parameter(w.bfloat16(), requires_grad=False) for w in matrices}
+    return copy.deepcopy(model, {id(w): cast.get(w, w) for w in model.parameters()})
 
 
 def array(x: Tensor) -> np.ndarray:

@@ -20,30 +20,42 @@ from jaxtyping import Float32, Int, UInt8
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.decoding.engines.engine import Branches
-from bytemtp.decoding.engines.native.library import LANES, Layer, Pass, Shape, Tokens, library, team
-from bytemtp.decoding.engines.native.weights import Packed, packed, round_up
+from bytemtp.decoding.engines.kv_cache import rope_at
+from bytemtp.decoding.engines.native.library import Layer, Pass, Shape, Tokens, library, team
+from bytemtp.decoding.engines.native.memory import CacheShape
+from bytemtp.decoding.engines.native.weights import Packed, packed
+from bytemtp.decoding.engines.ring import moves, round_up, slots_for
 from bytemtp.model.heads import DeepSeekModule
-from bytemtp.model.layers import Block, rope_table
+from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP
 
-SLOTS = 256
-"""Caches have a multiple of so many slots, so that the next text can often use the last one's memory."""
+STRETCH = 1024
+"""Positions whose angles are made at a time."""
 
 
 def supports(model: ByteMTP) -> bool:
-    """Whether it can run the model: float32 on the CPU, a width that is a multiple of 16, heads of up to 128."""
+    """Whether it can run the model: float32 on the CPU, a width that is a multiple of 16, whatever the processor."""
     plain = model.dtype == model.embed.weight.dtype == torch.float32
-    return plain and model.device.type == "cpu" and model.config.dim % LANES == 0 and model.config.head_dim <= 8 * LANES
+    return plain and model.device.type == "cpu" and model.config.dim % 16 == 0
 
 
-@lru_cache(maxsize=8)
-def angles(length: int, head_dim: int, theta: float) -> tuple[Float32[np.ndarray, "s k"], Float32[np.ndarray, "s k"]]:
-    """Cosines and sines of the positions.
+@lru_cache(maxsize=16)
+def stretch_of_angles(number: int, head_dim: int, theta: float) -> Float32[np.ndarray, "s 2 k"]:
+    """Cosines and sines of so many positions.
 
     Kept, because torch's threads, which make them, go on turning for milliseconds and would be in the way of ours.
     """
-    cos, sin = rope_table(length, head_dim, theta, torch.device("cpu"), torch.float32)
-    return cos[:, 0].numpy().copy(), sin[:, 0].numpy().copy()
+    positions = torch.arange(STRETCH * number, STRETCH * (number + 1))
+    return torch.cat(rope_at(positions, head_dim, theta, torch.float32), 1).numpy()
+
+
+def angles(positions: Int[np.ndarray, " t"], head_dim: int, theta: float) -> Float32[np.ndarray, "t 2 k"]:
+    """Cosines and sines of any positions."""
+    out, numbers = np.empty((len(positions), 2, head_dim), np.float32), positions // STRETCH
+    for number in set(numbers.tolist()):
+        here = numbers == number
+        out[here] = stretch_of_angles(number, head_dim, theta)[positions[here] - number * STRETCH]
+    return out
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class FlatBatch:
     place: Int[np.ndarray, " t"]
     """in its row's chunk"""
     slot: Int[np.ndarray, " t"]
+    """counted from the text's start"""
     index: Int[np.ndarray, " t"]
     """0, 1, 2, ..."""
     last: Int[np.ndarray, " q"]
@@ -69,43 +82,53 @@ def without_padding(logits: Float32[np.ndarray, "*b v"]) -> Float32[np.ndarray, 
 
 
 class NativeEngine:
-    """One model with its caches, for b rows of up to `capacity` ids; see `TensorEngine`."""
+    """One model with its caches, for b rows; see `TensorEngine`."""
 
-    def __init__(self, model: ByteMTP, rows: int, capacity: int, window: int) -> None:
+    def __init__(self, model: ByteMTP, rows: int, window: int) -> None:
         config = model.config
-        self.model, self.rows, self.window = model, rows, window
-        self.weights, self.library = packed(model), library()
-        self.slots, self.width = round_up(capacity + 1, SLOTS), round_up(config.head_dim, LANES)
-        ffn = round_up(config.ffn_dim, LANES)
-        sizes = config.dim, config.attention_heads, config.key_value_heads, self.width, ffn, config.head_dim, self.slots
-        self.shape = Shape(*sizes)
-        self.rope = angles(self.slots, config.head_dim, config.rope_theta)
-        self.angles = [x.ctypes.data for x in self.rope]
-        shape, blocks = (rows, config.key_value_heads, self.slots // LANES), list(self.weights.blocks)
-        self.memory = self.weights.memory([(*shape, self.width, LANES), (*shape, LANES, self.width)])
+        self.model, self.window = model, min(window, 2**30)  # positions are numbers of 32 bits
+        self.weights, lib = packed(model), library()
+        self.functions, self.lanes = lib.functions, lib.lanes
+        width, ffn = round_up(config.head_dim, lib.lanes), round_up(config.ffn_dim, lib.lanes)
+        sizes = config.dim, config.attention_heads, config.key_value_heads, width, ffn, config.head_dim
+        self.shape, self.rows = Shape(*sizes, 0), rows
+        blocks = list(self.weights.blocks)
+        self.memory = self.weights.memory(CacheShape(len(blocks), rows, config.key_value_heads, width, lib.lanes))
         weakref.finalize(self, self.weights.give_back, self.memory)
-        self.k = dict(zip(blocks, self.memory.caches[: len(blocks)], strict=True))
-        self.v = dict(zip(blocks, self.memory.caches[len(blocks) :], strict=True))
+        self.number = {block: number for number, block in enumerate(blocks)}
         links = [link.block if isinstance(link, DeepSeekModule) else link for link in model.links]
-        self.links = self._layers([link for link in links if isinstance(link, Block)])
+        self.link_blocks = [link for link in links if isinstance(link, Block)]
         # Layers of a verifying pass: those of the trunk, then the links on the way to head 1, if links are layers.
-        self.path = model.path_to_first_head if len(self.links) else []
+        self.path = model.path_to_first_head if self.link_blocks else []
         layers = (*model.trunk, *(model.links[i] for i in self.path))
         self.verified = [layer for layer in layers if isinstance(layer, Block)]
-        self.verify_layers = self._layers(self.verified)
         self.threads = torch.get_num_threads()
         self.team = team(self.threads)
-        slots = capacity + 1 if config.topology == "deepseek" else 0
-        # Head 1's hidden states, which deepseek modules read again when the ids behind them are known.
-        self.first_hidden = np.zeros((rows, slots, config.dim), np.float32)
+        # Ids that deepseek modules read once more, and head 1's hidden states, which they read.
+        self.redo = config.n_future - 1 if config.topology == "deepseek" else 0
+        self.first_hidden = np.zeros((rows, 0, config.dim), np.float32)
         # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
         self.hidden_by_head: dict[int, Float32[np.ndarray, "b c d"]] = {}
+
+    def _make_room(self, start: Int[np.ndarray, " b"], length: int) -> None:
+        """For `length` ids from `start` on."""
+        slots = slots_for(self.memory.slots, int(start.max()) + length, self.window + self.redo + length)
+        if slots > self.memory.slots:
+            self.memory.grow(slots, start)
+        if self.shape.slots != slots:
+            self.shape.slots = slots
+            self.links, self.verify_layers = self._layers(self.link_blocks), self._layers(self.verified)
+            if self.redo:
+                old, self.first_hidden = self.first_hidden, np.zeros((self.rows, slots, self.shape.dim), np.float32)
+                row, (source, to) = np.arange(self.rows)[:, None], moves(start, old.shape[1], slots)
+                self.first_hidden[row, to] = old[row, source]
 
     def _layers(self, blocks: list[Block]) -> "Array[Layer]":
         """Structures that lie one behind another in memory."""
         array = (Layer * len(blocks))()
         for i, block in enumerate(blocks):
-            parts = *self.weights.blocks[block], self.k[block], self.v[block]
+            number = self.number[block]
+            parts = *self.weights.blocks[block], self.memory.k[number], self.memory.v[number]
             array[i] = Layer(*(part.ctypes.data for part in parts))
         return array
 
@@ -116,6 +139,7 @@ class NativeEngine:
         lengths: Int[np.ndarray, " b"],
         branches: Branches | None = None,
     ) -> Float32[np.ndarray, "b c v"]:
+        self._make_room(start, ids.shape[1])
         flat = self._flat(start, lengths, branches)
         x = self.weights.embed[ids[flat.row, flat.place]]
         hidden = self._stack(self.verify_layers, 0, len(self.verify_layers), flat, x, kept=len(self.path))
@@ -128,11 +152,12 @@ class NativeEngine:
         place = np.arange(path.shape[1])
         row, column = np.nonzero(path != place)
         if len(row):
-            source, to = start[row] + path[row, column], start[row] + place[column]
-            for block in self.verified:
-                k, v = self.k[block], self.v[block]
-                k[row, :, to // LANES, :, to % LANES] = k[row, :, source // LANES, :, source % LANES]
-                v[row, :, to // LANES, to % LANES] = v[row, :, source // LANES, source % LANES]
+            slots = (start[row] + path[row, column]) % self.shape.slots, (start[row] + column) % self.shape.slots
+            (source, at), (to, there) = (np.divmod(slot, self.lanes) for slot in slots)
+            for number in map(self.number.__getitem__, self.verified):
+                k, v = self.memory.k[number], self.memory.v[number]
+                k[row, :, to, :, there] = k[row, :, source, :, at]
+                v[row, :, to, there] = v[row, :, source, at]
         self.hidden_by_head = {i: x[np.arange(len(path))[:, None], path] for i, x in self.hidden_by_head.items()}
 
     def drafts(
@@ -184,7 +209,7 @@ class NativeEngine:
         y = np.empty((heads - 1, len(flat.last), x.shape[1]), np.float32)
         queries = flat.last.astype(np.int32)
         step = self._pass(self.links, 1, heads - 1, flat, queries, x, y, at_once=heads - 1)
-        self.library.run_side_by_side(self.team, byref(step), self.rows)
+        self.functions.run_side_by_side(self.team, byref(step), self.rows)
         return y
 
     def _deepseek_logits(
@@ -192,10 +217,10 @@ class NativeEngine:
     ) -> Iterator[Float32[np.ndarray, "q v"]]:
         """All modules again from the first id whose ids ahead were drafts the last time."""
         new = self._flat(start, accepted)
-        self.first_hidden[new.row, new.slot] = self.hidden_by_head[0][new.row, new.place]
-        redo = np.minimum(start, self.model.config.n_future - 1) * (accepted > 0)
+        self.first_hidden[new.row, new.slot % self.shape.slots] = self.hidden_by_head[0][new.row, new.place]
+        redo = np.minimum(start, self.redo) * (accepted > 0)
         flat = self._flat(start - redo, accepted + redo)
-        x = self.first_hidden[flat.row, flat.slot]
+        x = self.first_hidden[flat.row, flat.slot % self.shape.slots]
         for i in range(1, heads):
             ahead = self.weights.embed[ids[flat.row, np.minimum(flat.slot + i, ids.shape[1] - 1)]]
             hidden, embedded = self.weights.merges[i - 1]
@@ -218,13 +243,14 @@ class NativeEngine:
         np.maximum(table[2] - (self.window - 1), 0, out=table[4])
         chunk = int(lengths.max(initial=0))
         ancestors = None if branches is None else self._ancestors(branches, row, place, chunk)
+        rope = angles(table[2], self.shape.true_head_dim, self.model.config.rope_theta)
         first, size = table.ctypes.data, count * table.itemsize
         structure = Tokens(
             count, chunk, *(first + i * size for i in range(5)),
-            None if ancestors is None else ancestors.ctypes.data, *self.angles,
+            None if ancestors is None else ancestors.ctypes.data, rope.ctypes.data,
         )  # fmt: skip
         last = (begin + lengths - 1)[lengths > 0]
-        return FlatBatch(row, place, table[1], table[5], last, structure, (table, ancestors))
+        return FlatBatch(row, place, table[1], table[5], last, structure, (table, ancestors, rope))
 
     def _ancestors(
         self, branches: Branches, row: Int[np.ndarray, " t"], place: Int[np.ndarray, " t"], chunk: int
@@ -247,7 +273,7 @@ class NativeEngine:
         y = np.empty((kept, *x.shape), np.float32)
         if count and len(x):
             step = self._pass(layers, first, count, flat, flat.index, x, y, at_once=1)
-            self.library.run_stack(self.team, byref(step), self.rows, kept)
+            self.functions.run_stack(self.team, byref(step), self.rows, kept)
         return y
 
     def _pass(
@@ -268,7 +294,7 @@ class NativeEngine:
             at_once * len(x) * (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
             at_once * len(queries) * shape.heads * shape.head_dim,
             at_once * len(queries) * shape.ffn,
-            self.threads * self.library.score_floats(shape.slots),
+            self.threads * self.functions.score_floats(shape.slots),
         ]
         scratch = self.memory.scratch(sum(sizes)).ctypes.data
         places = [scratch + 4 * sum(sizes[:i]) for i in range(len(sizes))]
@@ -287,7 +313,7 @@ class NativeEngine:
     ) -> Float32[np.ndarray, "t out"]:
         """x, or x / rms(x), times the first `out` outputs of a matrix; added to `onto`, if that is given."""
         y = np.empty((len(x), out), np.float32) if onto is None else onto
-        self.library.run_product(
+        self.functions.run_product(
             self.team,
             weight.ctypes.data,
             x.shape[1],

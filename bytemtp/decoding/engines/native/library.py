@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from ctypes import POINTER, c_int, c_int64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -21,10 +22,11 @@ from bytemtp.common.errors import UserError
 
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+PROCESSOR = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
+"""What the code may use.  step.cpp takes the widest vectors among it."""
 
-# What step.cpp has as well: two constants and four structures.  `check_layout` compares when the library is loaded.
-LANES, PANEL = 16, 32
-"""floats of a vector, and outputs of a panel of a packed matrix"""
+
+# What step.cpp has as well: four structures.  `check_layout` compares when the library is loaded.
 
 
 class Shape(ctypes.Structure):
@@ -43,7 +45,7 @@ class Tokens(ctypes.Structure):
     """The ids of a pass and what each of them sees."""
 
     _fields_ = [(name, c_int) for name in ("count", "chunk")] + [
-        (name, c_void_p) for name in ("row", "slot", "position", "first", "oldest", "above", "cos", "sin")
+        (name, c_void_p) for name in ("row", "slot", "position", "first", "oldest", "above", "angles")
     ]
 
 
@@ -63,6 +65,17 @@ class Pass(ctypes.Structure):
 STRUCTURES = (Shape, Layer, Tokens, Pass)
 
 
+@dataclass(frozen=True)
+class Library:
+    """The compiled functions, and the widths that they were compiled with."""
+
+    functions: ctypes.CDLL
+    lanes: int
+    """floats of a vector"""
+    panel: int
+    """outputs of a panel of a packed matrix"""
+
+
 def compiler() -> str | None:
     """Path of a C++ compiler: the environment's CXX, or the first of the usual names that exists."""
     names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
@@ -70,17 +83,17 @@ def compiler() -> str | None:
 
 
 @cache
-def library() -> ctypes.CDLL:
-    """The compiled functions.  UserError if there is no compiler, or if it fails."""
+def library() -> Library:
+    """The library for this processor.  UserError if there is no compiler, or if it fails."""
     program = compiler()
     if program is None:
         raise UserError("no C++ compiler (c++, g++ or clang++) was found; install one, or decode with --engine torch")
-    command = [program, *FLAGS, "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"]
+    command = [program, *FLAGS, *PROCESSOR]
     path = _folder() / f"step-{_fingerprint(command)}.so"
     if not path.exists():
         _compile(command, path)
     lib = ctypes.CDLL(str(path))
-    check_layout(lib)
+    lanes, panel = check_layout(lib)
     lib.team_new.restype = c_void_p
     lib.team_new.argtypes = [c_int]
     lib.score_floats.restype = c_int64
@@ -89,23 +102,23 @@ def library() -> ctypes.CDLL:
     lib.run_product.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int, c_int, c_int, c_void_p, c_void_p]
     for function in (lib.run_stack, lib.run_side_by_side, lib.run_product):
         function.restype = None
-    return lib
+    return Library(lib, lanes, panel)
 
 
-def check_layout(lib: ctypes.CDLL) -> None:
-    """UserError unless step.cpp was compiled with the structures and constants of this file."""
-    names = [f"size of {structure.__name__}" for structure in STRUCTURES] + ["LANES", "PANEL"]
-    here = [*(ctypes.sizeof(structure) for structure in STRUCTURES), LANES, PANEL]
-    there = list((c_int64 * len(here)).in_dll(lib, "layout"))
-    wrong = [f"{name} is {b}, not {a}" for name, a, b in zip(names, here, there, strict=True) if a != b]
+def check_layout(lib: ctypes.CDLL) -> tuple[int, int]:
+    """Lanes and panel.  UserError unless step.cpp was compiled with the structures of this file."""
+    *there, lanes, panel = (c_int64 * (len(STRUCTURES) + 2)).in_dll(lib, "layout")
+    here = {structure.__name__: ctypes.sizeof(structure) for structure in STRUCTURES}
+    wrong = [f"size of {name} is {b}, not {a}" for (name, a), b in zip(here.items(), there, strict=True) if a != b]
     if wrong:
         raise UserError(f"step.cpp does not fit library.py: {', '.join(wrong)}; decode with --engine torch")
+    return lanes, panel
 
 
 @cache
 def team(threads: int) -> int:
     """Threads that all engines of the process use in turn: new ones would need milliseconds to find a core each."""
-    return int(library().team_new(threads))
+    return int(library().functions.team_new(threads))
 
 
 os.register_at_fork(after_in_child=team.cache_clear)  # a forked process has none of them

@@ -2,13 +2,18 @@
 
 Weights are read from end to end in every step.  In pages of 4 KiB the processor's read-ahead stops at each page's end,
 which costs a third of the memory's speed; in pages of 2 MiB it does not.
+
+Shapes:  b rows, g key/value heads, k head width, l floats of a vector.
 """
 
 import mmap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
+
+from bytemtp.decoding.engines.ring import moves
 
 LINE = 16
 """floats of a cache line"""
@@ -27,12 +32,39 @@ def zeros(shapes: Sequence[tuple[int, ...]], *, huge: bool = False) -> list[Floa
     return [floats[start : start + size].reshape(shape) for start, size, shape in pieces]
 
 
-class EngineMemory:
-    """What an engine writes to: the caches of all layers, and room for one call."""
+@dataclass(frozen=True)
+class CacheShape:
+    """Of the caches of all layers."""
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        self.shapes, self.caches = shapes, zeros(shapes)
+    layers: int
+    rows: int
+    kv_heads: int
+    width: int
+    """of a head, padded"""
+    lanes: int
+    """slots of a block of keys"""
+
+
+class EngineMemory:
+    """What an engine writes to: the caches of all layers, which are rings, and room for one call."""
+
+    def __init__(self, shape: CacheShape) -> None:
+        self.shape, self.slots = shape, 0
+        self.k: list[Float32[np.ndarray, "b g blocks k l"]] = []
+        self.v: list[Float32[np.ndarray, "b g blocks l k"]] = []
         (self._scratch,) = zeros([(0,)])
+
+    def grow(self, slots: int, end: Int[np.ndarray, " b"]) -> None:
+        """To so many slots, for rows whose texts end there; blocks of keys move as they are."""
+        shape, old = self.shape, [*self.k, *self.v]
+        front = shape.rows, shape.kv_heads, slots // shape.lanes
+        sizes = [(*front, shape.width, shape.lanes), (*front, shape.lanes, shape.width)]
+        new = zeros([size for size in sizes for _ in range(shape.layers)])
+        row = np.arange(shape.rows)[:, None]
+        source, to = moves(-(-end // shape.lanes), self.slots // shape.lanes, slots // shape.lanes)
+        for before, after in zip(old, new, strict=bool(old)):
+            after[row, :, to] = before[row, :, source]
+        self.k, self.v, self.slots = new[: shape.layers], new[shape.layers :], slots
 
     def scratch(self, size: int) -> Float32[np.ndarray, " size"]:
         if size > len(self._scratch):

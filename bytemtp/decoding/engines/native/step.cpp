@@ -9,8 +9,10 @@
 // (how many, in which rows, on how many threads, as a chain or in a tree).  So a pass that verifies eight drafts gives,
 // bit for bit, what eight passes over one id give.
 //
-// A matrix W [out, in] is packed in panels of 32 outputs, [out / 32, in, 32], zeros behind the last output.  The scale of
-// the norm in front of a matrix is part of the packed matrix: W (s x / rms(x)) = (W diag(s)) x / rms(x).
+// A matrix W [out, in] is packed in panels of p outputs, [out / p, in, p], zeros behind the last output.  The scale of the
+// norm in front of a matrix is part of the packed matrix: W (s x / rms(x)) = (W diag(s)) x / rms(x).
+//
+// A row of the cache is a ring: id number n of a text lies in slot n % slots, and what is long past is overwritten.
 //
 // Shapes:  t ids (tokens), q of them asked for (queries), d width, h heads, g key/value heads, k head width, f inner width.
 
@@ -29,10 +31,20 @@
 
 namespace {
 
-constexpr int PANEL = 32;  // outputs of a panel: narrow enough for eight rows of sums in registers, so each is read once
-constexpr int ROWS = 8;    // rows that a panel is multiplied with at once
-constexpr int LANES = 16;  // floats of a vector, slots of a block of keys; a panel of gate_up has as many gates and ups
-static_assert(PANEL == 2 * LANES);
+// LANES: floats of a vector, slots of a block of keys; a panel of gate_up has as many gates and ups.
+// ROWS: rows that a panel is multiplied with at once.  Their sums fill the processor's registers and no more: sums that
+// have to go to memory and back make a pass over eight ids some thirty times as slow.
+#if defined(__AVX512F__)  // 32 registers of 64 bytes
+constexpr int LANES = 16, ROWS = 8;
+#elif defined(__AVX2__)  // 16 of 32 bytes
+constexpr int LANES = 8, ROWS = 6;
+#elif defined(__aarch64__)  // 32 of 16 bytes
+constexpr int LANES = 4, ROWS = 8;
+#else  // 16 of 16 bytes
+constexpr int LANES = 4, ROWS = 6;
+#endif
+constexpr int PANEL = 2 * LANES;  // outputs of a panel
+constexpr int STRETCH = 64;       // slots whose values fit the nearest cache; a row of the cache has a multiple of so many
 constexpr float EPSILON = 1e-5f;
 constexpr int SPINS_BEFORE_SLEEP = 20000;  // some 300 microseconds: longer than Python takes between two calls
 
@@ -126,7 +138,7 @@ class Team {
 
 // ---- Matrix products
 
-// out[r][32] = panel [in, 32] times the rows x[r][in].
+// out[r][p] = panel [in, p] times the rows x[r][in].
 template <int R>
 void panel_product(const float* panel, int in, const float* const* x, float (*out)[PANEL]) {
   Vector total[R][PANEL / LANES] = {};
@@ -147,7 +159,7 @@ constexpr std::array<PanelProduct, sizeof...(R)> by_rows(std::integer_sequence<i
   return {panel_product<R + 1>...};
 }
 
-// Calls use(r, out[32]) for each of `rows` rows.
+// Calls use(r, out[p]) for each of `rows` rows.
 template <class Row, class Use>
 void each_product(const float* panel, int in, int rows, Row row, Use use) {
   static constexpr auto products = by_rows(std::make_integer_sequence<int, ROWS>());
@@ -172,24 +184,24 @@ int panels(int outputs) { return (outputs + PANEL - 1) / PANEL; }
 // ---- What Python hands over; native/library.py has the same structures
 
 struct Shape {
-  int dim, heads, kv_heads, head_dim, ffn;  // head_dim and ffn as they lie in memory: multiples of 16
+  int dim, heads, kv_heads, head_dim, ffn;  // head_dim and ffn as they lie in memory: multiples of LANES
   int true_head_dim;
-  int slots;  // of a row of the cache, a multiple of 16
+  int slots;  // of a row of the cache
 };
 
 struct Layer {
-  const float *qkv, *attention_out, *gate_up, *ffn_out;  // packed; a panel of gate_up has 16 gates, then their 16 ups
-  float *k;                                              // [rows, g, slots / 16, k, 16]
+  const float *qkv, *attention_out, *gate_up, *ffn_out;  // packed; a panel of gate_up has LANES gates, then their ups
+  float *k;                                              // [rows, g, slots / LANES, k, LANES]
   float *v;                                              // [rows, g, slots, k]
 };
 
 struct Tokens {
   int count, chunk;                  // t, and the most that a row has
-  const int *row, *slot, *position;  // [t]; a row's tokens lie together, their slots follow one another
+  const int *row, *slot, *position;  // [t]; a row's tokens lie together; `slot` counts from the text's start
   const int* first;                  // [t] its row's first token: what lies before that one's slot is decided
   const int* oldest;                 // [t] first position that it sees
   const uint8_t* above;              // [t, chunk] which tokens of its row it sees; null: those before it, and itself
-  const float *cos, *sin;            // [positions, k]
+  const float* angles;               // [t, 2, k] cosines and sines of its position
 };
 
 struct Pass {
@@ -206,8 +218,9 @@ struct Pass {
 
 // ---- A layer
 
-void rotate(float* x, const Shape& shape, const float* cos, const float* sin) {
-  int half = shape.true_head_dim / 2;
+void rotate(float* x, const Shape& shape, const float* angles) {
+  const int half = shape.true_head_dim / 2;
+  const float *cos = angles, *sin = angles + shape.true_head_dim;
   for (int i = 0; i < half; i++) {
     float first = x[i], second = x[i + half];
     x[i] = first * cos[i] - second * sin[i];
@@ -215,7 +228,7 @@ void rotate(float* x, const Shape& shape, const float* cos, const float* sin) {
   }
 }
 
-// Dot products of q with the 16 keys of a block, in four sums so that one need not wait for the last.
+// Dot products of q with the keys of a block, in four sums so that one need not wait for the last.
 Vector block_scores(const float* q, const float* keys, int head_dim) {
   Vector part[4] = {};
   for (int i = 0; i < head_dim; i += 4)
@@ -223,7 +236,7 @@ Vector block_scores(const float* q, const float* keys, int head_dim) {
   return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
-// Scores -> e^(scale (score - greatest)) in place, for a multiple of 16 of them; returns their sum.
+// Scores -> e^(scale (score - greatest)) in place, for a multiple of LANES of them; returns their sum.
 float exponentials(float* scores, int count, float scale) {
   Vector greatest = load(scores);
   for (int i = LANES; i < count; i += LANES) greatest = load(scores + i) > greatest ? load(scores + i) : greatest;
@@ -246,6 +259,25 @@ struct Query {
   float *weights, *out, total;
 };
 
+// query.out += the values v [to - from, width] of the slots from `from` on, each by its weight, for W vectors of columns.
+template <int W>
+void add_columns(Query& query, const float* v, int width, int from, int to, int column) {
+  Vector sums[W];
+  float* out = query.out + column;
+  for (int c = 0; c < W; c++) sums[c] = load(out + c * LANES);
+  v += column;
+  for (int s = from; s < to; s++, v += width)
+    for (int c = 0; c < W; c++) sums[c] += load(v + c * LANES) * query.weights[s - query.base];
+  for (int c = 0; c < W; c++) store(out + c * LANES, sums[c]);
+}
+
+using AddColumns = void (*)(Query&, const float*, int, int, int, int);
+
+template <int... W>
+constexpr std::array<AddColumns, sizeof...(W)> by_columns(std::integer_sequence<int, W...>) {
+  return {add_columns<W + 1>...};
+}
+
 // Queries of one key/value head that take keys and values out of the nearest cache together.
 struct Queries {
   const Tokens& tokens;
@@ -267,10 +299,12 @@ struct Queries {
       from = std::min(from, list[n].base);
       to = std::max(to, tokens.slot[list[n].token]);
     }
-    for (int s = from; s <= to; s += LANES)
+    for (int s = from; s <= to; s += LANES) {
+      const float* keys = k + (int64_t)(s % shape.slots) * width;
       for (int n = 0; n < count; n++)
         if (s >= list[n].base && s <= tokens.slot[list[n].token])
-          store(list[n].weights + s - list[n].base, block_scores(list[n].q, k + (int64_t)s * width, width));
+          store(list[n].weights + s - list[n].base, block_scores(list[n].q, keys, width));
+    }
   }
 
   void weigh(Query& query) const {
@@ -284,47 +318,43 @@ struct Queries {
     query.total = exponentials(query.weights, padded, 1.0f / std::sqrt((float)shape.true_head_dim));
   }
 
-  template <int W>  // head width / 16
+  const float* value(int slot) const { return v + (int64_t)(slot % shape.slots) * shape.head_dim; }
+
+  // Slots of one stretch: they lie together.
   void add(Query& query, int from, int to) const {
-    Vector sums[W];
-    for (int c = 0; c < W; c++) sums[c] = load(query.out + c * LANES);
-    for (int s = from; s < to; s++)
-      for (int c = 0; c < W; c++) sums[c] += load(v + ((int64_t)s * W + c) * LANES) * query.weights[s - query.base];
-    for (int c = 0; c < W; c++) store(query.out + c * LANES, sums[c]);
+    static constexpr int most = 8;
+    static constexpr auto adds = by_columns(std::make_integer_sequence<int, most>());
+    const int width = shape.head_dim;
+    if (from < to)
+      for (int c = 0; c < width; c += most * LANES)
+        adds[std::min(most, (width - c) / LANES) - 1](query, value(from), width, from, to, c);
   }
 
-  template <int W>
   void finish() {
-    constexpr int stretch = 64;  // slots whose values fit the nearest cache
-    const int begin = tokens.slot[tokens.first[list[0].token]];
-    for (int n = 0; n < count; n++) std::memset(list[n].out, 0, W * LANES * sizeof(float));
-    for (int s = 0; s < begin; s += stretch)
-      for (int n = 0; n < count; n++) add<W>(list[n], std::max(s, list[n].oldest), std::min(s + stretch, begin));
+    const int width = shape.head_dim, begin = tokens.slot[tokens.first[list[0].token]];
+    int oldest = begin;
+    for (int n = 0; n < count; n++) {
+      std::memset(list[n].out, 0, width * sizeof(float));
+      oldest = std::min(oldest, list[n].oldest);
+    }
+    for (int s = oldest / STRETCH * STRETCH; s < begin; s += STRETCH)
+      for (int n = 0; n < count; n++) add(list[n], std::max(s, list[n].oldest), std::min(s + STRETCH, begin));
     for (int n = 0; n < count; n++) {
       Query& query = list[n];
       for (int j = tokens.first[query.token]; j <= query.token; j++) {
         if (!sees(query, j)) continue;
+        const float* values = value(tokens.slot[j]);
         const float weight = query.weights[tokens.position[j] - query.base];
-        for (int c = 0; c < W * LANES; c += LANES)
-          store(query.out + c, load(query.out + c) + load(v + (int64_t)tokens.slot[j] * W * LANES + c) * weight);
+        for (int c = 0; c < width; c += LANES) store(query.out + c, load(query.out + c) + load(values + c) * weight);
       }
-      for (int c = 0; c < W * LANES; c += LANES) store(query.out + c, load(query.out + c) / query.total);
+      for (int c = 0; c < width; c += LANES) store(query.out + c, load(query.out + c) / query.total);
     }
   }
 
   void attend() {
     score();
     for (int n = 0; n < count; n++) weigh(list[n]);
-    switch (shape.head_dim / LANES) {
-      case 1: return finish<1>();
-      case 2: return finish<2>();
-      case 3: return finish<3>();
-      case 4: return finish<4>();
-      case 5: return finish<5>();
-      case 6: return finish<6>();
-      case 7: return finish<7>();
-      default: return finish<8>();
-    }
+    finish();
   }
 };
 
@@ -340,22 +370,22 @@ void attention(const Pass& pass, int l, int row, int group, float* scratch) {
     if (tokens.row[i] != row) continue;
     float* key = pass.qkv + ((int64_t)l * tokens.count + i) * qkv_width + (shape.heads + group) * width;
     const float* value = key + shape.kv_heads * width;
-    const int slot = tokens.slot[i], angle = tokens.position[i] * shape.true_head_dim;
-    rotate(key, shape, tokens.cos + angle, tokens.sin + angle);
+    const int slot = tokens.slot[i] % shape.slots;
+    rotate(key, shape, tokens.angles + (int64_t)i * 2 * shape.true_head_dim);
     for (int c = 0; c < width; c++) k[((int64_t)(slot / LANES) * width + c) * LANES + slot % LANES] = key[c];
     std::memcpy(v + (int64_t)slot * width, value, width * sizeof(float));
   }
   Queries queries{tokens, shape, k, v, {}, 0};
   for (int n = 0; n < pass.query_count; n++) {
-    const int i = pass.queries[n], position = tokens.position[i], angle = position * shape.true_head_dim;
+    const int i = pass.queries[n];
     if (tokens.row[i] != row) continue;
     for (int h = group * share; h < (group + 1) * share; h++) {
       float* q = pass.qkv + ((int64_t)l * tokens.count + i) * qkv_width + h * width;
-      rotate(q, shape, tokens.cos + angle, tokens.sin + angle);
+      rotate(q, shape, tokens.angles + (int64_t)i * 2 * shape.true_head_dim);
       const int oldest = tokens.oldest[i];
       float* out = pass.attended + (((int64_t)l * pass.query_count + n) * shape.heads + h) * width;
       float* weights = scratch + (int64_t)queries.count * (shape.slots + LANES);
-      queries.list[queries.count++] = {i, position, oldest, oldest / LANES * LANES, q, weights, out, 0.0f};
+      queries.list[queries.count++] = {i, tokens.position[i], oldest, oldest / LANES * LANES, q, weights, out, 0.0f};
       if (queries.count == ROWS) queries.attend(), queries.count = 0;
     }
   }
@@ -505,7 +535,7 @@ void product_step(void* argument, int member) {
 
 extern "C" {
 
-// native/library.py compares these with its own.
+// native/library.py compares the sizes with its own, and reads the two constants.
 extern const int64_t layout[] = {sizeof(Shape), sizeof(Layer), sizeof(Tokens), sizeof(Pass), LANES, PANEL};
 
 void* team_new(int threads) { return new Team(threads); }

@@ -1,11 +1,10 @@
 """A model's matrices in the order in which step.cpp reads them.
 
-A matrix [out, in] becomes panels of 32 outputs, [out / 32, in, 32].  The scale of a norm in front of it goes into it.
+A matrix [out, in] becomes panels of p outputs, [out / p, in, p].  The scale of a norm in front of it goes into it.
+How wide vectors and panels are depends on the processor that the library was compiled for.
 
-Shapes:  d width, h query heads, g key/value heads, k head width (p: padded to 16), f inner width.
+Shapes:  d width, h query heads, g key/value heads, k head width, f inner width, p outputs of a panel.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,34 +12,33 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from bytemtp.decoding.engines.native.library import LANES, PANEL
-from bytemtp.decoding.engines.native.memory import EngineMemory, contiguous_copies
+from bytemtp.decoding.engines.native.library import library
+from bytemtp.decoding.engines.native.memory import CacheShape, EngineMemory, contiguous_copies
+from bytemtp.decoding.engines.ring import round_up
 from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP, cached_by_weights
 
-Packed = Float32[np.ndarray, "panels in 32"]
-
-
-def round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+Packed = Float32[np.ndarray, "panels in p"]
 
 
 def pack(weight: Float[Tensor, "out in"], scale: Float[Tensor, " in"] | None = None) -> Packed:
     """A matrix with the norm's scale in it, in panels, zeros behind the last output."""
     weight = weight if scale is None else weight * scale
-    weight = F.pad(weight, (0, 0, 0, round_up(len(weight), PANEL) - len(weight)))
-    return weight.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous().numpy()
+    panel = library().panel
+    weight = F.pad(weight, (0, 0, 0, round_up(len(weight), panel) - len(weight)))
+    return weight.unflatten(0, (-1, panel)).transpose(1, 2).contiguous().numpy()
 
 
 def pack_block(block: Block) -> list[Packed]:
     """The four matrices of a layer: qkv, attention_out, gate_up, ffn_out."""
-    extra = round_up(block.head_dim, LANES) - block.head_dim
+    lanes = library().lanes
+    extra = round_up(block.head_dim, lanes) - block.head_dim
     qkv = block.qkv.weight.unflatten(0, (-1, block.head_dim))
     out = block.attention_out.weight.unflatten(1, (-1, block.head_dim))
     gate, up = block.gate_up.weight.chunk(2)
-    more = round_up(len(gate), LANES) - len(gate)
-    both = torch.stack([F.pad(w, (0, 0, 0, more)).unflatten(0, (-1, LANES)) for w in (gate, up)], dim=1)
+    more = round_up(len(gate), lanes) - len(gate)
+    both = torch.stack([F.pad(w, (0, 0, 0, more)).unflatten(0, (-1, lanes)) for w in (gate, up)], dim=1)
     matrices = [
         pack(F.pad(qkv, (0, 0, 0, extra)).flatten(0, 1), block.attention_norm.weight),
         pack(F.pad(out, (0, extra)).flatten(1)),
@@ -67,14 +65,13 @@ class PackedModel:
 
         self._spare: EngineMemory | None = None
 
-    def memory(self, cache_shapes: Sequence[tuple[int, ...]]) -> EngineMemory:
-        """Memory of an engine, one cache of each shape a layer: that of the last one, if it fits and is free.
+    def memory(self, shape: CacheShape) -> EngineMemory:
+        """Memory of an engine: that of the last one, if it fits and is free, with the slots that it has.
 
         New memory costs a page fault for every few keys; what an old one holds is never read before it is rewritten.
         """
-        shapes = [shape for shape in cache_shapes for _ in self.blocks]
         spare, self._spare = self._spare, None
-        return spare if spare is not None and spare.shapes == shapes else EngineMemory(shapes)
+        return spare if spare is not None and spare.shape == shape else EngineMemory(shape)
 
     def give_back(self, memory: EngineMemory) -> None:
         self._spare = memory
