@@ -274,13 +274,14 @@ def test_one_head_drafts_nothing():
     assert out.data == generate(model, b"a", 10).data and out.stats["accept_rate_by_position"] == []
 
 
-def test_long_prompts_go_through_in_pieces():
-    model = model_for("deepseek")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_long_prompts_go_through_in_pieces(engine):
+    model, options = model_for("deepseek"), {"max_bytes": 12, "engine": engine}
     prompt = bytes(range(256)) * 5
-    plain = generate(model, prompt, 12)
-    assert generate(model, prompt, 12, mode="speculative").data == plain.data == naive(model, prompt, 12)
-    mixed = generate_batch(model, [prompt, b"short"], 12, mode="speculative")
-    assert [row.data for row in mixed] == [plain.data, generate(model, b"short", 12).data]
+    plain = generate(model, prompt, **options)
+    assert generate(model, prompt, mode="speculative", **options).data == plain.data == naive(model, prompt, 12)
+    mixed = generate_batch(model, [prompt, b"short"], mode="speculative", **options)
+    assert [row.data for row in mixed] == [plain.data, generate(model, b"short", **options).data]
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
