@@ -3,7 +3,8 @@
 import runpy
 import sys
 
-from bytemtp.common.cli import check_known, run_main, usage
+from bytemtp.common.checks import check_known
+from bytemtp.common.cli import run_main, usage
 
 COMMANDS = {
     "train": "train a model on raw files, or go on with a run",

@@ -17,7 +17,9 @@ from bytemtp.model.huggingface import architecture, check, export, import_transf
 
 @dataclass(frozen=True)
 class Command:
-    """Write a run as a Hugging Face folder: LlamaForCausalLM (trunk and head 1) and a byte tokenizer, no remote code.
+    """Write a run as a Hugging Face folder: trunk and head 1 as a Mistral, and a byte tokenizer; no remote code.
+
+    Mistral is Llama with a sliding window: a byte sees as far back as the run was trained to look.
 
     An example:
 

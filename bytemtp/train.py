@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from bytemtp.common.cli import parse, run_main
+from bytemtp.common.cli import parse, run_main, unmarked, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log, pick_device
@@ -90,22 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def read_command(arguments: Sequence[str]) -> Command:
     """Parse on top of what the preset, or the run to resume, and the TOML file say."""
+    words = with_texts_marked(Command, arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in ("--config", "--preset", "--out", "--init", "--device", "--train.minutes"):
-        first.add_argument(option, nargs="?")
+        first.add_argument(option, nargs="?", type=unmarked)
     first.add_argument("--resume", nargs="?", const=True)  # a value that does not belong there is found by `parse`
-    asked, _ = first.parse_known_args(arguments)
+    asked, _ = first.parse_known_args(words)
     base, name = starting_point(asked)
     source = None if asked.init is None or asked.resume else source_config(Path(asked.init))
     start = base.model if source is None else source
-    named = names(arguments, asked.config)
+    named = names(words, asked.config)
     has_room = source is not None or (not asked.resume and "model.topology" in named)
     if has_room:
         # Room for any heads while they are not known yet; then `layers` follows from the source or the preset.
         base = replace(base, model=replace(start, layers=start.layers + MAX_FUTURE))
     if asked.config:
         base, _ = load_settings(Path(asked.config), base)
-    options = parse(Command, "python -m bytemtp.train", arguments, Command(paths=(), preset=name, settings=base))
+    options = parse(Command, "python -m bytemtp.train", words, Command(paths=(), preset=name, settings=base))
     if asked.out is None:
         raise UserError("--out is missing; name the folder that the run is to be written to")
     if has_room and "model.layers" not in named:

@@ -17,6 +17,7 @@ from bytemtp import export
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig, Topology
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
+from bytemtp.decoding.engines.select import window_of
 from bytemtp.model.model import ByteMTP
 
 transformers = pytest.importorskip("transformers")
@@ -41,11 +42,18 @@ def exported(model: ByteMTP, folder: Path, **options):
     return transformers.AutoModelForCausalLM.from_pretrained(folder / "out", **options).eval()
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
+@pytest.fixture(scope="module", params=[0, 32], ids=["Llama", "Mistral"])
+def tokenizer(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("tokenizer") / "out"
-    export.export(tiny(), folder)
+    export.export(trained_on(request.param), folder)
     return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def trained_on(length: int, **changes) -> ByteMTP:
+    """As a run with that train.seq_len is loaded."""
+    model = tiny(**changes)
+    model.trained_length = length
+    return model
 
 
 VARIANTS = [
@@ -82,6 +90,39 @@ def test_greedy_generation_is_ours_byte_for_byte(tmp_path, changes):
         assert len(theirs) >= len(ours.data)
 
 
+@pytest.mark.parametrize(("length", "window"), [(12, 0), (12, 5), (5, 12), (0, 5)])
+def test_beyond_the_trained_length_the_law_is_that_of_decoding(tmp_path, length, window):
+    """Which looks back no further than train.seq_len; a Llama looks back to the start, and wrote other bytes."""
+    model = trained_on(length, window=window)
+    llama = exported(model, tmp_path)
+    ids = torch.tensor([[EOT, *b"The rose is red, the violet is blue"]])
+    theirs = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
+    ours = bytemtp.generate(model, bytes(ids[0, 1:].tolist()), 60).data
+    assert [*ours, EOT][:60] == theirs[0, ids.shape[1] :].tolist()
+    with torch.no_grad():
+        hidden = model.first_hidden(ids, window_of(model))
+        torch.testing.assert_close(llama(ids).logits, model.logits(0, hidden)[..., :VOCAB_SIZE], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("length", [0, 12])
+def test_servers_are_told_no_limit_of_length(tmp_path, length):
+    """max_position_embeddings was train.seq_len: servers refused what is longer, though the law goes on."""
+    folder = written(trained_on(length), tmp_path)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    assert config.max_position_embeddings == 32768
+    assert transformers.AutoTokenizer.from_pretrained(folder).model_max_length == 32768
+    assert getattr(config, "sliding_window", None) == (length or None)
+
+
+def test_a_pipeline_continues_a_document_from_its_start(tmp_path):
+    """The tokenizer puts id 256 in front, as our decoding does, so a pipeline writes our bytes."""
+    folder = written(trained_on(32), tmp_path)
+    pipeline = transformers.pipeline("text-generation", model=str(folder), device="cpu")
+    [out] = pipeline("The rose", max_new_tokens=20, do_sample=False, return_full_text=False)
+    ours = bytemtp.generate(trained_on(32), b"The rose", 20)
+    assert out["generated_text"] == ours.data.decode("utf-8", "replace")
+
+
 def test_the_folder_needs_no_code_and_no_tensor_is_left_over(tmp_path):
     _, report = transformers.AutoModelForCausalLM.from_pretrained(
         written(tiny("anticausal"), tmp_path), output_loading_info=True, trust_remote_code=False
@@ -104,8 +145,9 @@ def test_both_generations_of_transformers_find_their_names(tmp_path):
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_text_becomes_its_bytes_and_comes_back(tokenizer, text):
-    assert tokenizer.encode(text) == list(text.encode())
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text) == [EOT, *text.encode()]
+    assert tokenizer.encode(text, add_special_tokens=False) == list(text.encode())
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
 
 
 @given(data=st.binary())
@@ -118,7 +160,7 @@ def test_ids_are_bytes_whatever_they_are(tokenizer, data):
     "text", ["<|endoftext|>", "a<|endoftext|>b", " leading", "don't", "a  b\n\n", "e\u0301", "\r\n"]
 )
 def test_nothing_is_special_or_tidied_in_text(tokenizer, text):
-    assert tokenizer.encode(text) == list(text.encode())
+    assert tokenizer.encode(text) == [EOT, *text.encode()]
     assert tokenizer.decode(list(text.encode())) == text
 
 
@@ -129,6 +171,8 @@ def test_the_document_boundary_is_the_only_special_id(tokenizer):
     assert tokenizer.decode([97, EOT, 98]) == "a<|endoftext|>b"
     assert tokenizer.decode([97, EOT, 98], skip_special_tokens=True) == "ab"
     assert set(tokenizer("a")) == {"input_ids", "attention_mask"}, "what generate() takes"
+    assert tokenizer("ab", "c")["input_ids"] == [EOT, *b"abc"]
+    assert tokenizer(["ab", ""])["input_ids"] == [[EOT, *b"ab"], [EOT]]
 
 
 def command(*arguments):
@@ -139,7 +183,7 @@ def command(*arguments):
 def test_command_writes_and_checks(trained_run, tmp_path):
     done = command(trained_run, "--out", tmp_path / "out", "--check")
     assert done.returncode == 0, done.stderr
-    assert "LlamaForCausalLM, 2 layers" in done.stdout and "1000 of 1000 texts" in done.stdout
+    assert "MistralForCausalLM, 2 layers" in done.stdout and "1000 of 1000 texts" in done.stdout
 
 
 def test_the_card_tells_the_truth(trained_run, tmp_path):
@@ -147,11 +191,20 @@ def test_the_card_tells_the_truth(trained_run, tmp_path):
     model = bytemtp.load(trained_run)
     card = (written(model, tmp_path) / "README.md").read_text()
     lines = "\n".join(line.strip() for line in card.splitlines() if line.startswith("    "))
-    assert "trained on rows of 32 bytes" in card.lower()
+    assert "Trained on rows of 32 bytes" in card and "a byte sees the 32 positions up to itself" in card
     names = {"torch": torch}
     exec(lines.replace("DIR", str(tmp_path / "out")), names)
     text = bytes(i for i in names["ids"][0].tolist() if i != EOT).decode("utf-8", "replace")
     assert text.startswith("The ") and len(names["ids"][0]) > 5
+
+
+def test_the_check_looks_beyond_the_window(tmp_path):
+    model = trained_on(12)
+    export.check(model, written(model, tmp_path))
+    path = tmp_path / "out" / "config.json"
+    path.write_text(path.read_text().replace('"sliding_window": 12', '"sliding_window": 13'))
+    with pytest.raises(UserError, match="logits differ by at most"):
+        export.check(model, tmp_path / "out")
 
 
 def test_the_check_finds_a_wrong_folder(tmp_path):

@@ -1,29 +1,35 @@
 """From a command line to a frozen dataclass, by tyro, and on to its `main` method.
 
 Every mistake is a UserError of one line, and exit statuses are the contract's: 0 success, 2 bad input, 130 Ctrl-C.  In
-names `-` and `_` are alike; booleans among the settings are written `true` or `false`.
+names `-` and `_` are alike; booleans among the settings are written `true` or `false`.  A text may begin with a dash:
+`--prompt "-- x"`, `--stop -e --`.
 
 Try:  python -m bytemtp.evaluate bpb --help
 """
 
 import dataclasses
-import difflib
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
 
 import tyro
 
+from bytemtp.common.checks import check_known
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import check_names
 
 T = TypeVar("T")
 REGISTRY = tyro.constructors.ConstructorRegistry()
 POSITIONAL = tyro.conf.Positional[int].__metadata__[0]  # type: ignore[attr-defined]
+OPTION = re.compile(r"--[^\W\d_]")
+"""What looks like an option."""
+TEXT = "\0"
+"""Before a word that is a value though it looks like an option.  A command line cannot hold it."""
 
 
 @runtime_checkable
@@ -36,6 +42,8 @@ class Command(Protocol):
 
 def run_main(main: Callable[[], None]) -> None:
     """Call `main` and exit as the contract says, with one line on standard error for bad input."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no text are printed as they are
     try:
         main()
     except UserError as error:
@@ -68,15 +76,6 @@ def run_verb(
     run(verbs[verb], f"python -m {program} {verb}", rest)
 
 
-def check_known(name: str, known: Iterable[str], what: str) -> None:
-    """UserError for a name that is not known, with the nearest one or all of them."""
-    if name not in (names := list(known)):
-        near = difflib.get_close_matches(name, names, n=1)
-        raise UserError(
-            f"unknown {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}")
-        )
-
-
 def usage(program: str, kind: str, names: Mapping[str, str], example: str) -> str:
     """A line a name.  kind: what they are called, as verb."""
     lines = [f"  {name:9} {what}" for name, what in names.items()]
@@ -91,31 +90,73 @@ def parse(kind: type[T], program: str, arguments: Sequence[str], default: T = ty
 
     UserError for an unknown name (with the nearest known one) or a bad value.
     """
-    names = [argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
-    check_names([f"--{name}" for name in names], [*option_names(kind), "--help"], "the command line")
+    words = with_texts_marked(kind, arguments)
+    check_names(map(option_of, filter(OPTION.match, words)), [*option_names(kind), "--help"], "the command line")
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            return tyro.cli(
-                kind, args=arguments, default=default, prog=program, registry=REGISTRY, use_underscores=True
-            )
+            return tyro.cli(kind, args=words, default=default, prog=program, registry=REGISTRY, use_underscores=True)
     except SystemExit as stop:
         if not stop.code:
             raise  # --help has been printed
-        raise UserError(one_line(printed.getvalue())) from None
+        raise UserError(one_line(printed.getvalue()).replace(TEXT, "")) from None
 
 
-def option_names(kind: type[Any], prefix: str = "--") -> Iterator[str]:
+def with_texts_marked(kind: type[Any], words: Sequence[str]) -> list[str]:
+    """The command line with TEXT before every word that is a value though it begins with a dash.
+
+    After an option that takes a text, the next word is one, whatever it is.  After one that takes a path or a list it
+    is not if it is an option itself (`--out --resume` lacks a path), and in a list none but the first is if it looks
+    like one, `--` and a letter, for it may be misspelt.  What stands behind `=` is a value anyhow.
+    """
+    options = dict(typed_options(kind))
+    marked: list[str] = []
+    takes: frozenset[type] = frozenset()
+    is_first = True
+    for word in words:
+        is_option, is_pair = option_of(word) in options or word in ("--help", "-h"), "=" in word
+        if takes == {str} or (takes and not is_option and (is_first or not OPTION.match(word))):
+            marked.append(TEXT + word if word.startswith("-") and word != "-" else word)
+            takes, is_first = takes if tuple in takes else frozenset(), False
+        else:
+            marked.append(word)
+            takes, is_first = texts_of(options.get(option_of(word))), not is_pair
+            takes = takes if tuple in takes or not is_pair else frozenset()
+    return marked
+
+
+def texts_of(hint: Any) -> frozenset[type]:
+    """Of an option's type: str or Path if it takes such words, with tuple if it takes several; else nothing."""
+    if get_origin(hint) is Annotated:
+        return texts_of(get_args(hint)[0])
+    if not get_args(hint):
+        return frozenset({hint} & {str, Path})
+    inside = frozenset[type]().union(*map(texts_of, get_args(hint)))
+    return inside | {tuple} if inside and get_origin(hint) is tuple else inside
+
+
+def option_of(word: str) -> str:
+    """`--max-bytes=3` -> --max_bytes"""
+    name = word.partition("=")[0]
+    return "--" + name[2:].replace("-", "_") if name.startswith("--") else name
+
+
+def option_names(kind: type[Any]) -> Iterator[str]:
     """All that `--` may introduce: fields that are not positional, and those of inner dataclasses as outer.inner."""
+    return (name for name, _ in typed_options(kind))
+
+
+def typed_options(kind: type[Any], prefix: str = "--") -> Iterator[tuple[str, Any]]:
+    """The options with their types."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         marks = getattr(hints[field.name], "__metadata__", ())
         inner: Any = getattr(hints[field.name], "__origin__", hints[field.name])
         if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             nameless = any(getattr(mark, "name", None) == "" for mark in marks)
-            yield from option_names(inner, prefix if nameless else f"{prefix}{field.name}.")
+            yield from typed_options(inner, prefix if nameless else f"{prefix}{field.name}.")
         elif POSITIONAL not in marks:
-            yield prefix + field.name
+            yield prefix + field.name, hints[field.name]
 
 
 def one_line(box: str) -> str:
@@ -139,6 +180,25 @@ def _true_or_false(
         is_instance=lambda value: isinstance(value, bool),
         str_from_instance=lambda value: [str(value).lower()],
     )
+
+
+@REGISTRY.primitive_rule
+def _text(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """As tyro reads them, without the mark of `with_texts_marked`."""
+    kind = info.type
+    if kind is not str and kind is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=lambda words: kind(unmarked(words[0])),
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def unmarked(word: str) -> str:
+    return word.removeprefix(TEXT)
 
 
 def _boolean(text: str) -> bool:

@@ -5,8 +5,9 @@ bytemtp.generate(model, b"def add(", 200, mode="speculative").data
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, real, whole
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.engines.select import ENGINES
 from bytemtp.decoding.loop import VerifyLoop
@@ -16,6 +17,7 @@ from bytemtp.decoding.tree import Shape, chain, check
 from bytemtp.model.model import ByteMTP
 
 Mode = Literal["ar", "speculative", "tree", "draft"]
+EngineName = Literal["auto", "native", "torch", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Options:
     """ends before the first of these; the end-of-document id ends, too"""
     utf8: bool = False
     """only bytes that continue well-formed UTF-8"""
-    engine: Literal["auto", "native", "torch", "recorded"] = "auto"
+    engine: EngineName = "auto"
     """native: steps compiled from C++, for float32 on CPU cores; torch: tensor operations, for any device and dtype;
     recorded: the same, as CUDA graphs (on CPU cores by torch.compile); auto: native where it can be, else torch"""
 
@@ -84,6 +86,32 @@ class Options:
         return VerifyLoop(model, rows, shape, as_tree=as_tree, engine=self.engine, draft_model=draft)
 
 
+def _draft(name: str, value: Any) -> ByteMTP | None:
+    return None if value is None else MODEL(name, value)
+
+
+MODEL = instance(ByteMTP, "a model, as bytemtp.load(RUN) gives it")
+CHECKS: dict[str, Check] = {
+    "model": MODEL,
+    "draft": _draft,
+    "prompt": octets,
+    "prompts": octets_list,
+    "max_bytes": whole(0),
+    "mode": choice(*get_args(Mode)),
+    "heads": whole(0),
+    "tree": lambda _, value: check(value),
+    "temperature": real,
+    "top_k": whole(0),
+    "top_p": real,
+    "seed": whole(),
+    "stop": octets_list,
+    "utf8": instance(bool, "True or False"),
+    "engine": choice(*get_args(EngineName)),
+}
+"""What each argument of the functions below must be.  Where a range depends on others, `Options` looks at it."""
+
+
+@checked(CHECKS)
 def generate(model: ByteMTP, prompt: bytes, max_bytes: int, draft: ByteMTP | None = None, **options: Any) -> Generation:
     """Continue `prompt` by up to `max_bytes` bytes; `options` are the fields of `Options`.
 
@@ -93,11 +121,14 @@ def generate(model: ByteMTP, prompt: bytes, max_bytes: int, draft: ByteMTP | Non
     return generate_batch(model, [prompt], max_bytes, draft, **options)[0]
 
 
+@checked(CHECKS)
 def generate_batch(
     model: ByteMTP, prompts: Sequence[bytes], max_bytes: int, draft: ByteMTP | None = None, **options: Any
 ) -> list[Generation]:
     """Continue several prompts together; see `generate`."""
     chosen = Options(**options)
+    if not prompts:
+        return []
     rows = [chosen.row(prompt, number, max_bytes) for number, prompt in enumerate(prompts)]
     loop = chosen.loop(model, rows, draft)
     loop.run()
@@ -105,6 +136,7 @@ def generate_batch(
     return [_generation(chosen.mode, loop, row, seconds) for row in rows]
 
 
+@checked(CHECKS)
 def generate_stream(
     model: ByteMTP, prompt: bytes, max_bytes: int, draft: ByteMTP | None = None, **options: Any
 ) -> Generator[bytes, None, Generation]:
@@ -113,13 +145,17 @@ def generate_stream(
     The iterator's return value (what `yield from` gives) is the `Generation`.
     """
     chosen = Options(**options)
-    row, sent = chosen.row(prompt, 0, max_bytes), 0
-    loop = chosen.loop(model, [row], draft)
+    row = chosen.row(prompt, 0, max_bytes)
+    return _stream(chosen.mode, chosen.loop(model, [row], draft), row)
+
+
+def _stream(mode: Mode, loop: VerifyLoop, row: Row) -> Generator[bytes, None, Generation]:
+    sent = 0
     for _ in loop.passes():
         if row.settled > sent:
             yield bytes(row.data[sent : row.settled])
             sent = row.settled
-    return _generation(chosen.mode, loop, row, loop.seconds())
+    return _generation(mode, loop, row, loop.seconds())
 
 
 def _generation(mode: Mode, loop: VerifyLoop, row: Row, seconds: float) -> Generation:

@@ -74,12 +74,10 @@ class Row:
         self.origins.append(draft)
         if self.utf8_state is not None:
             self.utf8_state = advance(self.utf8_state, id_)
-        for stop in self.stop:
-            if self.data.endswith(stop):
-                del self.data[-len(stop) :], self.origins[-len(stop) :]
-                self.stopped_by = "stop"
-                return
-        if not self.left:
+        if ended := [len(stop) for stop in self.stop if self.data.endswith(stop)]:
+            del self.data[-max(ended) :], self.origins[-max(ended) :]
+            self.stopped_by = "stop"
+        elif not self.left:
             self.stopped_by = "max_bytes"
 
     def begin_pass(self, depths: Iterable[int]) -> None:

@@ -31,7 +31,7 @@ class Rule:
     top_k: int = 0
     """only the k likeliest ids; 0 means all"""
     top_p: float = 1.0
-    """only the likeliest ids that together have this probability"""
+    """only the likeliest of these ids that together have this share of their probability"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -44,23 +44,26 @@ class Rule:
     def distribution(
         self, logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None = None
     ) -> Float64[np.ndarray, "*l v"]:
-        """Probabilities in float64: legal ids only, then temperature, then top-k, then top-p."""
+        """Probabilities in float64: legal ids only, then temperature, then top-k, then top-p of what is left."""
         logits = masked(logits.astype(np.float64), legal)
         if self.temperature == 0:
             return (np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None]).astype(np.float64)
-        odds = np.exp((logits - logits.max(-1, keepdims=True)) / self.temperature)
+        with np.errstate(over="ignore"):  # a temperature near 0 makes it -inf, and the odds 0
+            odds = np.exp((logits - logits.max(-1, keepdims=True)) / self.temperature)
         probabilities = odds / odds.sum(-1, keepdims=True)
         return self._cut(probabilities) if self.top_k or self.top_p < 1 else probabilities
 
     def _cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
-        """Ids in falling order; equal ones in the order of their numbers."""
+        """Ids in falling order; equal ones in the order of their numbers.  top_p is a share of what top_k leaves."""
         ids = np.argsort(-probabilities, axis=-1, kind="stable")
         ordered = np.take_along_axis(probabilities, ids, -1)
-        kept = ordered.cumsum(-1) - ordered < self.top_p
         if self.top_k:
-            kept &= np.arange(ordered.shape[-1]) < self.top_k
+            ordered[..., self.top_k :] = 0
+        if self.top_p < 1:
+            before = (ordered.cumsum(-1) - ordered) / ordered.sum(-1, keepdims=True)
+            ordered[before >= self.top_p] = 0
         cut = np.zeros_like(probabilities)
-        np.put_along_axis(cut, ids, ordered * kept, -1)
+        np.put_along_axis(cut, ids, ordered, -1)
         return cut / cut.sum(-1, keepdims=True)
 
 

@@ -11,10 +11,13 @@ Shapes:  b rows, c ids of a chunk, v vocabulary.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int
 
+from bytemtp.common.checks import shown
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.engines.engine import Branches
 from bytemtp.decoding.row import Row
@@ -28,14 +31,25 @@ def chain(length: int) -> Shape:
     return tuple((0,) * depth for depth in range(1, length + 1))
 
 
-def check(shape: Sequence[Sequence[int]]) -> Shape:
-    """The shape with parents before children and siblings by rank.  UserError if a node lacks its parent or sibling."""
+def check(shape: Any) -> Shape:
+    """A list of paths as a shape, with parents before children and siblings by rank.
+
+    UserError if it is no list of paths of ranks, or if a node lacks its parent or sibling.
+    """
+    if not _is_paths(shape):
+        raise UserError(f"the tree is {shown(shape)}, no list of paths of ranks like [[0], [0, 0], [1]]")
     nodes = {tuple(node) for node in shape}
     for node in nodes:
         parent, elder = node[:-1], (*node[:-1], node[-1] - 1) if node else ()
         if not node or (parent and parent not in nodes) or (node[-1] > 0 and elder not in nodes) or min(node) < 0:
             raise UserError(f"the tree has the node {list(node)} without its parent or the rank before it")
     return tuple(sorted(nodes, key=lambda node: (len(node), node)))
+
+
+def _is_paths(shape: Any) -> bool:
+    return isinstance(shape, list | tuple) and all(
+        isinstance(node, list | tuple) and all(isinstance(rank, Integral) for rank in node) for node in shape
+    )
 
 
 def depth_of(shape: Shape) -> int:

@@ -1,10 +1,13 @@
 """Multiple choice by log-likelihood: which of some continuations does the model find likeliest?
 
 Each choice is scored as the bytes that follow the context, by the law that decoding draws from at temperature 1: a byte
-sees as far back as in decoding.  Two accuracies, since the sum over its bytes favours a short choice:
+sees as far back as in decoding.  Three accuracies, since the sum over its bytes favours a short choice:
 
-    accuracy            the answer has the greatest total log-likelihood          (lm-eval: acc)
-    accuracy_per_byte   the answer has the greatest log-likelihood per byte       (lm-eval: acc_norm)
+    accuracy                 the answer has the greatest total log-likelihood     (lm-eval: acc)
+    accuracy_per_character   the greatest log-likelihood per character            (lm-eval: acc_norm)
+    accuracy_per_byte        the greatest log-likelihood per byte
+
+As in lm-eval, the characters are those of the choice alone, without what --between puts before it; the bytes are all.
 
 A tie goes to the choice that stands first.
 
@@ -13,7 +16,7 @@ Try:  python -m bytemtp.evaluate choice RUN --tasks tasks.jsonl
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +46,7 @@ IDS_A_PASS = 1 << 13
 
 @dataclass(frozen=True)
 class Command:
-    """Accuracy of a run in multiple choice, by total and by per-byte log-likelihood.
+    """Accuracy of a run in multiple choice, by log-likelihood in all, per character and per byte.
 
     An example:
 
@@ -85,6 +88,18 @@ class Task:
     """bytes that may follow the context"""
     answer: int
     """number of the right one, from 0"""
+    between: str = ""
+    """text that each choice begins with and that the file's own does not"""
+
+    @property
+    def byte_counts(self) -> list[int]:
+        """Of each choice."""
+        return list(map(len, self.choices))
+
+    @property
+    def character_counts(self) -> list[int]:
+        """Of each choice as it is in the file; a byte that is no UTF-8 is one."""
+        return [len(choice.decode("utf-8", "surrogateescape")) - len(self.between) for choice in self.choices]
 
 
 def read_tasks(path: Path, between: str = "") -> list[Task]:
@@ -111,7 +126,7 @@ def task_of(record: dict[str, Any], between: str = "") -> Task:
         right = int(right)  # some files quote it
     if type(right) is not int or not 0 <= right < len(choices):
         raise ValueError(f"the answer is {right!r}; it must be the number of a choice, from 0 to {len(choices) - 1}")
-    return Task(context.encode(), tuple((between + choice).encode() for choice in choices), right)
+    return Task(context.encode(), tuple((between + choice).encode() for choice in choices), right, between)
 
 
 def _field(record: dict[str, Any], name: str) -> Any:
@@ -129,43 +144,49 @@ class Score:
     nats: Sequence[Sequence[float]]
     """log-likelihood of each choice of each task"""
 
-    def right(self, *, per_byte: bool) -> int:
-        """Tasks whose answer is the likeliest choice."""
+    def right(self, sizes: Callable[[Task], Sequence[int]]) -> int:
+        """Tasks whose answer has the greatest log-likelihood for its size."""
         return sum(
-            best_choice(nats, task.choices, per_byte) == task.answer
-            for task, nats in zip(self.tasks, self.nats, strict=True)
+            best_choice(nats, sizes(task)) == task.answer for task, nats in zip(self.tasks, self.nats, strict=True)
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers by name."""
         count = len(self.tasks)
+        scores: dict[str, float] = {}
+        for name, sizes in SIZES.items():
+            scores[f"correct{name}"] = self.right(sizes)
+            scores[f"accuracy{name}"] = self.right(sizes) / count
         return {
             "tasks": count,
-            "correct": self.right(per_byte=False),
-            "accuracy": self.right(per_byte=False) / count,
-            "correct_per_byte": self.right(per_byte=True),
-            "accuracy_per_byte": self.right(per_byte=True) / count,
+            **scores,
             "chance": sum(1 / len(task.choices) for task in self.tasks) / count,
             "answers": [task.answer for task in self.tasks],
             "log_likelihoods": [list(nats) for nats in self.nats],
-            "choice_bytes": [list(map(len, task.choices)) for task in self.tasks],
+            "choice_bytes": [task.byte_counts for task in self.tasks],
+            "choice_characters": [task.character_counts for task in self.tasks],
         }
 
     def __str__(self) -> str:
         record = self.as_dict()
-        return "\n".join(
-            [
-                f"tasks              {record['tasks']:,}",
-                f"accuracy           {record['accuracy']:.4f}  ({record['correct']:,} right)",
-                f"accuracy_per_byte  {record['accuracy_per_byte']:.4f}  ({record['correct_per_byte']:,} right)",
-                f"chance             {record['chance']:.4f}",
-            ]
-        )
+        lines = [
+            f"{'accuracy' + name:24}{record['accuracy' + name]:.4f}  ({record['correct' + name]:,} right)"
+            for name in SIZES
+        ]
+        return "\n".join([f"{'tasks':24}{record['tasks']:,}", *lines, f"{'chance':24}{record['chance']:.4f}"])
 
 
-def best_choice(nats: Sequence[float], choices: Sequence[bytes], per_byte: bool) -> int:
-    """Number of the likeliest choice; of equals the first."""
-    values = [value / len(choice) if per_byte else value for value, choice in zip(nats, choices, strict=True)]
+SIZES: dict[str, Callable[[Task], Sequence[int]]] = {
+    "": lambda task: [1] * len(task.choices),
+    "_per_character": lambda task: task.character_counts,
+    "_per_byte": lambda task: task.byte_counts,
+}
+"""What each accuracy divides by, by the ending of its name."""
+
+
+def best_choice(nats: Sequence[float], sizes: Sequence[int]) -> int:
+    """Number of the choice with the greatest log-likelihood for its size; of equals the first."""
+    values = [value / size for value, size in zip(nats, sizes, strict=True)]
     return values.index(max(values))
 
 

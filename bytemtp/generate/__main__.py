@@ -18,7 +18,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.decoding.divergence import Divergence, divergence
-from bytemtp.decoding.generate import Generation, Mode, generate, generate_stream
+from bytemtp.decoding.generate import EngineName, Generation, Mode, generate, generate_stream
 from bytemtp.decoding.tree import Shape
 from bytemtp.decoding.tree import check as check_tree
 from bytemtp.model.checkpoint import load_model
@@ -76,7 +76,7 @@ class Command:
     """write what was measured to this JSON file"""
     html: tyro.conf.DisallowNone[Path | None] = None
     """write a page to this file that shows which draft each byte was, pass by pass; it loads nothing"""
-    engine: Literal["auto", "native", "torch", "recorded"] = "auto"
+    engine: EngineName = "auto"
     """native: passes compiled from C++, for CPU cores; torch: tensor operations; recorded: the same, as CUDA graphs (on
     CPU cores by torch.compile, some 10 s for each 256 bytes of a text); auto: native where it can be, else torch"""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -148,7 +148,7 @@ def read_tree(path: Path) -> Shape:
         tree = check_tree(json.loads(path.read_text(encoding="utf-8-sig")))
     except OSError as error:
         raise UserError(f"cannot use the tree in {path}: {error.strerror}") from error
-    except (TypeError, RecursionError):
+    except RecursionError:
         raise UserError(f"cannot use the tree in {path}: no list of paths of ranks like [[0], [0, 0], [1]]") from None
     except ValueError as error:
         raise UserError(f"cannot use the tree in {path}: {error}") from error

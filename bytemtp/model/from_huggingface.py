@@ -24,7 +24,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
-from bytemtp.model.huggingface import byte_alphabet, llama_views
+from bytemtp.model.huggingface import WINDOW, byte_alphabet, llama_views
 from bytemtp.model.layers import NORM_EPSILON
 from bytemtp.model.model import ByteMTP
 
@@ -66,7 +66,7 @@ def config_of_folder(folder: Path) -> ModelConfig:
             n_future=1,
             topology="replicated",
             rope_theta=float(_rope(found).get("rope_theta", found.get("rope_theta", 10000.0))),
-            window=(found.get("sliding_window") or 0) if _architecture(found) == "MistralForCausalLM" else 0,
+            window=_window(found),
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -108,6 +108,11 @@ def _architecture(found: dict[str, Any]) -> str:
 def _kv_heads(found: dict[str, Any]) -> int:
     heads = found["num_key_value_heads"]
     return 0 if heads == found["num_attention_heads"] else heads
+
+
+def _window(found: dict[str, Any]) -> int:
+    """A folder of ours says apart what model.window was, since a run without one is a Mistral, too."""
+    return found.get(WINDOW, found.get("sliding_window") or 0) if _architecture(found) == "MistralForCausalLM" else 0
 
 
 def _rope(found: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """A Hugging Face folder of a model, which transformers loads without any code of ours.
 
     DIR/
-        config.json  model.safetensors  generation_config.json      trunk and head 1: a Llama
+        config.json  model.safetensors  generation_config.json      trunk and head 1: a Mistral, or a Llama
         tokenizer.json  tokenizer_config.json                       ids 0-255 are the bytes, 256 is <|endoftext|>
         README.md                                                   how to load it
 
 The far heads stay behind: Llama has one.  The seven rows of padding in the vocabulary stay behind, too, because Llama
-has no bias to shut them out; so the exported logits are the 257 that can have probability.  A run with model.window
-becomes a Mistral, which is a Llama with that window.
+has no bias to shut them out; so the exported logits are the 257 that can have probability.
+
+The law is that of our decoding, for texts of any length: a byte sees as far back as the model was trained to look,
+train.seq_len or a shorter model.window.  So a run becomes a Mistral, which is a Llama with a sliding window, and only a
+model that looks back without limit stays a Llama.
 
 Writing needs safetensors alone; `check` loads the folder with transformers (extra: export) and compares.
 
@@ -32,8 +35,11 @@ from bytemtp.model.layers import NORM_EPSILON, Block
 from bytemtp.model.model import ByteMTP
 
 EOT_TEXT = "<|endoftext|>"
-DEFAULT_LENGTH = 2048
-"""Positions that config.json names where the model does not know its training length."""
+WINDOW = "bytemtp_window"
+"""Key of config.json for model.window, which sliding_window need not be.  transformers keeps what it does not know."""
+LONGEST = 32768
+"""Positions that config.json and the tokenizer name: those of the first Mistral.  The window sets no limit, but servers
+cut or refuse what is longer than this."""
 CHECK_TOLERANCE = 1e-4
 """Largest difference of two float32 logits that rounding explains, relative to the largest logit (at least 1)."""
 CHECK_STRINGS = 1000
@@ -69,7 +75,7 @@ def _texts(model: ByteMTP) -> Iterator[tuple[str, str]]:
         "config.json": llama_config(model) | tokens,
         "generation_config.json": tokens,
         "tokenizer.json": byte_tokenizer(),
-        "tokenizer_config.json": tokenizer_config(_length(model)),
+        "tokenizer_config.json": tokenizer_config(),
     }
     for name, value in objects.items():
         yield name, json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -78,11 +84,7 @@ def _texts(model: ByteMTP) -> Iterator[tuple[str, str]]:
 
 def architecture(model: ByteMTP) -> str:
     """Mistral is Llama with a sliding window, which counts as ours does: the position itself is one of the window."""
-    return "MistralForCausalLM" if model.config.window else "LlamaForCausalLM"
-
-
-def _length(model: ByteMTP) -> int:
-    return model.trained_length or DEFAULT_LENGTH
+    return "MistralForCausalLM" if model.reach else "LlamaForCausalLM"
 
 
 def llama_config(model: ByteMTP) -> dict[str, Any]:
@@ -92,10 +94,10 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
     transformers 4 `rope_theta` and `torch_dtype`.
     """
     config, dtype = model.config, str(model.embed.weight.dtype).removeprefix("torch.")
-    window = {"sliding_window": config.window} if config.window else {}
+    window = {"sliding_window": model.reach, WINDOW: config.window} if model.reach else {}
     return {
         "architectures": [architecture(model)],
-        "model_type": "mistral" if config.window else "llama",
+        "model_type": "mistral" if model.reach else "llama",
         "vocab_size": VOCAB_SIZE,
         "hidden_size": config.dim,
         "intermediate_size": config.ffn_dim,
@@ -107,7 +109,7 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
         "rms_norm_eps": NORM_EPSILON,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "rope_theta": config.rope_theta,
-        "max_position_embeddings": _length(model),
+        "max_position_embeddings": LONGEST,
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
@@ -166,9 +168,14 @@ def byte_alphabet() -> list[str]:
 
 
 def byte_tokenizer() -> dict[str, Any]:
-    """Content of tokenizer.json: a byte-level BPE without merges, so each byte is its own token."""
+    """Content of tokenizer.json: a byte-level BPE without merges, so each byte is its own token, after an EOT."""
+    opening = {"SpecialToken": {"id": EOT_TEXT, "type_id": 0}}
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+    def text(name: str, number: int) -> dict[str, Any]:
+        return {"Sequence": {"id": name, "type_id": number}}
+
     return {
         "version": "1.0",
         "truncation": None,
@@ -176,7 +183,12 @@ def byte_tokenizer() -> dict[str, Any]:
         "added_tokens": [{"id": EOT, "content": EOT_TEXT, **special}],
         "normalizer": None,
         "pre_tokenizer": byte_level,
-        "post_processor": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [opening, text("A", 0)],
+            "pair": [opening, text("A", 0), text("B", 1)],
+            "special_tokens": {EOT_TEXT: {"id": EOT_TEXT, "ids": [EOT], "tokens": [EOT_TEXT]}},
+        },
         "decoder": byte_level,
         "model": {
             "type": "BPE",
@@ -193,7 +205,7 @@ def byte_tokenizer() -> dict[str, Any]:
     }
 
 
-def tokenizer_config(length: int) -> dict[str, Any]:
+def tokenizer_config() -> dict[str, Any]:
     """Content of tokenizer_config.json.  With `split_special_tokens` the text "<|endoftext|>" stays thirteen bytes."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -203,7 +215,7 @@ def tokenizer_config(length: int) -> dict[str, Any]:
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": length,
+        "model_max_length": LONGEST,
     }
 
 
@@ -219,13 +231,20 @@ A byte-level language model: trunk and head 1 of a bytemtp model with {config.n_
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     model, tokenizer = AutoModelForCausalLM.from_pretrained("DIR"), AutoTokenizer.from_pretrained("DIR")
-    ids = model.generate(torch.tensor([[tokenizer.bos_token_id, *"The ".encode()]]), max_new_tokens=100)
+    ids = model.generate(**tokenizer("The ", return_tensors="pt"), max_new_tokens=100)
     print(tokenizer.decode(ids[0], skip_special_tokens=True))
 
 - {len(path)} layers, width {config.dim}, {config.attention_heads} query and {config.key_value_heads} key heads.
-- Ids 0-255 are the bytes; 256 is `{EOT_TEXT}`, which opens and ends a document. The tokenizer does not add it.
-- Trained on rows of {_length(model)} bytes: expect no sense beyond that length.
+- Ids 0-255 are the bytes; 256 is `{EOT_TEXT}`, which opens and ends a document. The tokenizer puts it in front.
+- {_sight(model)}
 """
+
+
+def _sight(model: ByteMTP) -> str:
+    if not model.reach:
+        return "A byte sees all that is before it."
+    trained = f"Trained on rows of {model.trained_length} bytes: " if model.trained_length else ""
+    return f"{trained}in texts of any length a byte sees the {model.reach} positions up to itself."
 
 
 def check(model: ByteMTP, folder: Path) -> str:
@@ -248,10 +267,11 @@ def check(model: ByteMTP, folder: Path) -> str:
 
 @torch.no_grad()
 def logit_difference(model: ByteMTP, llama: Any) -> float:
-    """Largest difference of two logits, relative to the largest logit (at least 1), on random ids."""
-    shape = (4, min(_length(model), 128))
+    """Largest difference of two logits, relative to the largest logit (at least 1), on random ids beyond the window."""
+    shape = (2, min(model.reach, 1024) + 64)
     ids = torch.randint(0, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(0))
-    ours, theirs = model(ids.to(model.device))[0, ..., :VOCAB_SIZE].cpu(), llama.eval()(ids).logits
+    hidden = model.first_hidden(ids.to(model.device), model.reach)
+    ours, theirs = model.logits(0, hidden)[..., :VOCAB_SIZE].cpu(), llama.eval()(ids).logits
     return float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1))
 
 
@@ -262,7 +282,7 @@ def wrong_strings(tokenizer: Any) -> list[bytes]:
         data = _random_text(dice).encode() if number % 2 else dice.randbytes(dice.randrange(40))
         text = data.decode("utf-8", "replace")
         back = tokenizer.decode(list(data)) == text
-        if not back or (number % 2 and tokenizer.encode(text, add_special_tokens=False) != list(data)):
+        if not back or (number % 2 and tokenizer.encode(text) != [EOT, *data]):
             wrong.append(data)
     return wrong
 

@@ -71,6 +71,11 @@ class ByteMTP(nn.Module):
         return backend
 
     @property
+    def reach(self) -> int:
+        """Ids that one sees in decoding, itself included: the window, but no more than it was trained on; 0 is all."""
+        return min((limit for limit in (self.config.window, self.trained_length) if limit), default=0)
+
+    @property
     def path_to_first_head(self) -> list[int]:
         """Heads on the way to head 1's logits, in order of computation."""
         chain = next(chain for chain in self.chains if 0 in chain)

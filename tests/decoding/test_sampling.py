@@ -6,6 +6,7 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,18 +131,62 @@ def test_draws_are_never_impossible(p, u):
 
 @given(p=laws(), rule=st.builds(Rule, st.sampled_from([0.3, 1.0, 2.0]), st.integers(0, 9), st.floats(0.05, 1.0)))
 def test_cut_laws_keep_the_likeliest_ids(p, rule):
-    logits = np.full(PADDED_VOCAB_SIZE, -np.inf)
-    with np.errstate(divide="ignore"):
-        logits[:VOCAB_SIZE] = np.log(p)
-    law = rule.distribution(logits)
-    whole = Rule(rule.temperature).distribution(logits)
+    law = rule.distribution(logits_of(p))
+    whole = Rule(rule.temperature).distribution(logits_of(p))
     kept = law > 0
     assert law.sum() == pytest.approx(1)
     assert not rule.top_k or kept.sum() <= rule.top_k
     assert whole[kept].min() >= whole[~kept].max()
     np.testing.assert_allclose(law[kept], (whole / whole[kept].sum())[kept])
-    without_last = whole[kept].sum() - whole[kept].min()
-    assert without_last < rule.top_p + 1e-12 or kept.sum() == 1  # the sums are rounded, also here
+
+
+@given(p=laws(), temperature=st.sampled_from([0.3, 1.0, 2.0]), top_k=st.integers(0, 30), top_p=st.floats(0.05, 1.0))
+def test_top_p_is_a_share_of_what_top_k_leaves(p, temperature, top_k, top_p):
+    """One id after the other, by hand: the k likeliest, renormalised, and of these as many as reach top_p.
+
+    top_p was a share of the whole law before: with top_k 2 of (.4, .3, .2, .1) and top_p .5 both ids stayed.
+    """
+    law = Rule(temperature, top_k, top_p).distribution(logits_of(p))
+    whole = Rule(temperature).distribution(logits_of(p)).tolist()
+    likeliest = sorted(range(len(whole)), key=lambda id_: (-whole[id_], id_))[: top_k or None]
+    left = math.fsum(whole[id_] for id_ in likeliest)
+    kept, share = [], 0.0
+    for id_ in likeliest:
+        if kept and share >= top_p + 1e-12:
+            break
+        kept.append(id_)
+        share += whole[id_] / left
+    expected = np.zeros(len(whole))
+    expected[kept] = [whole[id_] for id_ in kept]
+    if abs(math.fsum(whole[id_] for id_ in kept[:-1]) / left - top_p) > 1e-9:  # else rounding decides on the last one
+        np.testing.assert_allclose(law, expected / expected.sum(), atol=1e-12)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (5, 1.0), (5, 0.6), (2, 0.5), (40, 0.95), (1, 0.1)])
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
+def test_cut_laws_are_those_of_transformers(top_k, top_p, temperature):
+    warpers = pytest.importorskip("transformers.generation.logits_process")
+    logits = np.random.default_rng(top_k).standard_normal((20, VOCAB_SIZE)) * 3
+    scores = torch.from_numpy(logits) / temperature
+    scores = warpers.TopKLogitsWarper(top_k)(None, scores) if top_k else scores
+    scores = warpers.TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores
+    law = Rule(temperature, top_k, top_p).distribution(logits)
+    np.testing.assert_allclose(law, scores.softmax(-1), atol=1e-9)
+
+
+def logits_of(p):
+    logits = np.full(PADDED_VOCAB_SIZE, -np.inf)
+    with np.errstate(divide="ignore"):
+        logits[:VOCAB_SIZE] = np.log(p)
+    return logits
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e300])
+@pytest.mark.parametrize("top_p", [5e-324, 0.5, 1.0])
+def test_extreme_rules_are_laws(temperature, top_p):
+    law = Rule(temperature, 0, top_p).distribution(np.array([1.0, 2.0, -np.inf, 0.0]))
+    assert law.sum() == pytest.approx(1) and law[2] == 0
+    assert law[1] == 1 or temperature > 1
 
 
 def test_greedy_candidates_are_the_likeliest():

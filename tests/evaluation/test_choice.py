@@ -1,9 +1,11 @@
-"""Multiple choice: log-likelihoods against one pass a byte, both accuracies, and one line for every bad task."""
+"""Multiple choice: log-likelihoods against one pass a byte, the accuracies, and one line for every bad task."""
 
 import gzip
 import json
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.evaluation import choice
-from bytemtp.evaluation.choice import Score, Task, answer, batches, best_choice, read_tasks
+from bytemtp.evaluation.choice import SIZES, Score, Task, answer, batches, best_choice, read_tasks, task_of
 from bytemtp.model.model import ByteMTP
 
 TINY = ModelConfig(dim=16, layers=4, attention_heads=2, ffn_dim=24, n_future=3)
@@ -59,7 +61,7 @@ def test_a_byte_sees_as_far_back_as_in_decoding():
     assert answer(trained, [task]).nats != answer(tiny(), [task]).nats
 
 
-def test_the_two_accuracies_count_what_they_say():
+def test_the_accuracies_count_what_they_say():
     """The sum prefers the short choice, the mean the long one."""
     tasks = [
         Task(b"", (b"ab", b"abcdefgh"), 1),
@@ -70,8 +72,32 @@ def test_the_two_accuracies_count_what_they_say():
     record = score.as_dict()
     assert (record["tasks"], record["correct"], record["correct_per_byte"]) == (3, 1, 1)
     assert (record["accuracy"], record["chance"]) == (1 / 3, (0.5 + 0.5 + 0.25) / 3)
-    assert score.right(per_byte=False) == 1 and best_choice(score.nats[0], tasks[0].choices, True) == 1
-    assert best_choice(score.nats[2], tasks[2].choices, False) == 1, "of equals the first"
+    assert best_choice(score.nats[0], tasks[0].byte_counts) == 1
+    assert best_choice(score.nats[2], [1] * 4) == 1, "of equals the first"
+
+
+def test_per_character_is_lm_evals_acc_norm_and_per_byte_is_not(tmp_path):
+    """A choice of two-byte characters; and what --between puts before a choice has no part in its length."""
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({**TASK, "choices": ["éé", "abc"], "answer": 0}))
+    for between in ("", " - ", "-" * 20):
+        [task] = read_tasks(tmp_path / "tasks.jsonl", between)
+        assert (task.character_counts, task.byte_counts) == ([2, 3], [len(between) + 4, len(between) + 3])
+        record = Score([task], [[-2.0, -3.1]]).as_dict()
+        assert record["correct_per_character"] == 1, "-1 a character against -1.033"
+    [task] = read_tasks(tmp_path / "tasks.jsonl")
+    record = Score([task], [[-3.6, -3.0]]).as_dict()
+    assert (record["accuracy"], record["accuracy_per_character"], record["accuracy_per_byte"]) == (0, 0, 1)
+    assert record["choice_characters"] == [[2, 3]] and record["choice_bytes"] == [[4, 3]]
+
+
+@given(nats=st.lists(st.floats(-99, -0.1), min_size=2, max_size=4), choices=st.data())
+def test_accuracies_against_those_of_lm_eval(nats, choices):
+    """Its lines: argmax(lls), and argmax(lls / len) where len counts the characters of each choice."""
+    texts = [choices.draw(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5)) for _ in nats]
+    task = task_of({"context": "", "choices": texts, "answer": 0}, between=" ")
+    record = Score([task], [nats]).as_dict()
+    assert record["accuracy"] == (np.argmax(nats) == 0)
+    assert record["accuracy_per_character"] == (np.argmax(np.array(nats) / [float(len(text)) for text in texts]) == 0)
 
 
 @given(lengths=st.lists(st.integers(1, 9000), max_size=30))
@@ -158,5 +184,6 @@ def test_command_prints_and_writes_the_same_numbers(trained_run, tmp_path, capsy
     record = json.loads((tmp_path / "out.json").read_text())
     printed = capsys.readouterr().out
     assert record["tasks"] == 5 and record["correct"] in (2, 3) and record["chance"] == 0.5
-    assert f"{record['accuracy']:.4f}" in printed and f"{record['accuracy_per_byte']:.4f}" in printed
+    for ending in SIZES:
+        assert re.search(rf"^accuracy{ending} +{record['accuracy' + ending]:.4f} ", printed, flags=re.MULTILINE)
     assert record["choice_bytes"] == [[4, 7]] * 5

@@ -1,16 +1,25 @@
 """`python -m bytemtp.report`: what is drawn are the run's own numbers."""
 
+import html
+import io
 import json
 import math
+import os
+import re
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bytemtp import report
+from bytemtp.common.cli import run_main
 from bytemtp.common.errors import UserError
 from bytemtp.reports import curves as curves_module
 from bytemtp.reports.curves import plot_runs, read_history, run_table, smooth
+from bytemtp.reports.figures import inline_svg, save_picture
+from bytemtp.reports.html import printable
 
 
 def line(step: int, split: str, bpb: list[float | None]) -> dict[str, object]:
@@ -78,6 +87,36 @@ def test_several_runs_show_the_first_head_of_each(tmp_path):
     assert [label.rpartition(" ")[2] for label in labels] == ["1", "4", "32"]
     assert len({drawn.get_color() for drawn in by_head.lines}) == 3
     assert [len(drawn.get_xdata()) for drawn in by_head.lines] == [1, 4, 32]
+
+
+NAMES = ["_run", "__", "a$b$c", "$x_1$", "a\\$b", "100%", "<b>&amp;", "two\nlines", "\udcff", "é\udcc3", "\ud800"]
+"""Names of folders that matplotlib, HTML or a terminal would take for something else; some are no UTF-8."""
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    """In the legend, which leaves labels with _ in front out, and above the picture; $ begins no formula there."""
+    history = read_history(write_run(tmp_path / "run", heads=1, steps=3))
+    several, one = (
+        plot_runs([replace(history, name=name) for name in NAMES]),
+        plot_runs([replace(history, name="$_a$")]),
+    )
+    texts = [html.unescape(text) for text in re.findall("<text[^>]*>([^<]*)</text>", str(inline_svg(several, "runs")))]
+    shown = [f"{printable(name, keep='')}, n = 1" for name in NAMES]
+    assert [text.strip() for text in texts if text.endswith(", n = 1")] == shown
+    assert ">$_a$<" in str(inline_svg(one, "run"))
+    for ending in (".png", ".pdf"):
+        save_picture(several, tmp_path / f"picture{ending}")
+
+
+def test_a_run_whose_name_is_no_text_is_reported(tmp_path, monkeypatch):
+    """Its name used to end the table with a traceback."""
+    runs = [write_run(tmp_path / os.fsdecode(name), heads=1, steps=3) for name in (b"\xff$_", b"_b")]
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
+    run_main(lambda: report.main([*map(str, runs)]))
+    sys.stdout.flush()
+    assert os.fsencode(runs[0]) in printed.getvalue()
+    assert (runs[0] / "report.png").exists()
 
 
 def test_table_ends_where_the_run_did(tmp_path):

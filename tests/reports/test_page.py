@@ -1,5 +1,7 @@
 """The page shows exactly the bytes, names each one's draft and pass, loads nothing, and can be read in any light."""
 
+import html
+import re
 import shutil
 import subprocess
 import unicodedata
@@ -16,7 +18,7 @@ import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.generate import Generation
 from bytemtp.generate import __main__ as command
-from bytemtp.reports.html import GROUNDS, THEMES
+from bytemtp.reports.html import GROUNDS, THEMES, printable
 from bytemtp.reports.page import PROMPT_SHOWN, acceptance_chart, page, pass_chart, pass_sizes
 
 PALETTES = {theme: [colours[f"g{i}"] for i in range(GROUNDS)] for theme, colours in THEMES.items()}
@@ -115,6 +117,13 @@ def test_passes_of_a_real_run_are_its_forward_passes(trained_run):
     sizes = pass_sizes(out.origins)
     assert sum(sizes) == 60 and out.stats["stopped_by"] == "max_bytes"
     assert len(sizes) == out.stats["forwards"]
+
+
+@pytest.mark.parametrize("name", ["_run", "$a$", "<b>&amp;", "two\nlines", "\udcff"])
+def test_a_title_may_be_any_name_of_a_file(name):
+    """Also one that is no UTF-8, which the page could not be written with."""
+    seen = page(b"a", generation(b"abc")[0], title=f"{name}, ar")
+    assert seen.encode() and html.unescape(re.findall("<h1>(.*)</h1>", seen)[0]) == f"{printable(name, keep='')}, ar"
 
 
 def test_nothing_is_loaded_and_nothing_escapes_its_place():

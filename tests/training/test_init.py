@@ -146,6 +146,18 @@ def test_an_exported_folder_comes_back(tmp_path: Path, topology: Topology) -> No
     assert back.config == replace(MODEL, topology="replicated", n_future=1, layers=path_layers(source.config))
 
 
+@pytest.mark.parametrize(("window", "length"), [(0, 32), (9, 32), (9, 4)])
+def test_the_window_of_an_exported_run_comes_back(tmp_path: Path, window: int, length: int) -> None:
+    """Not the length of its rows, which is the sliding_window of the folder if it is shorter."""
+    source = drawn(replace(MODEL, window=window))
+    source.trained_length = length
+    export(source, tmp_path / "hf")
+    assert load_folder(tmp_path / "hf").config.window == window
+    rewrite(tmp_path / "hf", bytemtp_window="far")
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_folder(tmp_path / "hf")
+
+
 @pytest.mark.parametrize("kind", ["Llama", "Mistral"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_folder_that_transformers_wrote(tmp_path: Path, kind: str, tied: bool) -> None:

@@ -37,4 +37,4 @@ def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: in
 
 def window_of(model: ByteMTP) -> int:
     """How far back an id sees in decoding: the model's window, but no further than it was trained to look; 0 is all."""
-    return min((limit for limit in (model.config.window, model.trained_length) if limit), default=0)
+    return model.reach

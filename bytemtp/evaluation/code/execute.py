@@ -246,7 +246,12 @@ def jobs(problem: Problem, source: str, *, together: bool = False) -> Iterator[d
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased estimate of the chance that one of k samples is right, from n of which c are (Chen et al. 2021)."""
+    """The unbiased estimate of the chance that one of k samples is right, from n of which c are (Chen et al. 2021).
+
+    UserError unless 0 <= c <= n and 1 <= k <= n: fewer than k samples tell nothing about k.
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise UserError(f"no pass@{k} from {n} samples of which {c} are right; it needs 1 <= k <= n and 0 <= c <= n")
     if n - c < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))

