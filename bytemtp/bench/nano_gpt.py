@@ -175,7 +175,8 @@ def measure(
     training: Sequence[str], heldout: Sequence[str], minutes: float, seed: int, data: dict[str, Any]
 ) -> dict[str, Any]:
     """Train on some files, score others.  data: fields of DataConfig, how both are opened."""
-    opened = DataConfig(**data | {"valid_paths": tuple(data["valid_paths"])})  # JSON has no tuples
+    tuples = {name: tuple(x) for name, x in data.items() if isinstance(x, list)}  # JSON has none
+    opened = DataConfig(**data | tuples)
     octets, _ = read(training, opened)
     log(f"peer: {len(octets):,} bytes to train on, device {pick_device()}")
     model, steps = train(octets, minutes, seed)

@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from bytemtp.decoding.engines.kv_cache import rope_at
-from bytemtp.model.layers import Block
+from bytemtp.model.layers import Block, rope_at
 from bytemtp.model.model import ByteMTP, unembed
 
 

@@ -332,5 +332,7 @@ def _window_mask(runs: int, chunks: int, window: int, device: torch.device) -> B
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:
     q, k, v = (rearrange(x, "m l h k -> m h l k") for x in (q, k, v))
+    if "attn_mask" in mask and q.shape[1] != k.shape[1]:  # PyTorch's fast kernels know no shared heads under a mask
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     out = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **mask)
     return rearrange(out, "m h l k -> m l h k")

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bytemtp.common.settings import ModelConfig
@@ -103,12 +103,12 @@ def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=False)
 
 
-def rope_table(length: int, head_dim: int, theta: float, device: torch.device, dtype: torch.dtype) -> Rope:
+def rope_at(positions: Int[Tensor, "*s"], head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
     """Angles in float32 at least and only then cast: made in bfloat16, far ones would be wrong by whole turns."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=wide) / head_dim)
-    angle = torch.outer(torch.arange(length, device=device, dtype=wide), frequency)
-    angle = torch.cat([angle, angle], dim=-1)[:, None]
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim)
+    angle = positions[..., None].to(wide) * frequency
+    angle = torch.cat([angle, angle], dim=-1)[..., None, :]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 

@@ -25,7 +25,7 @@ from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.model.attention import Layout, pick_attention
 from bytemtp.model.heads import Context, DeepSeekModule, chains_for, links_for, scale_gradient
-from bytemtp.model.layers import Block, RMSNorm, rms_norm, rope_table
+from bytemtp.model.layers import Block, RMSNorm, rms_norm, rope_at
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ class ByteMTP(nn.Module):
         config, weight = self.config, self.embed.weight
         layout = layout or self.layout(len(ids), length, document_ids, window)
         # Inside an autocast region the rotation belongs to the float32 side, like norms: one rounding less.
-        rope = rope_table(length, config.head_dim, config.rope_theta, weight.device, weight.dtype)
+        rope = rope_at(torch.arange(length, device=weight.device), config.head_dim, config.rope_theta, weight.dtype)
         return Context(ids, length, rope, layout)
 
     def layout(self, rows: int, length: int, document_ids: Tensor | None = None, window: int | None = None) -> Layout:

@@ -45,12 +45,16 @@ def start_from(model: ByteMTP, source: Path, seed: int) -> None:
     log(f"init: {source}: {take(model, load_source(source, seed))}")
 
 
-def freeze(model: ByteMTP, train: TrainConfig, *, has_source: bool) -> None:
-    """What `train.freeze` says.  UserError if that leaves nothing to train, or if what it keeps has never learned."""
+def check_frozen(train: TrainConfig, *, has_source: bool) -> None:
+    """UserError if what `train.freeze` keeps has never learned."""
+    if train.freeze != "none" and not has_source:
+        raise UserError("train.freeze is trunk, but the trunk is drawn at random; name trained weights with --init")
+
+
+def freeze(model: ByteMTP, train: TrainConfig) -> None:
+    """What `train.freeze` says.  UserError if that leaves nothing to train."""
     if train.freeze == "none":
         return
-    if not has_source:
-        raise UserError("train.freeze is trunk, but the trunk is drawn at random; name trained weights with --init")
     freeze_path(model)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log(f"frozen: all that head 1's logits come from; {learning:,} parameters of the other heads learn")

@@ -53,7 +53,7 @@ from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_r
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere, with_absolute_paths
 from bytemtp.training.run_folder import check_outside, claim, clear, incoming, locked, on_disk, remove_partial
-from bytemtp.training.start import check_size, freeze, record_source, start_from
+from bytemtp.training.start import check_frozen, check_size, freeze, record_source, start_from
 from bytemtp.training.watch import Watch
 
 Sampler = Callable[[ByteMTP], bytes]
@@ -107,6 +107,7 @@ def train(
         settings, info = check_resumable(run, settings, info)
     else:
         check_paths(paths, settings)
+    check_frozen(settings.train, has_source="init" in info)
     check_size(settings.model)
     place = pick_device(device)
     check_memory(settings, place.value)
@@ -116,7 +117,7 @@ def train(
         model = ByteMTP(settings.model, settings.train.seed).to(place.value)
         if "init" in info and not (resume and latest(run)):
             start_from(model, Path(info["init"]), settings.train.seed)
-        freeze(model, settings.train, has_source="init" in info)
+        freeze(model, settings.train)
         with locked(run):
             claim(run, resume=resume, overwrite=overwrite)  # another process may have been there meanwhile
             if resume:

@@ -17,7 +17,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig
 from bytemtp.model import attention
 from bytemtp.model.attention import CPU, Layout, attend, first_that_runs, pick_attention, refusal
-from bytemtp.model.layers import Block, rope_table
+from bytemtp.model.layers import Block, rope_at
 
 CONFIG = ModelConfig(dim=32, layers=1, attention_heads=4, kv_heads=2, ffn_dim=16, n_future=1)
 
@@ -353,7 +353,7 @@ def test_a_layer_with_varlen_is_one_graph_for_all_batches(window):
     compiles = CompileCounterWithBackend("aot_eager")
     block, plain = Block(CONFIG), Block(CONFIG)
     plain.load_state_dict(block.state_dict())
-    rope = rope_table(16, CONFIG.head_dim, 1e4, CPU, torch.float32)
+    rope = rope_at(torch.arange(16), CONFIG.head_dim, 1e4, torch.float32)
     whole = torch.compile(Block.on_packed_rows, backend=compiles, fullgraph=True, dynamic=False)
     for segments in ((16, 16), (5, 11, 16), (3, 13, 8, 8)):
         layout = Layout(segments, window, 2)

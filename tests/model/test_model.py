@@ -60,11 +60,12 @@ def as_llama(model: ByteMTP):
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 0.15)]
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-5), (torch.bfloat16, 0.15)])
 def test_trunk_and_head_1_are_a_llama(topology, dtype, tolerance):
-    """Rounding alone may differ: our gate is a strided view, and PyTorch's silu takes another loop for those."""
+    """Rounding alone may differ: our gate is a strided view, and PyTorch's silu takes another loop for those.
+
+    In float64, too: transformers rounds norms and angles to float32 there, and we do not.
+    """
     model = tiny(topology).to(dtype)
     llama = as_llama(model).to(dtype)
     ids = torch.randint(0, VOCAB_SIZE, (2, 50), generator=torch.Generator().manual_seed(0))

@@ -81,14 +81,6 @@ def _grown(
     return grown
 
 
-def rope_at(positions: Int[Tensor, "*s"], head_dim: int, theta: float, dtype: torch.dtype) -> Rope:
-    """The rows of `layers.rope_table` for these positions, whatever they are."""
-    steps = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angle = positions[..., None].float() * (1.0 / theta ** (steps / head_dim))
-    angle = torch.cat([angle, angle], dim=-1)[..., None, :]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
 def step(block: Block, x: Float[Tensor, "b c d"], chunk: Chunk, cache: LayerCache) -> Float[Tensor, "b c d"]:
     """`block` on a chunk: `Block.forward` with the cache in place of the rows before it."""
     q, k, v = block.project(x, *chunk.rope)

@@ -19,10 +19,10 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor, nn
 
 from bytemtp.decoding.engines.engine import Branches
-from bytemtp.decoding.engines.kv_cache import Chunk, LayerCache, rope_at, step, step_at
+from bytemtp.decoding.engines.kv_cache import Chunk, LayerCache, step, step_at
 from bytemtp.decoding.engines.ring import moves, slots_for
 from bytemtp.model.heads import DeepSeekModule
-from bytemtp.model.layers import Block
+from bytemtp.model.layers import Block, rope_at
 from bytemtp.model.model import ByteMTP, cached_by_weights
 
 

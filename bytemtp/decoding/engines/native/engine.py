@@ -20,13 +20,12 @@ from jaxtyping import Float32, Int, UInt8
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.decoding.engines.engine import Branches
-from bytemtp.decoding.engines.kv_cache import rope_at
 from bytemtp.decoding.engines.native.library import Layer, Pass, Shape, Tokens, library, team
 from bytemtp.decoding.engines.native.memory import CacheShape
 from bytemtp.decoding.engines.native.weights import Packed, packed
 from bytemtp.decoding.engines.ring import moves, round_up, slots_for
 from bytemtp.model.heads import DeepSeekModule
-from bytemtp.model.layers import Block
+from bytemtp.model.layers import Block, rope_at
 from bytemtp.model.model import ByteMTP
 
 STRETCH = 1024
