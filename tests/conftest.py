@@ -1,6 +1,7 @@
 """Settings and fixtures of all tests.  Which test goes where: tests/README.md."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # runs a process on every core.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Under nohup, or behind an & in a script, these are ignored, and so they would be in all commands that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 TORCH_COMPILE_WARNINGS = (
