@@ -12,7 +12,7 @@ from abc import abstractmethod
 from lzma import LZMAError
 from typing import IO
 
-from bytemtp.data.compression import CELL_BYTES
+from bytemtp.data.compression import CELL_BYTES, Cells
 from bytemtp.data.sources import READ_BYTES, ByteFile, Damaged, RawFile
 
 MAX_NOTE_BYTES = 1 << 20
@@ -162,13 +162,14 @@ class TarMembers(Members):
         return Damaged(self.name, f"{reason}, after its member {self.member!r}" if self.member else reason)
 
 
-class ZipMembers(Members):
+class ZipMembers(Cells, Members):
     """Members are listed at the end of a .zip, and read from there in its order; the list is held in memory."""
 
     _info: zipfile.ZipInfo
 
     def __init__(self, file: RawFile) -> None:
         """Damaged if the list cannot be read."""
+        super().__init__()
         self.name = file.name
         self._file = file
         try:
@@ -178,7 +179,6 @@ class ZipMembers(Members):
             raise Damaged(self.name, f"is damaged: {error}") from error
         self._infos = iter(self._zip.infolist())
         self._open: IO[bytes] | None = None
-        self._cell = io.BytesIO()
 
     def advance(self) -> bool:
         for info in self._infos:
@@ -187,13 +187,6 @@ class ZipMembers(Members):
                 self._open, self._cell = None, io.BytesIO()
                 return True
         return False
-
-    def read(self, size: int) -> bytes:
-        data = self._cell.read(size)
-        if not data:
-            self._cell = io.BytesIO(self._decode())
-            data = self._cell.read(size)
-        return data
 
     def close(self) -> None:
         self._zip.close()

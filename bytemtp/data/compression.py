@@ -14,6 +14,7 @@ import lzma
 import re
 import sys
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -65,17 +66,10 @@ def decompress(raw: ByteFile, compression: str | None) -> ByteFile:
     return Decompressed(raw, compression) if compression else raw
 
 
-class Decompressed(ByteFile):
-    """The bytes inside a compressed file, decoded cell by cell."""
+class Cells(ByteFile):
+    """Bytes that are decoded cell by cell."""
 
-    def __init__(self, raw: ByteFile, compression: str) -> None:
-        self.name = raw.name
-        self._raw = raw
-        self._new_decoder = _DECODERS[compression]
-        self._padded = compression in _PADDED
-        self._decoder: _Decoder | None = None  # None between streams
-        self._streams = 0
-        self._input = b""
+    def __init__(self) -> None:
         self._cell = io.BytesIO()
 
     def read(self, size: int) -> bytes:
@@ -84,6 +78,24 @@ class Decompressed(ByteFile):
             self._cell = io.BytesIO(self._decode())
             data = self._cell.read(size)
         return data
+
+    @abstractmethod
+    def _decode(self) -> bytes:
+        """The next cell; empty at the end."""
+
+
+class Decompressed(Cells):
+    """The bytes inside a compressed file, decoded cell by cell."""
+
+    def __init__(self, raw: ByteFile, compression: str) -> None:
+        super().__init__()
+        self.name = raw.name
+        self._raw = raw
+        self._new_decoder = _DECODERS[compression]
+        self._padded = compression in _PADDED
+        self._decoder: _Decoder | None = None  # None between streams
+        self._streams = 0
+        self._input = b""
 
     def close(self) -> None:
         self._raw.close()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
@@ -23,14 +22,6 @@ SETTINGS = Settings(
     TrainConfig(steps=6, batch_size=4, seq_len=32, warmup=2, dtype="float32", compile="false", sample_bytes=0),
     DataConfig(valid_fraction=0.2),
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -66,15 +66,6 @@ CLOCK = {"bytes_per_s", "elapsed_s", "peak_memory_bytes"}
 WORDS = ["alpha ", "beta ", "gamma\n", "delta, ", "epsilon. "]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Threads of tiny models only wait for each other, and on a busy machine for a long time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """40 documents of 10 to 70 bytes: an epoch is some 10 batches, so the runs here cross its end."""
@@ -273,18 +264,23 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert losses.finished
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(
-    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spoil_losses(monkeypatch: pytest.MonkeyPatch, step: int, factor: torch.Tensor) -> None:
+    """Multiply the heads' losses of one step."""
     calls = 0
 
     def spoilt(*arguments: Any) -> HeadLosses:
         nonlocal calls
         calls += 1
         losses = backward(*arguments)
-        return replace(losses, nats=losses.nats * (math.inf if calls == 7 else 1))
+        return replace(losses, nats=losses.nats * factor) if calls == step else losses
 
     monkeypatch.setattr("bytemtp.training.trainer.backward", spoilt)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_losses(monkeypatch, 7, torch.tensor(math.inf))
     run = tmp_path / "run"
     with pytest.raises(UserError, match=r"step 7 has loss inf.*last good checkpoint is .*step-00000005"):
         train(SETTINGS, [corpus], run, device="cpu")
@@ -320,15 +316,7 @@ def test_nothing_is_written_after_a_loss_that_is_not_finite(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float, step: int, written: int
 ) -> None:
     """Found where something is to be written next; the losses after it may be finite again."""
-    calls = 0
-
-    def spoilt(*arguments: Any) -> HeadLosses:
-        nonlocal calls
-        calls += 1
-        losses = backward(*arguments)
-        return replace(losses, nats=losses.nats * torch.tensor([1, bad if calls == step else 1]))
-
-    monkeypatch.setattr("bytemtp.training.trainer.backward", spoilt)
+    spoil_losses(monkeypatch, step, torch.tensor([1, bad]))
     run = tmp_path / "run"
     with pytest.raises(UserError, match=rf"step {step} has loss {bad}"):
         train(SETTINGS, [corpus], run, device="cpu")
