@@ -9,14 +9,16 @@ from typing import Any, Literal, get_args
 
 from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, real, whole
 from bytemtp.common.errors import UserError
+from bytemtp.decoding.corpus_index import CorpusIndex
+from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.engines.select import ENGINES
-from bytemtp.decoding.loop import VerifyLoop
+from bytemtp.decoding.loop import COPIED, Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.tree import Shape, chain, check
 from bytemtp.model.model import ByteMTP
 
-Mode = Literal["ar", "speculative", "tree", "draft"]
+Mode = Literal["auto", "ar", "speculative", "tree", "draft", "copy"]
 EngineName = Literal["auto", "native", "torch", "recorded"]
 
 
@@ -39,7 +41,10 @@ class Options:
 
     mode: Mode = "ar"
     """ar: a byte a pass; speculative: a chain of drafts by the model's own heads; tree: a tree of them; draft: a chain
-    by another model"""
+    by another model; copy: bytes that followed the end of the text where it stood before; auto: at every pass copies,
+    heads or no drafts, and as many as pay by what passes cost on this machine"""
+    index: CorpusIndex | None = None
+    """of files that modes "copy" and "auto" may copy from, beside the text itself (`python -m bytemtp.index`)"""
     heads: int = 0
     """use the first so many heads (for "draft": draft so many bytes less one); 0 means all (8)"""
     tree: Shape = ()
@@ -76,18 +81,32 @@ class Options:
             if shape and len(shape[-1]) > depth:
                 raise UserError(f"the tree is {len(shape[-1])} deep but {depth + 1} heads draft {depth} bytes")
             return shape
-        return () if self.mode == "ar" else chain(depth)
+        return () if self.mode in ("ar", "copy") else chain(depth)
 
     def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None) -> VerifyLoop:
         """The loop that decodes these rows; draft: the other model of mode "draft"."""
         if (self.mode == "draft") != (draft is not None):
             raise UserError("mode 'draft' needs a draft model, and no other mode takes one")
-        shape, as_tree = self.shape(model), self.mode == "tree"
-        return VerifyLoop(model, rows, shape, as_tree=as_tree, engine=self.engine, draft_model=draft)
+        copies = self.mode in ("copy", "auto")
+        if self.index is not None and not copies:
+            raise UserError(f"an index is for the modes 'copy' and 'auto', but the mode is {self.mode!r}")
+        drafting = Drafting(
+            self.shape(model),
+            self.mode == "tree",
+            draft,
+            COPIED if copies else 0,
+            self.index,
+            costs_of(model, len(rows), self.engine) if self.mode == "auto" else None,
+        )
+        return VerifyLoop(model, rows, drafting, engine=self.engine)
 
 
 def _draft(name: str, value: Any) -> ByteMTP | None:
     return None if value is None else MODEL(name, value)
+
+
+def _index(name: str, value: Any) -> CorpusIndex | None:
+    return None if value is None else instance(CorpusIndex, "an index, as bytemtp.open_index(FILE) gives it")(name, value)
 
 
 MODEL = instance(ByteMTP, "a model, as bytemtp.load(RUN) gives it")
@@ -98,6 +117,7 @@ CHECKS: dict[str, Check] = {
     "prompts": octets_list,
     "max_bytes": whole(0),
     "mode": choice(*get_args(Mode)),
+    "index": _index,
     "heads": whole(0),
     "tree": lambda _, value: check(value),
     "temperature": real,

@@ -2,7 +2,7 @@
 
     verify    a forward pass over the pending ids and the drafts behind them, through trunk and head 1
     accept    keep drafts as long as head 1 agrees, then take one more id from head 1 itself
-    draft     guess the next ids, a chain or a tree of them
+    draft     guess the next ids, a chain or a tree of them: copied from the text, by the heads, by another model
 
 Plain decoding is the loop without drafts.  Whatever the drafter, the output is that of plain decoding: when sampling,
 in distribution (sampling.py); greedy, byte for byte.  The second needs care, because a pass over eight ids rounds
@@ -19,17 +19,22 @@ Shapes:  b rows, c ids of a pass, v vocabulary.
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int
 
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
+from bytemtp.decoding.chains import AutoChain, CopiedChain
+from bytemtp.decoding.chooser import Chooser, Costs
+from bytemtp.decoding.copies import Copies
+from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.drafters import Drafter, HeadDrafter, ModelDrafter, ids_from
 from bytemtp.decoding.engines.select import make_engine, window_of
 from bytemtp.decoding.judge import Float64Judge
 from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import masked, top_two, verify_siblings
+from bytemtp.decoding.sampling import masked, top_two, verify_chain, verify_siblings
 from bytemtp.decoding.tree import Draft, DraftTree, Shape, branches_of, depth_of
 from bytemtp.model.model import ByteMTP
 
@@ -39,10 +44,35 @@ float32 errs in proportion to, on our models by a tenth of this at most (a test 
 
 PREFILL = 512
 """Ids of a prompt that go through the model at a time."""
+COPIED = 15
+"""Most bytes that are copied for a pass."""
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What drafts, and how much."""
+
+    shape: Shape = ()
+    """of the drafts that heads or another model make for a pass"""
+    as_tree: bool = False
+    """run them as a tree even if they are a chain"""
+    model: ByteMTP | None = None
+    """drafts in place of the verifying model's own heads; only chains"""
+    copied: int = 0
+    """most bytes that are copied for a pass from where the text's end stood before"""
+    index: CorpusIndex | None = None
+    """where else they may be copied from"""
+    costs: Costs | None = None
+    """choose between copies, heads and nothing by these (auto.py); heads then draft chains no longer than the shape"""
+
+    @property
+    def most(self) -> int:
+        """Drafts of a pass."""
+        return max(len(self.shape), self.copied)
 
 
 class Verdicts:
-    """What head 1 says after each id of a row's chunk."""
+    """What head 1 says after a row's decided ids (place 0), and after each of its drafts."""
 
     def __init__(self, row: Row, logits: Float32[np.ndarray, "c v"]) -> None:
         self.row, self.logits = row, logits
@@ -65,47 +95,55 @@ class Verdicts:
         mask = self.row.legal()
         return self.distributions[place] if mask is None else self.row.rule.distribution(self.logits[place], mask)
 
+    def along(self, ids: list[int]) -> Float64[np.ndarray, "c v"]:
+        """All distributions, where the drafts are a chain of these ids."""
+        if self.row.utf8_state is None:
+            return self.distributions
+        masks = [self.row.legal(ids[:place]) for place in range(len(self.logits))]
+        return np.stack([self.row.rule.distribution(x, mask) for x, mask in zip(self.logits, masks, strict=True)])
+
 
 class VerifyLoop:
     """Decoding of some rows by one model.
 
-    shape: of the drafts of a pass; as_tree: run them as a tree even if they are a chain.
     engine: a name of `Options.engine`.
-    draft_model: drafts in place of the model's own heads; only chains.
     """
 
     def __init__(
-        self,
-        model: ByteMTP,
-        rows: list[Row],
-        shape: Shape = (),
-        *,
-        as_tree: bool = False,
-        engine: str = "auto",
-        draft_model: ByteMTP | None = None,
+        self, model: ByteMTP, rows: list[Row], drafting: Drafting = Drafting(), *, engine: str = "auto"
     ) -> None:
         self.begun, self.prompt_seconds = time.perf_counter(), 0.0
-        self.rows, self.as_tree = rows, as_tree
-        self.trees = [DraftTree(row, shape) for row in rows]
-        capacity = 2 + max((len(row.prompt) + row.left for row in rows), default=0) + len(shape)
-        self.engine = make_engine(engine, model, len(rows), capacity, 1 + len(shape))
+        self.rows, self.drafting = rows, drafting
+        self.trees = [self._tree(model, row) for row in rows]
+        capacity = 2 + max((len(row.prompt) + row.left for row in rows), default=0) + drafting.most
+        self.engine = make_engine(engine, model, len(rows), capacity, 1 + drafting.most)
         # In bfloat16, whose errors are far wider than a near tie, nothing is promised (see divergence.py).
         narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
-        self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(shape))
-        if draft_model is not None:
-            self.drafter = ModelDrafter(make_engine(engine, draft_model, len(rows), capacity), self.trees)
+        self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape))
+        if drafting.model is not None:
+            self.drafter = ModelDrafter(make_engine(engine, drafting.model, len(rows), capacity), self.trees)
         self.known = np.array([1 + len(row.prompt) for row in rows])
         """ids of each row that are decided; what lies behind them is drafted or old"""
         self.start = np.zeros_like(self.known)
         """ids of each row that the engine has in its cache"""
-        self.ahead = 2 * (1 + len(shape)) + model.config.n_future
+        self.ahead = 2 * (1 + drafting.most) + model.config.n_future
         """ids beyond the known ones that a pass decides, drafts or reads, at most"""
         self.ids = np.zeros((len(rows), 0), dtype=np.int64)
         """known ids, then drafts; engines and drafters only read them"""
         self._make_room()
         for row in rows:
             self._write(row, 0, EOT, *row.prompt)
+
+    def _tree(self, model: ByteMTP, row: Row) -> DraftTree:
+        drafting = self.drafting
+        if not drafting.copied:
+            return DraftTree(row, drafting.shape, "heads" if drafting.model is None else "model")
+        copies = Copies(drafting.index)
+        if drafting.costs is None:
+            return CopiedChain(row, copies, drafting.copied)
+        rests = model.config.topology in ("linear", "replicated")  # these heads have no cache that must be kept up
+        return AutoChain(row, copies, drafting.copied, Chooser(drafting.costs, len(drafting.shape), may_rest=rests))
 
     def run(self) -> None:
         """Decode all rows to their ends."""
@@ -156,7 +194,7 @@ class VerifyLoop:
         self._make_room()
         pending = self._pending()
         ids, lengths = self._chunk(pending)
-        branches = branches_of(self.trees, pending, ids.shape[1]) if self.as_tree else None
+        branches = branches_of(self.trees, pending, ids.shape[1]) if self.drafting.as_tree else None
         logits = self.engine.verify(self.start, ids, lengths, branches)
         paths = [
             self._accept(row, tree, logits[row.number, : lengths[row.number]], int(pending[row.number]))
@@ -182,20 +220,45 @@ class VerifyLoop:
         path = list(range(pending))
         if row.stopped_by:
             return path
-        verdicts, parent = Verdicts(row, logits), -1
-        row.begin_pass(len(draft.path) for draft in tree.drafts)
+        verdicts = Verdicts(row, logits[pending - 1 :])
+        row.begin_pass((len(draft.path) for draft in tree.drafts), tree.source)
+        if verdicts.greedy or self.drafting.as_tree:
+            kept = self._accept_one_by_one(row, tree, verdicts)
+        else:
+            kept = self._accept_together(row, tree, verdicts)
+        row.end_pass(len(kept))
+        tree.learn(len(kept))
+        return path + [pending + draft for draft in kept]
+
+    def _accept_one_by_one(self, row: Row, tree: DraftTree, verdicts: Verdicts) -> list[int]:
+        """Of drafts as a tree, and where decoding is greedy; returns the numbers of the drafts that stay."""
+        kept: list[int] = []
         while not row.stopped_by:
-            siblings = tree.children(parent)
-            chosen, id_ = self._next(row, verdicts, path[-1], [tree.drafts[i] for i in siblings])
-            self._write(row, int(self.known[row.number]), id_)
-            self.known[row.number] += 1
-            row.append(id_, draft=len(path) - pending + 1 if chosen is not None else 0)
+            last = kept[-1] if kept else -1
+            siblings = tree.children(last)
+            chosen, id_ = self._next(row, verdicts, last + 1, [tree.drafts[i] for i in siblings])
+            self._append(row, id_, 0 if chosen is None else len(kept) + 1)
             if chosen is None:
                 break
-            parent = siblings[chosen]
-            path.append(pending + parent)
-        row.end_pass(len(path) - pending)
-        return path
+            kept.append(siblings[chosen])
+        return kept
+
+    def _accept_together(self, row: Row, tree: DraftTree, verdicts: Verdicts) -> list[int]:
+        """Of a chain of drawn drafts: as many stay as `verify_chain` says."""
+        ids = [draft.id for draft in tree.drafts]
+        q = np.stack([draft.q for draft in tree.drafts]) if ids else np.zeros((0, 0))
+        stay, last = verify_chain(verdicts.along(ids), ids, q, row.random)
+        for number, id_ in enumerate([*ids[:stay], last]):
+            if row.stopped_by:
+                return list(range(number))
+            self._append(row, id_, number + 1 if number < stay else 0)
+        return list(range(stay))
+
+    def _append(self, row: Row, id_: int, draft: int) -> None:
+        """Decide an id.  draft: the depth of the draft that it was, or 0."""
+        self._write(row, int(self.known[row.number]), id_)
+        self.known[row.number] += 1
+        row.append(id_, draft=draft)
 
     def _next(self, row: Row, verdicts: Verdicts, place: int, siblings: list[Draft]) -> tuple[int | None, int]:
         """The next id of a row, and which of the drafts for it, if any, is the same."""
@@ -212,8 +275,8 @@ class VerifyLoop:
     def _draft(self, accepted: Int[np.ndarray, " b"]) -> None:
         """Draft the bytes of the next pass."""
         for tree in self.trees:
-            tree.drafts.clear()
-        if not any(tree.wants(1) for tree in self.trees):
+            tree.begin()
+        if not any(tree.wants(1) or tree.follows for tree in self.trees):
             return
         for depth, logits in enumerate(self.drafter.drafts(self.start, accepted, self.ids), 1):
             for row, tree in zip(self.rows, self.trees, strict=True):

@@ -73,10 +73,20 @@ class Draft:
 class DraftTree:
     """The drafts that a row verifies in its next pass, parents before children."""
 
-    def __init__(self, row: Row, shape: Shape) -> None:
-        self.row, self.depth = row, depth_of(shape)
+    follows = False
+    """whether the drafter must read what was accepted even if nothing is wanted from it"""
+
+    def __init__(self, row: Row, shape: Shape, source: str = "heads") -> None:
+        self.row, self.depth, self.source = row, depth_of(shape), source
         self.children_of = Counter(node[:-1] for node in shape)
         self.drafts: list[Draft] = []
+
+    def begin(self) -> None:
+        """Drafts for the next pass: none yet."""
+        self.drafts.clear()
+
+    def learn(self, accepted: int) -> None:
+        """So many drafts of the pass stay."""
 
     def wants(self, depth: int) -> bool:
         """Whether the row can use drafts of that depth: the last byte comes from head 1 anyway."""

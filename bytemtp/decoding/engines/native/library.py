@@ -5,7 +5,6 @@ The structures below are those of step.cpp: whoever changes one changes both.
 Try:  python -c "from bytemtp.decoding.engines.native.library import library; print(library())"
 """
 
-import contextlib
 import ctypes
 import hashlib
 import os
@@ -19,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.files import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
@@ -89,7 +89,7 @@ def library() -> Library:
     if program is None:
         raise UserError("no C++ compiler (c++, g++ or clang++) was found; install one, or decode with --engine torch")
     command = [program, *FLAGS, *PROCESSOR]
-    path = _folder() / f"step-{_fingerprint(command)}.so"
+    path = cache_folder() / f"step-{_fingerprint(command)}.so"
     if not path.exists():
         _compile(command, path)
     lib = ctypes.CDLL(str(path))
@@ -134,14 +134,6 @@ def _compile(command: list[str], path: Path) -> None:
         first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
         raise UserError(f"{command[0]} cannot compile {SOURCE.name}: {first}; decode with --engine torch")
     part.replace(path)
-
-
-def _folder() -> Path:
-    """Where compiled code is kept; a temporary folder if the user's cache cannot be written."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytemtp"
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="bytemtp-"))
 
 
 def _fingerprint(command: list[str]) -> str:

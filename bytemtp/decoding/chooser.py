@@ -1,0 +1,134 @@
+"""How many drafts a pass gets in mode "auto", and whose: copied bytes, those of the heads, or none.
+
+A draft is worth its place if the chance that it is kept is more than what the place costs, counted in bytes:
+
+    chance(draft d and all before it are kept)  >  r (T(d + 1) - T(d))
+
+T(c) is the time of a pass over c ids, measured once on this machine (costs.py), and r the bytes a second so far.  For a
+row's long-run speed this is the best rule: bytes a pass minus r times seconds a pass is greatest where it says stop.
+
+All that a choice depends on is known before anything is drawn: the text, the logits at its end, how earlier drafts
+fared.  A choice that looked at the drawn bytes themselves (and dropped the unlikely ones, say) would bend the law of the
+output, because verification corrects for the distribution that drafts are drawn from and not for a selection of them.
+And no clock is read: the same seed draws the same text on the same machine.
+
+Chances are learned from the passes of the row.  Of a copied byte: how often copies were right behind a match of that
+length.  Of a head's: the largest probability that it gives, times how much more or less often than that it was right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+KEPT = 1 - 1 / 64
+"""Weight that each pass leaves to those before it: some 64 are remembered."""
+FIRST_TRIES = 8
+"""Passes after which heads that did not pay are let rest; then they are tried again after so many, after twice as many..."""
+LONGEST_REST = 256
+COPY_CHANCES = (0.0, 0.0, 0.0, 0.5, 0.7, 0.85, 0.93)
+"""Chance that a copied byte is right before anything is known, by `bit_length` of the match."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a row's share of a pass."""
+
+    passes: Sequence[float]
+    """over 1, 2, 3, ... ids"""
+    heads: float
+    """to ask the heads for drafts"""
+
+    def extra(self, drafts: int) -> float:
+        """Of a pass that verifies so many drafts, beyond one that verifies none."""
+        return self.passes[drafts] - self.passes[0]
+
+
+class Mean:
+    """Of the latest values; `value` counts for `weight` of them at first."""
+
+    def __init__(self, value: float, weight: float = 4.0) -> None:
+        self.total, self.weight = value * weight, weight
+
+    def add(self, value: float, weight: float = 1.0) -> None:
+        self.total, self.weight = KEPT * self.total + value, KEPT * self.weight + weight
+
+    @property
+    def value(self) -> float:
+        return self.total / self.weight
+
+
+class Chooser:
+    """What the past of a row says about its next drafts."""
+
+    def __init__(self, costs: Costs, depth: int, *, may_rest: bool) -> None:
+        """depth: drafts of the heads; may_rest: whether they can leave out passes and be asked again."""
+        self.costs, self.depth, self.may_rest = costs, depth, may_rest
+        self.bytes_a_second = Mean(1.0, costs.passes[0])
+        self.copies_right = [Mean(chance) for chance in COPY_CHANCES]
+        self.heads_right = [Mean(1.0) for _ in range(depth)]
+        """by depth: how often a draft was right, over the probability that its head gave it"""
+        self.heads_gain = Mean(1.0 if depth else -1.0)
+        """bytes that a pass with the heads' drafts brought, beyond what it cost in bytes"""
+        self.rest, self.rested = FIRST_TRIES, 0
+        self.tried = 0
+
+    @property
+    def rate(self) -> float:
+        return self.bytes_a_second.value
+
+    # ---- before a pass
+
+    def copies(self, match: int, count: int) -> int:
+        """How many of `count` copied bytes to draft behind a match of that length; 0 where heads promise more."""
+        chance, gain = 1.0, 0.0
+        best, number = max(0.0, self.heads_gain.value), 0
+        for drafts in range(1, min(count, len(self.costs.passes) - 1) + 1):
+            chance *= self._copy_right(match + drafts - 1).value
+            gain += chance - self.rate * (self.costs.passes[drafts] - self.costs.passes[drafts - 1])
+            if gain > best:
+                best, number = gain, drafts
+        return number
+
+    def wants_heads(self) -> bool:
+        """Whether the heads are asked: while they pay, and now and then to see whether they would."""
+        return self.depth > 0 and (self.heads_gain.value > 0 or self.tried < FIRST_TRIES or self.rested >= self.rest)
+
+    def is_done_with_heads(self) -> bool:
+        """Whether heads that cannot leave out passes are not asked any more."""
+        return not self.may_rest and self.tried >= FIRST_TRIES and self.heads_gain.value <= 0
+
+    def is_worth(self, depth: int, chance: float) -> bool:
+        """Of a draft at that depth, if it and those before it are kept with that chance."""
+        return chance > self.rate * (self.costs.passes[depth] - self.costs.passes[depth - 1])
+
+    def head_right(self, depth: int, probability: float) -> float:
+        """Chance that the head's draft at that depth is right once those before it are."""
+        return min(1.0, probability * self.heads_right[depth - 1].value)
+
+    # ---- after it
+
+    def learn(self, accepted: int, copied: int = 0, match: int = 0, probabilities: Sequence[float] = (), *, asked: bool) -> None:
+        """How the drafts fared: `copied` bytes behind a match, or those of the heads, which gave them `probabilities`.
+
+        asked: whether the heads were.  Call it for passes after which the row goes on: others end before a verdict.
+        """
+        drafts = copied or len(probabilities)
+        cost = self.costs.extra(drafts) + asked * self.costs.heads
+        for i in range(min(accepted + 1, copied)):
+            self._copy_right(match + i).add(float(i < accepted))
+        for i, probability in enumerate(probabilities[: accepted + 1]):
+            self.heads_right[i].add(float(i < accepted), probability)
+        if asked:
+            self._judge_heads(accepted - self.rate * cost)
+        else:
+            self.rested += 1
+        self.bytes_a_second.add(accepted + 1, self.costs.passes[0] + cost)
+
+    def _judge_heads(self, gain: float) -> None:
+        self.tried += 1
+        self.heads_gain.add(gain)
+        if self.rested:
+            self.rest = FIRST_TRIES if self.heads_gain.value > 0 else min(2 * self.rest, LONGEST_REST)
+        self.rested = 0
+
+    def _copy_right(self, match: int) -> Mean:
+        return self.copies_right[min(match.bit_length(), len(self.copies_right) - 1)]
