@@ -3,14 +3,15 @@
 `Rule.distribution` is applied to the verifying head's logits, giving p, and to each draft's, giving q, so the q in the
 acceptance ratio is the q that was drawn from.  A draft x ~ q is kept with probability min(1, p(x) / q(x)), otherwise
 replaced by a draw from max(p - q, 0), normalised: the result is distributed as p for any q (Leviathan et al. 2023, Chen
-et al. 2023).  Greedy decoding is the same rule with one-hot p and q.  A whole chain of drafts is better judged together:
+et al. 2023).  Greedy decoding is the same rule with one-hot p and q.  A chain of drafts is better judged as a whole:
 `verify_chain` keeps as many of them as any rule can that leaves the distribution as it is.
 
     p = Rule(temperature=0.8, top_p=0.95).distribution(logits)
     number, id_ = verify_siblings(p, [(draft, q)], Random(0))              # number 0: the draft was kept; None: refused
     stay, id_ = verify_chain(p, drafts, q, Random(0))                      # the first `stay` drafts, then id_
 
-Shapes:  v vocabulary (padded to 264), l positions whose distributions are made at once, c drafts in a chain, c1 = c + 1.
+Shapes:  v vocabulary (padded to 264), l positions whose distributions are made at once, c drafts of a chain, c1 =
+c + 1.
 """
 
 import math
@@ -143,8 +144,11 @@ def verify_chain(
 ) -> tuple[int, int]:
     """How many of a chain of drafts stay, and the id after them: the text they make is distributed as p.
 
-    p: distributions of the id after the text, after the first draft, ..., after all.  ids: the drafts.  q: what each was
-    drawn from, given those before it (one-hot if it was not drawn at all).  Uses two random numbers, however many drafts.
+    p: distributions of the id after the text, after the first draft, ..., after all.
+    ids: the drafts.
+    q: what each was drawn from, given those before it; one-hot if it was not drawn.
+
+    Uses two random numbers, however many drafts there are.
 
     Block verification (Sun et al. 2025, "Block Verification Accelerates Speculative Decoding", arXiv 2403.10444,
     algorithm 2): the output is lossless (theorem 1), and no lossless rule keeps more drafts of a chain on average
@@ -176,9 +180,9 @@ def chain_laws(
         at_least[i + 1] = kept / drawn if kept < drawn else 1.0  # compared first, as the quotient may be too large
     rests = np.maximum(at_least[:, None] * p - np.concatenate([q, np.zeros_like(p[:1])]), 0)
     totals = rests.sum(-1)
-    # How probable it is that the text ends behind i drafts or before, given these.  Where that is 0 (P = 1 and p = q)
-    # any h is right; 1 makes the lengths' probabilities add up to 1 whatever was rounded.
+    # How probable it is that the text ends behind i drafts or before, given these.  0: P = 1, and p = q but for rounding.
+    # Only before a draft too improbable to show in these sums does the text end there, and then it has to: h = 1.
     ends = totals + (1 - at_least)
     h = np.divide(totals, ends, out=np.ones_like(ends), where=ends > 0)
-    rests[totals == 0] = p[totals == 0]  # as in `residual`; where P < 1 that end has no probability anyway
+    rests[totals == 0] = p[totals == 0]  # as in `residual`; where P < 1, h = 0
     return h * np.append(np.cumprod(1 - h[:0:-1])[::-1], 1.0), rests

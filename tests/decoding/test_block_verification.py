@@ -84,7 +84,7 @@ chains = st.builds(
 @settings(max_examples=60)
 @given(chain=chains)
 def test_texts_have_the_law_of_p(chain):
-    """The drafts that stay and the id after them, then plain decoding: every text of one id more than there are drafts."""
+    """The drafts that stay and the id after them, then plain decoding: every text that is an id longer than the chain."""
     written = dict.fromkeys((text for n in range(chain.length + 2) for text in chain.texts(n)), 0.0)
     for drafts, weight in chain.drawn():
         for stay, (share, rest) in enumerate(zip(*chain_laws(*chain.laws(drafts)), strict=True)):
@@ -98,10 +98,10 @@ def test_texts_have_the_law_of_p(chain):
 @settings(max_examples=60)
 @given(chain=chains)
 def test_no_lossless_rule_keeps_more(chain):
-    """Let A(x) be the probability that the ids x are drafted and stay.  A(x) <= q(x).  And A(x, y) <= A(x) p(y | x):
-    texts that x ends in, as drafts, go on by p(y | x), since all texts that begin with x do, and so do, plainly, those
-    that parted from the drafts before x was complete.  Hence A(x) is at most the least, over all places in x, of q up to
-    there times p behind it, and the expected number of drafts that stay at most the sum of these over all x.
+    """Let A(x) be the probability that the ids x are drafted and stay.  A(x) <= q(x).  And A(x, y) <= A(x) p(y | x): of
+    all texts that begin with x the share p(y | x) goes on with y, and of those that left the drafts before the end of x,
+    too, as they are decoded plainly; so it is the same share of the rest.  Hence A(x) is at most the least, over all
+    places in x, of q up to there times p behind it, and the drafts that stay at most the sum of that over all x.
     """
     best = sum(
         min(chain.probability(chain.q, x[:i]) * chain.probability(chain.p, x, i) for i in range(n + 1))
@@ -194,6 +194,13 @@ def test_one_draft_is_judged_as_by_itself(chain):
         keep = acceptance(p[0], q[0], ids[0])
         np.testing.assert_allclose(lengths, [1 - keep, keep], atol=EXACT)
         np.testing.assert_allclose(rests[0] / rests[0].sum(), residual(p[0], q[0]), atol=EXACT)
+
+
+@pytest.mark.parametrize("tiny", [1e-20, 5e-324])
+def test_a_draft_that_is_too_improbable_to_be_drawn(tiny):
+    """p and q are the same but for rounding, so nothing seems to be left for the id after the refused draft."""
+    assert verify_chain(np.eye(2)[[0, 0]], [1], np.array([[1.0, tiny]]), Random(0)) == (0, 0)
+    assert verify_chain(np.eye(2)[[1, 0]], [1], np.array([[1.0, tiny]]), Random(0)) == (1, 0)
 
 
 @given(best=st.lists(st.integers(0, 4), min_size=1, max_size=6), data=st.data())
