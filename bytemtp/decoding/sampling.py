@@ -10,8 +10,8 @@ et al. 2023).  Greedy decoding is the same rule with one-hot p and q.  A chain o
     number, id_ = verify_siblings(p, [(draft, q)], Random(0))              # number 0: the draft was kept; None: refused
     stay, id_ = verify_chain(p, drafts, q, Random(0))                      # the first `stay` drafts, then id_
 
-Shapes:  v vocabulary (padded to 264), l positions whose distributions are made at once, c drafts of a chain, c1 =
-c + 1.
+Shapes:  v vocabulary (padded to 264), l positions whose distributions are made at once; c drafts of a chain, and
+c1 = c + 1 places behind them.
 """
 
 import math
@@ -180,8 +180,8 @@ def chain_laws(
         at_least[i + 1] = kept / drawn if kept < drawn else 1.0  # compared first, as the quotient may be too large
     rests = np.maximum(at_least[:, None] * p - np.concatenate([q, np.zeros_like(p[:1])]), 0)
     totals = rests.sum(-1)
-    # How probable it is that the text ends behind i drafts or before, given these.  0: P = 1, and p = q but for rounding.
-    # Only before a draft too improbable to show in these sums does the text end there, and then it has to: h = 1.
+    # How probable it is that the text ends behind i drafts or before, given these.  It is 0 where P = 1 and p = q but
+    # for rounding.  Only a draft too improbable to show in these sums lets it end there, and then it has to: h = 1.
     ends = totals + (1 - at_least)
     h = np.divide(totals, ends, out=np.ones_like(ends), where=ends > 0)
     rests[totals == 0] = p[totals == 0]  # as in `residual`; where P < 1, h = 0

@@ -84,7 +84,7 @@ chains = st.builds(
 @settings(max_examples=60)
 @given(chain=chains)
 def test_texts_have_the_law_of_p(chain):
-    """The drafts that stay and the id after them, then plain decoding: every text that is an id longer than the chain."""
+    """The drafts that stay and the id after them, then plain decoding: all texts an id longer than the chain."""
     written = dict.fromkeys((text for n in range(chain.length + 2) for text in chain.texts(n)), 0.0)
     for drafts, weight in chain.drawn():
         for stay, (share, rest) in enumerate(zip(*chain_laws(*chain.laws(drafts)), strict=True)):
@@ -99,9 +99,9 @@ def test_texts_have_the_law_of_p(chain):
 @given(chain=chains)
 def test_no_lossless_rule_keeps_more(chain):
     """Let A(x) be the probability that the ids x are drafted and stay.  A(x) <= q(x).  And A(x, y) <= A(x) p(y | x): of
-    all texts that begin with x the share p(y | x) goes on with y, and of those that left the drafts before the end of x,
-    too, as they are decoded plainly; so it is the same share of the rest.  Hence A(x) is at most the least, over all
-    places in x, of q up to there times p behind it, and the drafts that stay at most the sum of that over all x.
+    all texts that begin with x the share p(y | x) goes on with y; of those among them that left the drafts before the
+    end of x, too, as they are decoded plainly; so it is the same share of the rest.  Hence A(x) is at most the least,
+    over all places in x, of q up to there times p behind it, and the drafts that stay at most the sum of that over x.
     """
     best = sum(
         min(chain.probability(chain.q, x[:i]) * chain.probability(chain.p, x, i) for i in range(n + 1))
