@@ -30,7 +30,7 @@ class Generation:
     """the new bytes; the prompt is not repeated, a stop string not included"""
     stats: dict[str, Any]
     """mode, engine, bytes, forwards, bytes_per_forward, seconds, prompt_seconds (of them until the first byte),
-    bytes_per_s, accepted, accept_rate_by_position, stopped_by, exact"""
+    bytes_per_s, stopped_by, exact, and what `pass_stats` counts (docs/decoding.md has the list)"""
     origins: list[int] = field(default_factory=list)
     """for each byte the number of the draft that it was, 0 if head 1 gave it"""
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import EOT
+from bytemtp.decoding.passes import Pass, pass_stats
 from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.utf8 import advance, legal, state_after
 
@@ -37,9 +38,9 @@ class Row:
         """that were decided by `Float64Judge`"""
         self.utf8_state = state_after(prompt) if utf8 else None
         """where in a character the text ends, if only well-formed UTF-8 is wanted"""
-        self._accepted: Counter[int] = Counter()
-        self._drafted: Counter[int] = Counter()
-        self._kept: Counter[int] = Counter()
+        self._begun = ("", 0, 0)
+        """source, number and depth of the drafts of the pass that goes on"""
+        self._passes: Counter[Pass] = Counter()
 
     @property
     def left(self) -> int:
@@ -80,26 +81,24 @@ class Row:
         elif not self.left:
             self.stopped_by = "max_bytes"
 
-    def begin_pass(self, depths: Iterable[int]) -> None:
-        """A pass verifies drafts of these depths."""
-        self._drafted.update(set(depths))
+    def begin_pass(self, depths: Iterable[int], source: str = "heads") -> None:
+        """A pass verifies drafts of these depths, which are from there."""
+        depths = list(depths)
+        self._begun = source, len(depths), max(depths, default=0)
 
     def end_pass(self, accepted: int) -> None:
-        self._accepted[accepted] += 1
-        self._kept.update(range(1, accepted + 1))
+        self._passes[Pass(*self._begun, accepted)] += 1
 
     def stats(self, seconds: float) -> dict[str, Any]:
-        """The fields of `Generation.stats` that are the row's own: `exact` counts near ties, `accepted` passes by the
-        number of drafts that they accepted."""
-        forwards = self._accepted.total()
+        """The fields of `Generation.stats` that are the row's own: `exact` counts near ties; see also `pass_stats`."""
+        forwards = self._passes.total()
         return {
             "bytes": len(self.data),
             "forwards": forwards,
             "bytes_per_forward": len(self.data) / max(forwards, 1),
             "seconds": seconds,
             "bytes_per_s": len(self.data) / seconds if seconds else 0.0,
-            "accepted": dict(sorted(self._accepted.items())),
-            "accept_rate_by_position": [self._kept[depth] / times for depth, times in sorted(self._drafted.items())],
+            **pass_stats(self._passes.elements()),
             "stopped_by": self.stopped_by,
             "exact": self.near_ties,
         }

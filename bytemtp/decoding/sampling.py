@@ -3,12 +3,15 @@
 `Rule.distribution` is applied to the verifying head's logits, giving p, and to each draft's, giving q, so the q in the
 acceptance ratio is the q that was drawn from.  A draft x ~ q is kept with probability min(1, p(x) / q(x)), otherwise
 replaced by a draw from max(p - q, 0), normalised: the result is distributed as p for any q (Leviathan et al. 2023, Chen
-et al. 2023).  Greedy decoding is the same rule with one-hot p and q.
+et al. 2023).  Greedy decoding is the same rule with one-hot p and q.  A chain of drafts is better judged as a whole:
+`verify_chain` keeps as many of them as any rule can that leaves the distribution as it is.
 
     p = Rule(temperature=0.8, top_p=0.95).distribution(logits)
     number, id_ = verify_siblings(p, [(draft, q)], Random(0))              # number 0: the draft was kept; None: refused
+    stay, id_ = verify_chain(p, drafts, q, Random(0))                      # the first `stay` drafts, then id_
 
-Shapes:  v vocabulary (padded to 264), l positions whose distributions are made at once.
+Shapes:  v vocabulary (padded to 264), l positions whose distributions are made at once; c drafts of a chain, and
+c1 = c + 1 places behind them.
 """
 
 import math
@@ -134,3 +137,52 @@ def verify_siblings(
             return number, id_
         p = residual(p, q)
     return None, sample_id(p, random.random())
+
+
+def verify_chain(
+    p: Float64[np.ndarray, "c1 v"], ids: Sequence[int], q: Float64[np.ndarray, "c v"], random: Random
+) -> tuple[int, int]:
+    """How many of a chain of drafts stay, and the id after them: the text they make is distributed as p.
+
+    p: distributions of the id after the text, after the first draft, ..., after all.
+    ids: the drafts.
+    q: what each was drawn from, given those before it; one-hot if it was not drawn.
+
+    Uses two random numbers, however many drafts there are.
+
+    Block verification (Sun et al. 2025, "Block Verification Accelerates Speculative Decoding", arXiv 2403.10444,
+    algorithm 2): the output is lossless (theorem 1), and no lossless rule keeps more drafts of a chain on average
+    (theorem 2).
+    """
+    lengths, rests = chain_laws(p, ids, q)
+    stay = sample_id(lengths, random.random())
+    return stay, sample_id(rests[stay], random.random())
+
+
+def chain_laws(
+    p: Float64[np.ndarray, "c1 v"], ids: Sequence[int], q: Float64[np.ndarray, "c v"]
+) -> tuple[Float64[np.ndarray, " c1"], Float64[np.ndarray, "c1 v"]]:
+    """What `verify_chain` draws from: the law of how many drafts stay, and that of the id after each number of them.
+
+    The latter are not normalised.  With P(i) the probability that at least i drafts stay, given the first i:
+
+        P(0) = 1,  P(i) = min(1, P(i - 1) p(x_i) / q(x_i))
+        rest(i) = max(P(i) p - q, 0), the law of the id after i drafts (equation 4)
+        h(i) = sum(rest(i)) / (sum(rest(i)) + 1 - P(i)) (equation 5)
+
+    Behind the last draft nothing was drafted: q = 0 makes the rest p, and h = P.  The paper lets the text end behind i
+    drafts with probability h(i), independently, and takes the last end.  So i drafts stay with probability h(i) times
+    the product of 1 - h(j) over j > i.
+    """
+    places, at_least = np.arange(len(q)), np.ones(len(p))
+    for i, (kept, drawn) in enumerate(zip(p[places, ids].tolist(), q[places, ids].tolist(), strict=True)):
+        kept *= at_least[i]
+        at_least[i + 1] = kept / drawn if kept < drawn else 1.0  # compared first, as the quotient may be too large
+    rests = np.maximum(at_least[:, None] * p - np.concatenate([q, np.zeros_like(p[:1])]), 0)
+    totals = rests.sum(-1)
+    # How probable it is that the text ends behind i drafts or before, given these.  It is 0 where P = 1 and p = q but
+    # for rounding.  Only a draft too improbable to show in these sums lets it end there, and then it has to: h = 1.
+    ends = totals + (1 - at_least)
+    h = np.divide(totals, ends, out=np.ones_like(ends), where=ends > 0)
+    rests[totals == 0] = p[totals == 0]  # as in `residual`; where P < 1, h = 0
+    return h * np.append(np.cumprod(1 - h[:0:-1])[::-1], 1.0), rests
