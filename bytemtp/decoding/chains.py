@@ -54,7 +54,7 @@ class AutoChain(CopiedChain):
 
     @property
     def follows(self) -> bool:
-        return self.chooser.depth > 0 and not self.chooser.may_rest and not self.chooser.is_done_with_heads()
+        return self.chooser.wants_heads() and not self.chooser.may_rest
 
     def begin(self) -> None:
         self._reset()

@@ -90,11 +90,8 @@ class Chooser:
 
     def wants_heads(self) -> bool:
         """Whether the heads are asked: while they pay, and now and then to see whether they would."""
-        return self.depth > 0 and (self.heads_gain.value > 0 or self.tried < FIRST_TRIES or self.rested >= self.rest)
-
-    def is_done_with_heads(self) -> bool:
-        """Whether heads that cannot leave out passes are not asked any more."""
-        return not self.may_rest and self.tried >= FIRST_TRIES and self.heads_gain.value <= 0
+        pay = self.heads_gain.value > 0 or self.tried < FIRST_TRIES
+        return self.depth > 0 and (pay or (self.may_rest and self.rested >= self.rest))
 
     def is_worth(self, depth: int, chance: float) -> bool:
         """Of a draft at that depth, if it and those before it are kept with that chance."""
@@ -121,7 +118,7 @@ class Chooser:
             self._judge_heads(accepted - self.rate * cost)
         else:
             self.rested += 1
-        self.bytes_a_second.add(accepted + 1, self.costs.passes[0] + cost)
+        self.bytes_a_second.add(float(accepted + 1), self.costs.passes[0] + cost)
 
     def _judge_heads(self, gain: float) -> None:
         self.tried += 1

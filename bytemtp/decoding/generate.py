@@ -5,6 +5,7 @@ bytemtp.generate(model, b"def add(", 200, mode="speculative").data
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, real, whole
@@ -106,7 +107,10 @@ def _draft(name: str, value: Any) -> ByteMTP | None:
 
 
 def _index(name: str, value: Any) -> CorpusIndex | None:
-    return None if value is None else instance(CorpusIndex, "an index, as bytemtp.open_index(FILE) gives it")(name, value)
+    """The path of an index opens it."""
+    if isinstance(value, str | Path):
+        return CorpusIndex(Path(value))
+    return None if value is None else instance(CorpusIndex, "the file of an index")(name, value)
 
 
 MODEL = instance(ByteMTP, "a model, as bytemtp.load(RUN) gives it")

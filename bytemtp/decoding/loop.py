@@ -222,7 +222,7 @@ class VerifyLoop:
             return path
         verdicts = Verdicts(row, logits[pending - 1 :])
         row.begin_pass((len(draft.path) for draft in tree.drafts), tree.source)
-        if verdicts.greedy or self.drafting.as_tree:
+        if verdicts.greedy or self.drafting.as_tree or not tree.drafts:
             kept = self._accept_one_by_one(row, tree, verdicts)
         else:
             kept = self._accept_together(row, tree, verdicts)
@@ -231,7 +231,7 @@ class VerifyLoop:
         return path + [pending + draft for draft in kept]
 
     def _accept_one_by_one(self, row: Row, tree: DraftTree, verdicts: Verdicts) -> list[int]:
-        """Of drafts as a tree, and where decoding is greedy; returns the numbers of the drafts that stay."""
+        """Of a tree of drafts, and where decoding is greedy; returns the numbers of the drafts that stay."""
         kept: list[int] = []
         while not row.stopped_by:
             last = kept[-1] if kept else -1
@@ -246,7 +246,7 @@ class VerifyLoop:
     def _accept_together(self, row: Row, tree: DraftTree, verdicts: Verdicts) -> list[int]:
         """Of a chain of drawn drafts: as many stay as `verify_chain` says."""
         ids = [draft.id for draft in tree.drafts]
-        q = np.stack([draft.q for draft in tree.drafts]) if ids else np.zeros((0, 0))
+        q = np.stack([draft.q for draft in tree.drafts if draft.q is not None])  # they all have one
         stay, last = verify_chain(verdicts.along(ids), ids, q, row.random)
         for number, id_ in enumerate([*ids[:stay], last]):
             if row.stopped_by:

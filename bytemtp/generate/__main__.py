@@ -1,6 +1,6 @@
 """Command: continue a prompt with a trained run.
 
-Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 200 --mode speculative --compare ar
+Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 200 --compare ar
 """
 
 import json
@@ -17,6 +17,7 @@ from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
+from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.divergence import Divergence, divergence
 from bytemtp.decoding.generate import EngineName, Generation, Mode, generate, generate_stream
 from bytemtp.decoding.tree import Shape
@@ -33,7 +34,7 @@ class Command:
     Some examples:
 
         python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --temperature 0.8
-        python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --mode speculative --compare ar
+        python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --compare ar
 
     With temperature 0 every mode writes the same bytes; above 0 every mode draws from the same distribution.  The first
     is certain in float32 only: bfloat16 may prefer another byte where two are nearly as likely, and --compare says so.
@@ -47,9 +48,12 @@ class Command:
     """text to continue; "" starts a new document"""
     prompt_file: tyro.conf.DisallowNone[str | None] = None
     """file with the bytes to continue; - is standard input"""
-    mode: Mode = "speculative"
+    mode: Mode = "auto"
     """ar: one byte a forward pass; speculative: the heads draft, the next pass verifies; tree: several candidates a
-    head; draft: another run drafts"""
+    head; draft: another run drafts; copy: what followed where the text's end stood before; auto: copies, heads or
+    nothing, whatever pays"""
+    index: tyro.conf.DisallowNone[Path | None] = None
+    """file of `python -m bytemtp.index`, from which modes auto and copy may copy, too"""
     heads: int = 0
     """use the first so many heads; 0 means all"""
     tree: tyro.conf.DisallowNone[Path | None] = None
@@ -89,14 +93,15 @@ class Command:
         prompt, options = read_prompt(self), decoding(self)
         model = load(self.run, self)
         draft = load(self.draft, self) if self.draft else None
-        if self.mode != "ar" and model.config.n_future == 1 and draft is None:
+        if self.mode in ("speculative", "tree") and model.config.n_future == 1:
             log("the model has one head: nothing is drafted")
         if self.compare:
             generate(model, prompt, 1, draft, **options)  # what is made once, packed weights and so on, is for neither
         out = decode(model, prompt, draft, options, self)
         plain, difference, greedy = None, None, self.temperature == 0
         if self.compare:
-            plain = generate(model, prompt, self.max_bytes, **{**options, "mode": "ar", "heads": 0, "tree": ()})
+            plainly = {"mode": "ar", "heads": 0, "tree": (), "index": None}
+            plain = generate(model, prompt, self.max_bytes, **{**options, **plainly})
             if greedy:
                 difference = divergence(model, prompt, plain, out, stop=options["stop"], utf8=self.utf8)
             log(comparison(plain, out, difference, greedy=greedy))
@@ -118,6 +123,8 @@ def check(arguments: Command) -> None:
     for name in ("tree", "draft"):
         if getattr(arguments, name) is not None and arguments.mode != name:
             raise UserError(f"--{name} is for --mode {name}, but the mode is {arguments.mode}; leave one of them out")
+    if arguments.index is not None and arguments.mode not in ("auto", "copy"):
+        raise UserError(f"--index is for the modes auto and copy, but the mode is {arguments.mode}; leave one of them out")
     if arguments.mode == "draft" and arguments.draft is None:
         raise UserError("--mode draft needs a draft model; name its run with --draft RUN2")
     if arguments.engine == "native" and arguments.dtype != "float32":
@@ -139,7 +146,8 @@ def decoding(arguments: Command) -> dict[str, Any]:
     tree = () if arguments.tree is None else read_tree(arguments.tree)
     names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8", "engine")
     stop = [as_bytes(text) for text in arguments.stop]
-    return {"tree": tree, "stop": stop, **{name: getattr(arguments, name) for name in names}}
+    index = None if arguments.index is None else CorpusIndex(arguments.index)
+    return {"tree": tree, "stop": stop, "index": index, **{name: getattr(arguments, name) for name in names}}
 
 
 def read_tree(path: Path) -> Shape:

@@ -1,0 +1,197 @@
+"""Modes "copy" and "auto": nothing but the speed changes, and by the table of costs the choice is hardly ever wrong."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_loop import ENGINES, TOPOLOGIES, model_for
+
+from bytemtp.decoding import costs as costs_module
+from bytemtp.decoding.chooser import FIRST_TRIES, Chooser, Costs
+from bytemtp.decoding.costs import costs_of
+from bytemtp.decoding.generate import Options, generate, generate_batch
+from bytemtp.decoding.loop import COPIED
+
+FLAT = Costs((1.0,) * 16, heads=0.0)
+"""Drafts cost nothing."""
+STEEP = Costs(tuple(float(ids) for ids in range(1, 17)), heads=0.5)
+"""A pass over two ids costs as much as two passes."""
+MIDDLE = Costs(tuple(1 + 0.06 * ids for ids in range(16)), heads=0.1)
+COSTS = {"flat": FLAT, "steep": STEEP, "middle": MIDDLE}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table():
+    """Its "now" stands in for the costs of this machine."""
+    chosen = {"now": MIDDLE}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bytemtp.decoding.generate.costs_of", lambda model, rows, engine: chosen["now"])
+        yield chosen
+
+
+REPEATING = st.lists(st.sampled_from([b"abcabd", b"x = ", b"\n", b"\xff"]), max_size=8).map(b"".join)
+
+
+@settings(max_examples=60)
+@given(
+    topology=st.sampled_from(TOPOLOGIES),
+    prompt=REPEATING,
+    max_bytes=st.integers(0, 40),
+    heads=st.integers(0, 4),
+    mode=st.sampled_from(["copy", "auto"]),
+    costs=st.sampled_from(sorted(COSTS)),
+    window=st.sampled_from([0, 6]),
+    engine=st.sampled_from(sorted(ENGINES)),
+)
+def test_copies_write_the_bytes_of_plain_greedy_decoding(
+    table, topology, prompt, max_bytes, heads, mode, costs, window, engine
+):
+    table["now"] = COSTS[costs]
+    model = model_for(topology, window=window)
+    plain = generate(model, prompt, max_bytes, engine=engine)
+    fast = generate(model, prompt, max_bytes, mode=mode, heads=heads, engine=engine)
+    assert (fast.data, fast.stats["stopped_by"]) == (plain.data, plain.stats["stopped_by"])
+    assert fast.stats["forwards"] <= plain.stats["forwards"]
+
+
+@settings(max_examples=20)
+@given(prompts=st.lists(REPEATING, min_size=1, max_size=4), temperature=st.sampled_from([0.0, 0.8]), seed=st.integers(0, 9))
+def test_a_seed_draws_the_same_text_again(prompts, temperature, seed):
+    options = dict(mode="auto", temperature=temperature, seed=seed)
+    first, again = (generate_batch(model_for("linear"), prompts, 24, **options) for _ in range(2))
+    assert [out.data for out in first] == [out.data for out in again]
+
+
+def test_an_index_is_copied_from(tmp_path):
+    """What the model writes, in a file: the whole text then comes in pieces of COPIED bytes."""
+    pytest.importorskip("bytemtp.index")
+    from bytemtp.index import main
+
+    model = model_for("parallel", n_future=1)
+    text = generate(model, b"abc", 120).data
+    (tmp_path / "file.txt").write_bytes(b"abc" + text)
+    main([str(tmp_path / "file.txt"), "--out", str(tmp_path / "an.index")])
+    for mode in ("copy", "auto"):
+        out = generate(model, b"abc", 120, mode=mode, index=str(tmp_path / "an.index"))
+        assert out.data == text and out.stats["sources"].keys() == {"copies"}
+        assert out.stats["bytes_per_forward"] > COPIED / 2
+
+
+# ---- the choice
+
+
+def paid(out, costs, plainly):
+    """Time by the table of all passes, over that of plain decoding."""
+    by_length = out.stats["acceptance_histogram_by_draft_length"]
+    with_drafts = {drafts: sum(histogram) for drafts, histogram in by_length.items()}
+    seconds = sum(times * costs.extra(drafts) for drafts, times in with_drafts.items())
+    return (seconds + out.stats["forwards"] * costs.passes[0]) / (plainly * costs.passes[0])
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_where_drafts_are_hopeless_hardly_anything_is_lost(table, topology):
+    """Copies of bytes drawn evenly are never right, and the heads of this model hardly ever."""
+    table["now"] = STEEP
+    model = model_for(topology, n_future=4, dim=48)
+    out = generate(model, bytes(range(256)), 400, mode="auto", temperature=50.0)
+    assert paid(out, STEEP, 400) < 1.03
+
+
+def test_where_drafts_cost_nothing_all_are_made(table):
+    table["now"] = FLAT
+    model = model_for("replicated")
+    auto, chain = (generate(model, b"a", 200, mode=mode) for mode in ("auto", "speculative"))
+    assert auto.stats["forwards"] <= chain.stats["forwards"]
+
+
+@given(
+    chance=st.floats(0, 1),
+    slope=st.floats(0, 1.5),
+    depth=st.integers(1, 7),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60)
+def test_a_draft_that_is_right_by_chance_is_made_as_often_as_pays(chance, slope, depth, seed):
+    """Against all fixed numbers of drafts, by the table: of 2,000 passes the choice is within 6 % of the best."""
+    costs = Costs(tuple(1 + slope * ids for ids in range(16)), heads=0.0)
+    chooser, random = Chooser(costs, depth, may_rest=True), np.random.default_rng(seed)
+    written = spent = 0.0
+    while written < 2000:
+        drafts, alive = 0, 1.0
+        asked = chooser.wants_heads()
+        while asked and drafts < depth:
+            alive *= chooser.head_right(drafts + 1, chance)
+            if not chooser.is_worth(drafts + 1, alive):
+                break
+            drafts += 1
+        right = random.random(drafts) < chance
+        accepted = drafts if right.all() else int(right.argmin())
+        chooser.learn(accepted, probabilities=[chance] * drafts, asked=asked)
+        written, spent = written + accepted + 1, spent + 1 + slope * drafts
+    best = max(sum(chance**d for d in range(fixed + 1)) / (1 + slope * fixed) for fixed in range(depth + 1))
+    assert written / spent > 0.94 * best
+
+
+def test_heads_that_rest_are_tried_again_and_return():
+    chooser = Chooser(MIDDLE, 3, may_rest=True)
+    for _ in range(4 * FIRST_TRIES):
+        chooser.learn(0, probabilities=[0.5] * 3, asked=chooser.wants_heads())
+    assert not chooser.wants_heads()
+    passes = 0
+    while not chooser.wants_heads():
+        passes += 1
+        chooser.learn(0, asked=False)
+    assert 0 < passes <= 4 * FIRST_TRIES
+    for _ in range(200):
+        asked = chooser.wants_heads()
+        chooser.learn(3 if asked else 0, probabilities=[0.5] * 3 if asked else [], asked=asked)
+    assert chooser.wants_heads() and chooser.rested == 0
+
+
+def test_heads_with_caches_are_given_up_for_good():
+    chooser = Chooser(STEEP, 3, may_rest=False)
+    while chooser.wants_heads():
+        chooser.learn(0, probabilities=[0.5] * 3, asked=True)
+    for _ in range(1000):
+        assert not chooser.wants_heads()
+        chooser.learn(0, asked=False)
+
+
+def test_long_matches_are_copied_and_short_ones_that_were_wrong_are_not():
+    chooser = Chooser(MIDDLE, 0, may_rest=True)
+    assert chooser.copies(32, COPIED) > 8
+    assert chooser.copies(0, 0) == 0
+    for _ in range(50):
+        chooser.learn(0, copied=4, match=4, asked=False)
+    assert chooser.copies(4, COPIED) == 0 < chooser.copies(32, COPIED)
+
+
+# ---- the table
+
+
+def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = []
+    real = costs_module.measure
+    monkeypatch.setattr(costs_module, "measure", lambda *args: measured.append(real(*args)) or measured[-1])
+    model = model_for("parallel")
+    first = costs_of(model, 1, "auto")
+    assert len(first.passes) == 1 + COPIED and all(0 < cost < math.inf for cost in first.passes)
+    assert list(first.passes) == sorted(first.passes) and first.heads > 0
+    assert costs_of(model, 1, "auto") == first and len(measured) == 1
+    costs_of(model, 2, "auto")
+    costs_of(model_for("linear"), 1, "auto")
+    costs_of(model, 1, "torch")
+    assert len(measured) == 4
+    for file in (tmp_path / "bytemtp").glob("costs-*"):
+        file.write_text("{")
+    assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == 5
+
+
+def test_no_costs_are_measured_where_nothing_is_chosen(monkeypatch):
+    monkeypatch.setattr("bytemtp.decoding.generate.costs_of", None)
+    for mode in ("ar", "speculative", "tree", "copy"):
+        options = Options(mode=mode)
+        options.loop(model_for("linear"), [options.row(b"a", 0, 4)]).run()
