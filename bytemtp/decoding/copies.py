@@ -16,25 +16,26 @@ from array import array
 from collections.abc import Iterator
 from itertools import islice
 
+from bytemtp.decoding.corpus_index import MAX_MATCH, CorpusIndex
+
 GRAMS = (10, 4, 2)
 """Lengths of the runs whose places are kept, the longest first.  Few long ones are the same, so they reach far back."""
 CANDIDATES = 16
 """Places of a run that are looked at, the latest."""
-MAX_MATCH = 64
-"""No match counts as longer: what follows so many equal bytes is as sure as it gets."""
 
 
 class Copies:
-    """What followed the end of a text where the same bytes stood before in the text.
+    """What followed the end of a text where the same bytes stood before: in the text itself, or in an index.
 
-    The longest of GRAMS decides that is at the text's end and also stood before it.  Among the latest CANDIDATES places
-    where it did, the one counts before which the most bytes agree, MAX_MATCH at most; of equals the latest.
+    In the text, the longest of GRAMS decides whose bytes at the text's end also stood before.  Among the latest
+    CANDIDATES places where they did, the one counts before which the most bytes agree, MAX_MATCH at most; of equals
+    the latest.  In the index it is the longest match of all.  It counts if it is longer than that in the text.
 
     Each byte takes about a microsecond and at most some 400 bytes of memory.
     """
 
-    def __init__(self) -> None:
-        self.text = bytearray()
+    def __init__(self, index: CorpusIndex | None = None) -> None:
+        self.index, self.text = index, bytearray()
         self._places = [_Places(size) for size in GRAMS]
 
     def extend(self, data: bytes) -> None:
@@ -46,9 +47,14 @@ class Copies:
     def continuation(self, count: int) -> tuple[int, bytes]:
         """How many bytes at the end of the text match (0: none did before), and `count` bytes that followed them.
 
-        Where the text ends before they do, they go on as they began: what follows `abab` is `abababab`.
+        Where the text ends before they do, they go on as they began: what follows `abab` is `abababab`.  In an index
+        a document may end before; then they are fewer.
         """
         length, place = self._match()
+        if self.index is not None:
+            found, following = self.index.continuation(self.text[-MAX_MATCH:], count)
+            if found > length:
+                return found, following
         if not length:
             return 0, b""
         period = len(self.text) - place
