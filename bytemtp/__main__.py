@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a model on raw files, or go on with a run",
     "generate": "continue a prompt with a trained run",
     "evaluate": "bits per byte, pass@k, multiple choice, the fastest drafts",
+    "index": "the text of files, for drafts that are copied from it",
     "report": "curves of one run, or of several over each other",
     "export": "a Hugging Face folder that transformers loads",
     "bench": "speed and memory beside the peers",

@@ -13,6 +13,7 @@ from bytemtp.common.settings import Settings, flatten
 from bytemtp.evaluate import VERBS as EVALUATE_VERBS
 from bytemtp.export import Command as Export
 from bytemtp.generate.__main__ import Command as Generate
+from bytemtp.index import Command as Index
 from bytemtp.report import Command as Report
 from bytemtp.train import Command as Train
 
@@ -24,6 +25,7 @@ USERS_DOCS = {page: text for page, text in DOCS.items() if page.startswith(("REA
 KINDS: dict[str, type[Any]] = {
     "bytemtp.train": Train,
     "bytemtp.generate": Generate,
+    "bytemtp.index": Index,
     "bytemtp.report": Report,
     "bytemtp.export": Export,
     **{f"bytemtp.evaluate {verb}": kind for verb, kind in EVALUATE_VERBS.items()},

@@ -14,11 +14,14 @@ PARTIAL = ".partial"
 """Ending of the name of whatever is not completely written yet."""
 
 
-def write_file(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a kill, sees all of the old text or all of the new."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a reader, or a kill, sees all of the old text or all of the new.
+
+    Paths in a text may be no UTF-8.
+    """
     partial = path.with_name(path.name + PARTIAL)
     try:
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")  # of paths that are no UTF-8
+        partial.write_bytes(as_bytes(content))
         sync(partial)
         partial.replace(path)
     except OSError:
@@ -37,16 +40,20 @@ def writing(path: Path, note: str = "") -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}{note}") from error
 
 
-def write_output(path: Path, text: str, note: str = "") -> None:
+def write_output(path: Path, content: str | bytes, note: str = "") -> None:
     """`write_file` for a file that the user named.  UserError if it cannot be written; note: added behind.
 
     A link, a pipe or a device (/dev/stdout) is written through, not replaced.
     """
     with writing(path, note):
         if _replaced(path):
-            write_file(path, text)
+            write_file(path, content)
         else:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(as_bytes(content))
+
+
+def as_bytes(content: str | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
 
 
 def check_output(path: Path | None) -> None:

@@ -1,0 +1,96 @@
+"""Command: make an index of files, for drafts that are copied from them.
+
+python -m bytemtp.index PATH --out FILE
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm import tqdm
+
+from bytemtp.common.cli import run, run_main
+from bytemtp.common.errors import UserError
+from bytemtp.common.files import check_output
+from bytemtp.common.runtime import log
+from bytemtp.data.documents import Reading
+from bytemtp.data.rows import IdStream, Position
+from bytemtp.data.sources import SkipLog, as_text, find
+from bytemtp.decoding.corpus_index import MAX_BYTES, write_index
+
+
+@dataclass(frozen=True)
+class Command:
+    """Make an index of files: what the model writes is then drafted from what followed the same bytes there.
+
+    An example:
+
+        python -m bytemtp.index src docs corpus.tar.zst --out corpus.index
+        python -m bytemtp.generate runs/demo --prompt "def " --max-bytes 200 --mode copy --index corpus.index
+
+    Take text of the kind that will be decoded; that the run was trained on it does no harm.  Files are opened as for
+    training: .zst .gz .xz .bz2 .tar .zip and .jsonl are decompressed.  An index changes the speed of decoding, never
+    the output.  It has five bytes for each byte of text; making it takes some 50 bytes of memory for each.
+    """
+
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    """what to index: files, folders, globs, - for standard input, fsspec URLs"""
+    out: Path
+    """file to write; an older one is replaced once the new one is complete"""
+    bytes: int = 1 << 25
+    """take so many bytes at most, from the front of the files"""
+    text_field: str = "text"
+    """of a .jsonl file's lines: where the text is"""
+    exclude: tuple[str, ...] = ()
+    """patterns of files and folders to leave out, such as *.log or build, beside .git, .DS_Store and the like"""
+
+    def main(self) -> None:
+        if not self.paths:
+            raise UserError("no PATH given; name the files to index, or - for standard input")
+        if not 1 <= self.bytes <= MAX_BYTES:
+            raise UserError(f"bytes is {self.bytes}; it must be from 1 to {MAX_BYTES}")
+        check_output(self.out)
+        begun = time.perf_counter()
+        documents = list(documents_of(self.paths, self.bytes, Reading(self.text_field, exclude=self.exclude)))
+        size = sum(map(len, documents))
+        log(f"sorting {size:,} bytes")
+        write_index(self.out, documents)
+        kept = f"{size:,} bytes of {len(documents):,} documents in {self.out.stat().st_size:,} bytes"
+        print(f"written: {self.out} ({kept}, {time.perf_counter() - begun:.1f} s)")
+
+
+def documents_of(paths: Sequence[str], limit: int, reading: Reading) -> Iterator[bytes]:
+    """Those that have a byte, in order, `limit` bytes of them at most; says what is left out.
+
+    UserError as from `bytemtp.stream` for files that cannot be read, or hold no byte.
+    """
+    skip_log = SkipLog("error")
+    sources = find(paths, skip_log, reading.leave_out)
+    document, room = bytearray(), limit
+    with tqdm(unit="B", unit_scale=True, desc="read", disable=None, file=sys.stderr) as bar:
+        for position, octets in IdStream(sources, skip_log, shuffle=False, reading=reading).read(Position(), 1):
+            document += octets[:room]
+            if document and (not octets or len(octets) > room):
+                yield bytes(document)
+                document.clear()
+            if len(octets) > room:
+                more = len(sources) - position.file - 1
+                rest = f"the rest of {sources[position.file].name}" + f" and {more:,} more files" * (more > 0)
+                log(f"warning: {limit:,} bytes are taken, the limit (--bytes); left out: {rest}")
+                break
+            room -= len(octets)
+            bar.update(len(octets))
+    if skip_log.left_out:
+        log(f"left out: {as_text(skip_log.left_out)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    run(Command, "python -m bytemtp.index", arguments)
+
+
+if __name__ == "__main__":
+    run_main(main)
