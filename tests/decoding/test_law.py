@@ -14,19 +14,22 @@ import torch
 
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT
+from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.generate import generate_batch
 from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.utf8 import legal, state_after
 from bytemtp.model.model import ByteMTP
 
 TINY = ModelConfig(dim=16, layers=4, attention_heads=2, kv_heads=1, ffn_dim=24, n_future=3)
-PROMPT, LENGTH, TEXTS, LEAST = b"ab", 3, 2000, 8
+PROMPT, LENGTH, TEXTS, LEAST = b"abab", 3, 2000, 8
 """LEAST: expected texts of a bin."""
 MODES = {
     "ar": dict(mode="ar"),
     "speculative": dict(mode="speculative"),
     "tree": dict(mode="tree", tree=((0,), (1,), (2,), (0, 0), (0, 1), (1, 0))),
     "draft": dict(mode="draft", heads=3),
+    "copy": dict(mode="copy"),
+    "auto": dict(mode="auto"),
 }
 RULE = [field.name for field in fields(Rule)]
 FAR = 4
@@ -40,10 +43,19 @@ CASES = [
     ),
     *(("parallel", mode, WHOLE) for mode in ("ar", "speculative", "tree")),
     ("parallel", "draft", FEW),
+    *((topology, mode, FEW) for topology in ("parallel", "deepseek") for mode in ("copy", "auto")),
+    ("replicated", "auto", {**FEW, "utf8": True}),
     ("anticausal", "tree", {**FEW, "engine": "native"}),
     ("parallel", "speculative", {**FEW, "top_p": 0.8}),
     ("parallel", "tree", {**FEW, "utf8": True}),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _costs(monkeypatch):
+    """In place of those of this machine: some drafts pay."""
+    table = Costs(tuple(1 + 0.1 * ids for ids in range(16)), heads=0.0)
+    monkeypatch.setattr("bytemtp.decoding.generate.costs_of", lambda model, rows, engine: table)
 
 
 @pytest.fixture(autouse=True)

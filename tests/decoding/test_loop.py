@@ -196,7 +196,7 @@ def test_a_tree_finds_more_than_its_chain():
 @given(
     topology=st.sampled_from(TOPOLOGIES),
     prompts=st.lists(st.binary(max_size=20), min_size=1, max_size=4),
-    mode=st.sampled_from(["ar", "speculative", "tree"]),
+    mode=st.sampled_from(["ar", "speculative", "tree", "copy"]),
     temperature=st.sampled_from([0.0, 0.8]),
 )
 def test_rows_do_not_see_their_batch_mates(topology, prompts, mode, temperature):
@@ -216,7 +216,7 @@ def double(topology):
 
 
 @settings(max_examples=40)
-@given(prompt=st.binary(max_size=6), mode=st.sampled_from(["ar", "speculative", "tree"]), data=st.data())
+@given(prompt=st.binary(max_size=6), mode=st.sampled_from(["ar", "speculative", "tree", "copy"]), data=st.data())
 def test_text_ends_before_the_first_stop_string(prompt, mode, data):
     """Whichever is complete first; of several that end there, the one that began first.  Their order is of no meaning.
 
@@ -237,14 +237,18 @@ def test_text_ends_before_the_first_stop_string(prompt, mode, data):
 
 @settings(max_examples=40)
 @given(
-    prompt=st.text(max_size=4), cut=st.integers(0, 3), temperature=st.sampled_from([0.0, 3.0]), seed=st.integers(0, 9)
+    prompt=st.text(max_size=4),
+    cut=st.integers(0, 3),
+    temperature=st.sampled_from([0.0, 3.0]),
+    seed=st.integers(0, 9),
+    mode=st.sampled_from(["speculative", "copy"]),
 )
-def test_utf8_mode_writes_well_formed_text(prompt, cut, temperature, seed):
+def test_utf8_mode_writes_well_formed_text(prompt, cut, temperature, seed, mode):
     """Also when the prompt ends inside a character; the text's own end may be cut by max_bytes."""
     raw = prompt.encode("utf-8", "surrogatepass").decode("utf-8", "ignore").encode()
     raw = raw[: len(raw) - min(cut, len(raw))]
     options = dict(utf8=True, temperature=temperature, seed=seed, max_bytes=30)
-    out = generate(model_for("replicated"), raw, mode="speculative", **options)
+    out = generate(model_for("replicated"), raw, mode=mode, **options)
     text = (raw + out.data).decode("utf-8", "surrogateescape")
     if out.stats["stopped_by"] == "max_bytes":
         text = text.rstrip("".join(map(chr, range(0xDC80, 0xDD00))))  # a character that max_bytes cut
