@@ -24,8 +24,8 @@ KEPT = 1 - 1 / 64
 FIRST_TRIES = 8
 """Passes after which heads that did not pay are let rest; then they are tried again after so many, after twice as many..."""
 LONGEST_REST = 256
-COPY_CHANCES = (0.0, 0.0, 0.0, 0.5, 0.7, 0.85, 0.93)
-"""Chance that a copied byte is right before anything is known, by `bit_length` of the match."""
+COPY_CHANCES = (0.0, 0.3, 0.4, 0.55, 0.65, 0.75, 0.93)
+"""Chance that a copied byte is right before anything is known, by `bit_length` of the match: measured on Python files."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bytemtp.decoding.utf8 import legal, state_after
 from bytemtp.model.model import ByteMTP
 
 TINY = ModelConfig(dim=16, layers=4, attention_heads=2, kv_heads=1, ffn_dim=24, n_future=3)
-PROMPT, LENGTH, TEXTS, LEAST = b"abab", 3, 2000, 8
+LENGTH, TEXTS, LEAST = 3, 2000, 8
 """LEAST: expected texts of a bin."""
 MODES = {
     "ar": dict(mode="ar"),
@@ -31,6 +31,8 @@ MODES = {
     "copy": dict(mode="copy"),
     "auto": dict(mode="auto"),
 }
+PROMPT, PAIRS = b"ab", b"aabacadbbcbdccddaba"
+"""PAIRS: of likely bytes, all of them, so that there is always something to copy."""
 RULE = [field.name for field in fields(Rule)]
 FAR = 4
 """Standard deviations of a normal variable: beyond is once in 30,000."""
@@ -74,16 +76,16 @@ def model_for(topology: str, seed: int = 0) -> ByteMTP:
     return model
 
 
-def likely_texts(model: ByteMTP, rule: Rule, utf8: bool) -> dict[bytes, float]:
+def likely_texts(model: ByteMTP, prompt: bytes, rule: Rule, utf8: bool) -> dict[bytes, float]:
     """Probability of each text that has a bin of its own: LENGTH bytes, or fewer where the end of the document came."""
     finished: dict[bytes, float] = {}
     begun: dict[bytes, float] = {b"": 1.0}
     for _ in range(LENGTH):
         with torch.no_grad():
-            logits = model(torch.tensor([[EOT, *PROMPT, *text] for text in begun]))[0, :, -1].numpy()
+            logits = model(torch.tensor([[EOT, *prompt, *text] for text in begun]))[0, :, -1].numpy()
         longer: dict[bytes, float] = {}
         for (text, p), row in zip(begun.items(), logits, strict=True):
-            law = p * rule.distribution(row, legal(state_after(PROMPT + text)) if utf8 else None)
+            law = p * rule.distribution(row, legal(state_after(prompt + text)) if utf8 else None)
             finished[text] = law[EOT]
             longer |= {text + bytes([byte]): law[byte] for byte in range(256)}
         begun = {text: p for text, p in longer.items() if p * TEXTS >= LEAST}
@@ -103,8 +105,10 @@ def deviation(counts: Counter[bytes], law: dict[bytes, float]) -> float:
 def test_texts_have_the_law_of_the_model(topology, mode, options):
     model, how = model_for(topology), {"engine": "torch", **MODES[mode], **options}
     draft = model_for("parallel", seed=1) if mode == "draft" else None
-    outs = generate_batch(model, [PROMPT] * TEXTS, LENGTH, draft, **how)
-    law = likely_texts(model, Rule(**{k: v for k, v in options.items() if k in RULE}), options.get("utf8", False))
+    prompt = PAIRS if mode in ("copy", "auto") else PROMPT
+    outs = generate_batch(model, [prompt] * TEXTS, LENGTH, draft, **how)
+    rule = Rule(**{k: v for k, v in options.items() if k in RULE})
+    law = likely_texts(model, prompt, rule, options.get("utf8", False))
     assert len(law) >= 4 and math.fsum(law.values()) > 0.5
     assert deviation(Counter(out.data for out in outs), law) < FAR
     if mode != "ar":
