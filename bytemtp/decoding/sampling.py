@@ -148,7 +148,8 @@ def verify_chain(
     ids: the drafts.
     q: what each was drawn from, given those before it; one-hot if it was not drawn.
 
-    Uses two random numbers, however many drafts there are.
+    Uses two random numbers, however many drafts there are.  Drafts may decide whether others follow them, but none may
+    be left out for what it is.
 
     Block verification (Sun et al. 2025, "Block Verification Accelerates Speculative Decoding", arXiv 2403.10444,
     algorithm 2): the output is lossless (theorem 1), and no lossless rule keeps more drafts of a chain on average
