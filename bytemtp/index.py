@@ -3,6 +3,8 @@
 python -m bytemtp.index PATH --out FILE
 """
 
+import glob
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -55,7 +57,9 @@ class Command:
             raise UserError(f"bytes is {self.bytes}; it must be from 1 to {MAX_BYTES}")
         check_output(self.out)
         begun = time.perf_counter()
-        documents = list(documents_of(self.paths, self.bytes, Reading(self.text_field, exclude=self.exclude)))
+        older = glob.escape(os.path.abspath(self.out))
+        reading = Reading(self.text_field, exclude=(*self.exclude, older))
+        documents = list(documents_of(self.paths, self.bytes, reading))
         size = sum(map(len, documents))
         log(f"sorting {size:,} bytes")
         write_index(self.out, documents)
@@ -79,7 +83,9 @@ def documents_of(paths: Sequence[str], limit: int, reading: Reading) -> Iterator
                 document.clear()
             if len(octets) > room:
                 more = len(sources) - position.file - 1
-                rest = f"the rest of {sources[position.file].name}" + f" and {more:,} more files" * (more > 0)
+                rest = f"the rest of {sources[position.file].name}" + f" and {more:,} more file{'s' * (more > 1)}" * (
+                    more > 0
+                )
                 log(f"warning: {limit:,} bytes are taken, the limit (--bytes); left out: {rest}")
                 break
             room -= len(octets)

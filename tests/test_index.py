@@ -57,7 +57,7 @@ def test_the_limit_cuts_at_its_byte_and_says_what_is_left_out(tmp_path_factory, 
     assert documents_in(folder / "index") == [document for document in expected if document]
     first = next((number for number, end in enumerate((10, 21, 26)) if limit < end), None)
     left_out = [f"the rest of {folder / list(TEXTS)[first]}"] if first is not None else []
-    more = ["", " and 1 more files", " and 2 more files"][2 - first] if first is not None else ""
+    more = ["", " and 1 more file", " and 2 more files"][2 - first] if first is not None else ""
     warnings = [f"warning: {limit:,} bytes are taken, the limit (--bytes); left out: {name}{more}" for name in left_out]
     assert said[:-1] == warnings
 
@@ -69,6 +69,15 @@ def test_litter_and_what_is_excluded_are_left_out(tmp_path, capsys):
     main([str(tmp_path), "--exclude", "b.*", "--out", str(tmp_path / "index")])
     assert documents_in(tmp_path / "index") == [b"first file", b"third"]
     assert "left out: .git, b.*" in capsys.readouterr().err
+
+
+def test_an_older_index_among_the_files_is_not_indexed(tmp_path):
+    folder = tmp_path / "g [1]*?"
+    folder.mkdir()
+    texts(folder)
+    for _ in range(2):
+        main([str(folder), "--out", str(folder / "my [1].index")])
+        assert documents_in(folder / "my [1].index") == list(TEXTS.values())
 
 
 @pytest.mark.parametrize(
