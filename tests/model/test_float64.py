@@ -27,7 +27,7 @@ def model_for(topology: str, window: int, attention: str = "matmul", *, qk_norm:
     )  # type: ignore[arg-type]  # fmt: skip
     model = ByteMTP(shape, seed=2).double()
     for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(len(name))
+        generator = torch.Generator().manual_seed(sum(name.encode()))
         torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator) if "norm" in name else parameter.data.mul_(2)
     model.use(attention=attention)
     return model
