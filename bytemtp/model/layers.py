@@ -33,7 +33,8 @@ from bytemtp.model.attention import Layout, attend, attend_packed, attend_short
 NORM_EPSILON = 1e-5
 
 Rope = tuple[Float[Tensor, "*s 1 k"], Float[Tensor, "*s 1 k"]]
-"""cosines and sines of the rotary embedding, one row a position; [s 1 k], or [b s 1 k] where rows stand elsewhere"""
+"""cosines and sines of the rotary embedding, one row a position; [s 1 k], or [b s 1 k] where rows stand elsewhere.  The
+first half of the sines is negated."""
 
 
 class RMSNorm(nn.Module):
@@ -114,11 +115,13 @@ def rope_at(positions: Int[Tensor, "*s"], head_dim: int, theta: float, dtype: to
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim)
     angle = positions[..., None].to(wide) * frequency
-    angle = torch.cat([angle, angle], dim=-1)[..., None, :]
+    angle = torch.cat([-angle, angle], dim=-1)[..., None, :]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def rotate(x: Float[Tensor, "b s h k"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b s h k"]:
-    """Rotary position embedding in Llama's "rotate half" order: width i pairs with width i + k/2."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    """Rotary position embedding in Llama's "rotate half" order: width i pairs with width i + k/2.
+
+    Halves change places by a flip, of which torch.compile makes faster code than of halves that are joined.
+    """
+    return x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin

@@ -202,7 +202,7 @@ struct Tokens {
   const int* first;                  // [t] its row's first token: what lies before that one's slot is decided
   const int* oldest;                 // [t] first position that it sees
   const uint8_t* above;              // [t, chunk] which tokens of its row it sees; null: those before it, and itself
-  const float* angles;               // [t, 2, k] cosines and sines of its position
+  const float* angles;               // [t, 2, k] cosines and sines of its position, the first half of the sines negated
 };
 
 struct Pass {
@@ -233,7 +233,7 @@ void rotate(float* x, const Shape& shape, const float* angles) {
   const float *cos = angles, *sin = angles + shape.true_head_dim;
   for (int i = 0; i < half; i++) {
     float first = x[i], second = x[i + half];
-    x[i] = first * cos[i] - second * sin[i];
+    x[i] = first * cos[i] + second * sin[i];
     x[i + half] = second * cos[i + half] + first * sin[i + half];
   }
 }
