@@ -81,13 +81,14 @@ def _differences(found: dict[str, Any]) -> dict[str, bool]:
     """What the file says that our layers do not do: `name = value`, and whether it is so."""
     heads, eos = found.get("num_attention_heads", 1), found.get("eos_token_id")
     width = found.get("hidden_size", 0) / heads if isinstance(heads, int) and heads else 0
+    by_layer = "layer_types" if found.get("layer_types") else "max_window_layers"
     wrong: dict[str, Callable[[Any], bool]] = {
         "vocab_size": lambda size: size not in range(BYTES, PADDED_VOCAB_SIZE + 1),
         "hidden_act": lambda name: name not in (None, "silu"),
         "rms_norm_eps": lambda epsilon: epsilon != NORM_EPSILON,
         "head_dim": lambda dim: dim not in (None, width),
         "attention_bias": bool,
-        "layer_types" if found.get("layer_types") else "max_window_layers": lambda _: not _are_alike(_layer_types(found)),
+        by_layer: lambda _: not _are_alike(_layer_types(found)),
         "mlp_bias": bool,
         "rope_scaling": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
         "rope_parameters": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
@@ -160,7 +161,7 @@ def _fill(views: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) ->
     """Copy every tensor into its place.  UserError if one is missing, is left over or has another shape."""
     unknown = sorted(name for name in tensors.keys() - views.keys() if not name.endswith("rotary_emb.inv_freq"))
     if unknown:
-        raise UserError(f"{folder} holds {unknown[0]} (and {len(unknown) - 1} more), which the model of its config.json lacks; {NEEDED}")
+        raise UserError(f"{folder} holds {unknown[0]} (and {len(unknown) - 1} more), which its kind lacks; {NEEDED}")
     for name, view in views.items():
         if name not in tensors:
             raise UserError(f"{folder} lacks the weights {name}; {NEEDED}")

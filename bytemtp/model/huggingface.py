@@ -126,7 +126,7 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
 
 
 def _window_keys(model: ByteMTP) -> dict[str, Any]:
-    """Qwen3 has a window only if that is asked for, and in layers from number `max_window_layers` on: in all, or none."""
+    """Qwen3 has a window only if asked, and in layers from number `max_window_layers` on: here all of them, or none."""
     layers = len(path_to_head_1(model))
     keys: dict[str, Any] = {"sliding_window": model.reach, WINDOW: model.config.window} if model.reach else {}
     if model.config.qk_norm:

@@ -91,7 +91,7 @@ class Block(nn.Module):
         return self.finish(x, attend_packed(q, k, v, bounds, window))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [b s d] -> rotated q [b s h k], rotated k [b s g k], v [b s g k], all in the dtype of the matrix product."""
+        """x [b s d] -> rotated q [b s h k], rotated k [b s g k], v [b s g k], all in the dtype of the product."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)

@@ -256,7 +256,7 @@ def test_a_folder_of_another_kind_says_what_it_is(exported: Path, values: dict[s
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = .'full_attention'"),
         ({"layer_types": ["chunked_attention"] * 2}, "layer_types = .'chunked_attention'"),
         ({"layer_types": None, "max_window_layers": 1}, "max_window_layers = 1"),
-        ({"architectures": ["LlamaForCausalLM"]}, r"k_norm.weight .*which the model of its config.json lacks"),
+        ({"architectures": ["LlamaForCausalLM"]}, r"k_norm.weight .*which its kind lacks"),
     ],
 )
 def test_a_qwen3_of_another_kind_says_what_it_is(tmp_path: Path, values: dict[str, Any], found: str) -> None:
