@@ -84,8 +84,9 @@ def activation_bytes(settings: Settings, half: int) -> int:
 def layer_bytes(config: ModelConfig, half: int) -> int:
     """What a layer keeps of a position for its backward pass; compiled layers keep less."""
     keys = config.head_dim * config.key_value_heads
-    normed = 2 * config.dim + (config.dim + keys if config.qk_norm else 0)
-    norms = (2 * SINGLE + half) * normed  # input, normed input, and that as the product takes it
+    norms = 2 * (2 * SINGLE + half) * config.dim  # input, normed input, and that as the product takes it
+    if config.qk_norm:  # queries and keys in float32, if they are not, and normed
+        norms += (half + (SINGLE if half < SINGLE else 0)) * (config.dim + keys)
     attention = half * 3 * (config.dim + keys)  # queries, keys and values before and after the rotation, and the result
     return norms + attention + 4 * half * config.ffn_dim  # gate, up, the gate's SiLU, the product
 
