@@ -19,7 +19,8 @@ from bytemtp.model.huggingface import architecture, check, export, import_transf
 class Command:
     """Write a run as a Hugging Face folder: trunk and head 1 as a Mistral, and a byte tokenizer; no remote code.
 
-    Mistral is Llama with a sliding window: a byte sees as far back as the run was trained to look.
+    Mistral is Llama with a sliding window: a byte sees as far back as the run was trained to look. A run with
+    model.qk_norm becomes a Qwen3, which has those norms and can have that window.
 
     An example:
 

@@ -32,7 +32,7 @@ def tiny(topology="parallel", **changes) -> ByteMTP:
     model = ByteMTP(replace(TINY, topology=topology, **changes), seed=1).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(sum(name.encode())))
     return model
 
 
@@ -62,6 +62,8 @@ VARIANTS = [
     {"kv_heads": 0},
     {"window": 5},
     {"rope_theta": 500.0},
+    {"qk_norm": True},
+    {"qk_norm": True, "window": 5, "topology": "anticausal"},
 ]
 
 
@@ -90,10 +92,11 @@ def test_greedy_generation_is_ours_byte_for_byte(tmp_path, changes):
         assert len(theirs) >= len(ours.data)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize(("length", "window"), [(12, 0), (12, 5), (5, 12), (0, 5)])
-def test_beyond_the_trained_length_the_law_is_that_of_decoding(tmp_path, length, window):
+def test_beyond_the_trained_length_the_law_is_that_of_decoding(tmp_path, length, window, qk_norm):
     """Which looks back no further than train.seq_len; a Llama looks back to the start, and wrote other bytes."""
-    model = trained_on(length, window=window)
+    model = trained_on(length, window=window, qk_norm=qk_norm)
     llama = exported(model, tmp_path)
     ids = torch.tensor([[EOT, *b"The rose is red, the violet is blue"]])
     theirs = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
@@ -123,9 +126,10 @@ def test_a_pipeline_continues_a_document_from_its_start(tmp_path):
     assert out["generated_text"] == ours.data.decode("utf-8", "replace")
 
 
-def test_the_folder_needs_no_code_and_no_tensor_is_left_over(tmp_path):
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_folder_needs_no_code_and_no_tensor_is_left_over(tmp_path, qk_norm):
     _, report = transformers.AutoModelForCausalLM.from_pretrained(
-        written(tiny("anticausal"), tmp_path), output_loading_info=True, trust_remote_code=False
+        written(tiny("anticausal", qk_norm=qk_norm), tmp_path), output_loading_info=True, trust_remote_code=False
     )
     assert not any(report.values()), report
     assert not list((tmp_path / "out").glob("*.py"))
@@ -141,6 +145,17 @@ def test_both_generations_of_transformers_find_their_names(tmp_path):
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500.0
     assert config["dtype"] == config["torch_dtype"] == "float32"
     assert (config["architectures"], config["model_type"]) == (["LlamaForCausalLM"], "llama")
+
+
+@pytest.mark.parametrize("length", [0, 32])
+def test_norms_of_queries_and_keys_make_it_a_qwen3(tmp_path, length):
+    model = trained_on(length, qk_norm=True)
+    config = json.loads((written(model, tmp_path) / "config.json").read_text())
+    assert (config["architectures"], config["model_type"]) == (["Qwen3ForCausalLM"], "qwen3")
+    kinds = transformers.AutoConfig.from_pretrained(tmp_path / "out").layer_types
+    assert set(kinds) == {"sliding_attention" if length else "full_attention"} and len(kinds) == 3
+    del config["layer_types"]  # which older versions of transformers tell from the other keys
+    assert transformers.Qwen3Config(**config).layer_types == kinds
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))

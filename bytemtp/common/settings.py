@@ -61,6 +61,8 @@ class ModelConfig:
     """base of the rotary position embedding"""
     window: int = 0
     """attend to the last `window` positions only; 0 means all"""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys before the rotation (Henry et al. 2020), as in Qwen3"""
 
     def __post_init__(self) -> None:
         _check_numbers("model", self, MAX_SIZE)
@@ -278,7 +280,12 @@ class Settings:
 RETIRED = frozenset({"train.valid_batches"})
 """Settings of older versions.  Files that a run wrote may name them; in files written by hand they are unknown."""
 
-EARLIER = {"train.schedule": "cosine", "train.head_weights": "equal", "data.format": "earlier"}
+EARLIER = {
+    "model.qk_norm": False,
+    "train.schedule": "cosine",
+    "train.head_weights": "equal",
+    "data.format": "earlier",
+}
 """What was so before there were these settings: a run's file that lacks them means this."""
 
 

@@ -1,6 +1,6 @@
 """A model from a Hugging Face folder: the way back from `bytemtp.model.huggingface`, for training to start from.
 
-    config.json         LlamaForCausalLM or MistralForCausalLM with 256 to 264 ids, of which 0-255 are the bytes
+    config.json         LlamaForCausalLM, MistralForCausalLM or Qwen3ForCausalLM; 256 to 264 ids, 0-255 the bytes
     model.safetensors   or its parts, which model.safetensors.index.json names
     tokenizer.json      optional: if it is there, it must say the same about the bytes
 
@@ -24,14 +24,14 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
-from bytemtp.model.huggingface import WINDOW, byte_alphabet, llama_views
+from bytemtp.model.huggingface import FULL, SLIDING, WINDOW, byte_alphabet, llama_views
 from bytemtp.model.layers import NORM_EPSILON
 from bytemtp.model.model import ByteMTP
 
 BYTES = 256
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+_, MISTRAL, QWEN3 = ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen3ForCausalLM")
 ROWS = ("model.embed_tokens.weight", "lm_head.weight")
-NEEDED = "to start from it, it must be a byte-level Llama or Mistral, as `python -m bytemtp.export` writes"
+NEEDED = "to start from it, it must be a byte-level Llama, Mistral or Qwen3, as `python -m bytemtp.export` writes"
 
 
 def load_folder(folder: Path, seed: int = 0) -> ByteMTP:
@@ -67,6 +67,7 @@ def config_of_folder(folder: Path) -> ModelConfig:
             topology="replicated",
             rope_theta=float(_rope(found).get("rope_theta", found.get("rope_theta", 10000.0))),
             window=_window(found),
+            qk_norm=_architecture(found) == QWEN3,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -80,12 +81,14 @@ def _differences(found: dict[str, Any]) -> dict[str, bool]:
     """What the file says that our layers do not do: `name = value`, and whether it is so."""
     heads, eos = found.get("num_attention_heads", 1), found.get("eos_token_id")
     width = found.get("hidden_size", 0) / heads if isinstance(heads, int) and heads else 0
+    by_layer = "layer_types" if found.get("layer_types") else "max_window_layers"
     wrong: dict[str, Callable[[Any], bool]] = {
         "vocab_size": lambda size: size not in range(BYTES, PADDED_VOCAB_SIZE + 1),
         "hidden_act": lambda name: name not in (None, "silu"),
         "rms_norm_eps": lambda epsilon: epsilon != NORM_EPSILON,
         "head_dim": lambda dim: dim not in (None, width),
         "attention_bias": bool,
+        by_layer: lambda _: not _are_alike(_layer_types(found)),
         "mlp_bias": bool,
         "rope_scaling": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
         "rope_parameters": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
@@ -111,8 +114,21 @@ def _kv_heads(found: dict[str, Any]) -> int:
 
 
 def _window(found: dict[str, Any]) -> int:
-    """A folder of ours says apart what model.window was, since a run without one is a Mistral, too."""
-    return found.get(WINDOW, found.get("sliding_window") or 0) if _architecture(found) == "MistralForCausalLM" else 0
+    """A folder of ours says apart what model.window was, since a run without one has a sliding window, too."""
+    return found.get(WINDOW, found.get("sliding_window") or 0) if SLIDING in _layer_types(found) else 0
+
+
+def _layer_types(found: dict[str, Any]) -> set[str]:
+    """How layers look back, as transformers takes it from the file: Qwen3's may differ."""
+    if _architecture(found) != QWEN3 or not found.get("use_sliding_window"):
+        return {SLIDING if _architecture(found) == MISTRAL else FULL}
+    if found.get("layer_types"):
+        return set(found["layer_types"])
+    return {SLIDING if i >= found["max_window_layers"] else FULL for i in range(found["num_hidden_layers"])}
+
+
+def _are_alike(kinds: set[str]) -> bool:
+    return len(kinds) == 1 and kinds <= {FULL, SLIDING}
 
 
 def _rope(found: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +161,7 @@ def _fill(views: dict[str, Tensor], tensors: dict[str, Tensor], folder: Path) ->
     """Copy every tensor into its place.  UserError if one is missing, is left over or has another shape."""
     unknown = sorted(name for name in tensors.keys() - views.keys() if not name.endswith("rotary_emb.inv_freq"))
     if unknown:
-        raise UserError(f"{folder} holds {unknown[0]} (and {len(unknown) - 1} more), which Llama lacks; {NEEDED}")
+        raise UserError(f"{folder} holds {unknown[0]} (and {len(unknown) - 1} more), which its kind lacks; {NEEDED}")
     for name, view in views.items():
         if name not in tensors:
             raise UserError(f"{folder} lacks the weights {name}; {NEEDED}")

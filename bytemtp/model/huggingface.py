@@ -1,7 +1,7 @@
 """A Hugging Face folder of a model, which transformers loads without any code of ours.
 
     DIR/
-        config.json  model.safetensors  generation_config.json      trunk and head 1: a Mistral, or a Llama
+        config.json  model.safetensors  generation_config.json      trunk and head 1: a Mistral, Llama or Qwen3
         tokenizer.json  tokenizer_config.json                       ids 0-255 are the bytes, 256 is <|endoftext|>
         README.md                                                   how to load it
 
@@ -10,7 +10,8 @@ has no bias to shut them out; so the exported logits are the 257 that can have p
 
 The law is that of our decoding, for texts of any length: a byte sees as far back as the model was trained to look,
 train.seq_len or a shorter model.window.  So a run becomes a Mistral, which is a Llama with a sliding window, and only a
-model that looks back without limit stays a Llama.
+model that looks back without limit stays a Llama.  With model.qk_norm it is a Qwen3 in both cases: a Llama with those
+norms, and with a sliding window if asked.
 
 Writing needs safetensors alone; `check` loads the folder with transformers (extra: export) and compares.
 
@@ -31,12 +32,13 @@ from torch import Tensor
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import PARTIAL, remove_folder, sync
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
-from bytemtp.model.layers import NORM_EPSILON, Block
+from bytemtp.model.layers import NORM_EPSILON, Block, RMSNorm
 from bytemtp.model.model import ByteMTP
 
 EOT_TEXT = "<|endoftext|>"
 WINDOW = "bytemtp_window"
 """Key of config.json for model.window, which sliding_window need not be.  transformers keeps what it does not know."""
+FULL, SLIDING = "full_attention", "sliding_attention"
 LONGEST = 32768
 """Positions that config.json and the tokenizer name: those of the first Mistral.  The window sets no limit, but servers
 cut or refuse what is longer than this."""
@@ -83,7 +85,12 @@ def _texts(model: ByteMTP) -> Iterator[tuple[str, str]]:
 
 
 def architecture(model: ByteMTP) -> str:
-    """Mistral is Llama with a sliding window, which counts as ours does: the position itself is one of the window."""
+    """Mistral is Llama with a sliding window, which counts as ours does: the position itself is one of the window.
+
+    Qwen3 is either, with norms of queries and keys.
+    """
+    if model.config.qk_norm:
+        return "Qwen3ForCausalLM"
     return "MistralForCausalLM" if model.reach else "LlamaForCausalLM"
 
 
@@ -94,10 +101,9 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
     transformers 4 `rope_theta` and `torch_dtype`.
     """
     config, dtype = model.config, str(model.embed.weight.dtype).removeprefix("torch.")
-    window = {"sliding_window": model.reach, WINDOW: config.window} if model.reach else {}
     return {
         "architectures": [architecture(model)],
-        "model_type": "mistral" if model.reach else "llama",
+        "model_type": architecture(model).removesuffix("ForCausalLM").lower(),
         "vocab_size": VOCAB_SIZE,
         "hidden_size": config.dim,
         "intermediate_size": config.ffn_dim,
@@ -115,8 +121,19 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "dtype": dtype,
         "torch_dtype": dtype,
-        **window,
+        **_window_keys(model),
     }
+
+
+def _window_keys(model: ByteMTP) -> dict[str, Any]:
+    """Qwen3 has a window only if asked, and in layers from number `max_window_layers` on: here all of them, or none."""
+    layers = len(path_to_head_1(model))
+    keys: dict[str, Any] = {"sliding_window": model.reach, WINDOW: model.config.window} if model.reach else {}
+    if model.config.qk_norm:
+        kind = SLIDING if model.reach else FULL
+        keys |= {"use_sliding_window": bool(model.reach), "max_window_layers": 0 if model.reach else layers}
+        keys |= {"layer_types": [kind] * layers}
+    return keys
 
 
 def path_to_head_1(model: ByteMTP) -> list[Block]:
@@ -143,11 +160,12 @@ def llama_views(model: ByteMTP) -> dict[str, Tensor]:
 
 
 def _layer_weights(block: Block) -> dict[str, Tensor]:
-    """Our q, k, v are one matrix, and so are gate and up; Llama has them apart."""
+    """Our q, k, v are one matrix, and so are gate and up; Llama has them apart.  Norms of q and k are Qwen3's."""
     width, inner = block.head_dim, block.ffn_out.in_features
     q, k, v = block.qkv.weight.split([block.heads * width, block.kv_heads * width, block.kv_heads * width])
     gate, up = block.gate_up.weight.split([inner, inner])
-    return {
+    norms = {"self_attn.q_norm": block.q_norm, "self_attn.k_norm": block.k_norm}
+    return {name: norm.weight for name, norm in norms.items() if isinstance(norm, RMSNorm)} | {
         "self_attn.q_proj": q,
         "self_attn.k_proj": k,
         "self_attn.v_proj": v,

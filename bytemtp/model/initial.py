@@ -28,7 +28,7 @@ from bytemtp.model.checkpoint import checkpoint_of, load_model, settings_of
 from bytemtp.model.from_huggingface import config_of_folder, load_folder
 from bytemtp.model.model import ByteMTP
 
-SHAPE = ("dim", "attention_heads", "key_value_heads", "ffn_dim", "rope_theta", "window")
+SHAPE = ("dim", "attention_heads", "key_value_heads", "ffn_dim", "rope_theta", "window", "qk_norm")
 """What the layers of the path to head 1 are like, beside their number."""
 
 

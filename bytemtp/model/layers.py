@@ -1,9 +1,13 @@
 """The transformer layer of Llama: pre-norm attention and SwiGLU, rotary positions, no biases.
 
-Written so that trunk + head 1 is transformers' `LlamaForCausalLM` with the same weights (equal logits within rounding;
-theirs rounds norms and angles to float32 in whatever dtype, ours is float64 everywhere in a float64 model).  Two things
-differ in form only: the q, k, v matrices are one matrix, and so are gate and up, because one wide matrix product is
-faster than several narrow ones.
+Written so that trunk + head 1 is transformers' `LlamaForCausalLM` with the same weights, or with `qk_norm` its
+`Qwen3ForCausalLM` (equal logits within rounding; theirs rounds norms and angles to float32 in whatever dtype, ours is
+float64 everywhere in a float64 model).  Two things differ in form only: the q, k, v matrices are one matrix, and so are
+gate and up, because one wide matrix product is faster than several narrow ones.
+
+With `qk_norm` queries and keys are normed over the width of a head before they are rotated, so that no score can exceed
+the root of that width times the scales (Henry et al. 2020, with the norm and learned scales of Qwen3, 2025): one scale
+for all query heads of a layer and one for all key heads.
 
 A layer is two halves around attention, `project` and `finish`.  The halves are what torch.compile compiles: each is
 compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside.  Layer and
@@ -29,7 +33,8 @@ from bytemtp.model.attention import Layout, attend, attend_packed, attend_short
 NORM_EPSILON = 1e-5
 
 Rope = tuple[Float[Tensor, "*s 1 k"], Float[Tensor, "*s 1 k"]]
-"""cosines and sines of the rotary embedding, one row a position; [s 1 k], or [b s 1 k] where rows stand elsewhere"""
+"""cosines and sines of the rotary embedding, one row a position; [s 1 k], or [b s 1 k] where rows stand elsewhere.  The
+first half of the sines is negated."""
 
 
 class RMSNorm(nn.Module):
@@ -57,6 +62,7 @@ class Block(nn.Module):
         self.heads, self.kv_heads, self.head_dim = config.attention_heads, config.key_value_heads, config.head_dim
         self.attention_norm = RMSNorm(config.dim)
         self.qkv = nn.Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.q_norm, self.k_norm = (RMSNorm(self.head_dim) if config.qk_norm else nn.Identity() for _ in range(2))
         self.attention_out = nn.Linear(config.dim, config.dim, bias=False)
         self.ffn_norm = RMSNorm(config.dim)
         self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
@@ -85,10 +91,11 @@ class Block(nn.Module):
         return self.finish(x, attend_packed(q, k, v, bounds, window))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [b s d] -> rotated q [b s h k], rotated k [b s g k], v [b s g k]."""
+        """x [b s d] -> rotated q [b s h k], rotated k [b s g k], v [b s g k], all in the dtype of the product."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim))
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        return q.to(v.dtype), k.to(v.dtype), v
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual sums of the attention's output [b s h k] and of the feed-forward layer."""
@@ -108,11 +115,13 @@ def rope_at(positions: Int[Tensor, "*s"], head_dim: int, theta: float, dtype: to
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim)
     angle = positions[..., None].to(wide) * frequency
-    angle = torch.cat([angle, angle], dim=-1)[..., None, :]
+    angle = torch.cat([-angle, angle], dim=-1)[..., None, :]
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
 def rotate(x: Float[Tensor, "b s h k"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b s h k"]:
-    """Rotary position embedding in Llama's "rotate half" order: width i pairs with width i + k/2."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    """Rotary position embedding in Llama's "rotate half" order: width i pairs with width i + k/2.
+
+    Halves change places by a flip, of which torch.compile makes faster code than of halves that are joined.
+    """
+    return x * cos + x.unflatten(-1, (2, -1)).flip(-2).flatten(-2) * sin

@@ -83,8 +83,10 @@ def activation_bytes(settings: Settings, half: int) -> int:
 
 def layer_bytes(config: ModelConfig, half: int) -> int:
     """What a layer keeps of a position for its backward pass; compiled layers keep less."""
-    norms = 2 * (2 * SINGLE + half) * config.dim  # input, normed input, and that as the product takes it
     keys = config.head_dim * config.key_value_heads
+    norms = 2 * (2 * SINGLE + half) * config.dim  # input, normed input, and that as the product takes it
+    if config.qk_norm:  # queries and keys in float32, if they are not, and normed
+        norms += (half + (SINGLE if half < SINGLE else 0)) * (config.dim + keys)
     attention = half * 3 * (config.dim + keys)  # queries, keys and values before and after the rotation, and the result
     return norms + attention + 4 * half * config.ffn_dim  # gate, up, the gate's SiLU, the product
 

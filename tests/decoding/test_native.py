@@ -31,6 +31,7 @@ SHAPES = {
     "plain": ModelConfig(dim=32, layers=5, attention_heads=2, ffn_dim=48, n_future=4),
     "grouped, odd widths": ModelConfig(dim=48, layers=5, attention_heads=4, kv_heads=2, ffn_dim=50, n_future=4),
     "wide heads": ModelConfig(dim=144, layers=5, attention_heads=1, ffn_dim=64, n_future=4),
+    "normed heads": ModelConfig(dim=48, layers=5, attention_heads=4, kv_heads=2, ffn_dim=50, n_future=4, qk_norm=True),
 }
 BUILDS = {"this processor": native_library.PROCESSOR}
 WIDTHS = {"AVX2": (8, 16), "SSE": (4, 8)}
@@ -147,10 +148,11 @@ def read(model, window, prompt):
 
 @pytest.mark.parametrize("window", [64, 3])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_an_id_in_a_tree_gets_the_bits_of_its_own_path(topology, window):
+@pytest.mark.parametrize("shape", ["plain", "normed heads"])
+def test_an_id_in_a_tree_gets_the_bits_of_its_own_path(shape, topology, window):
     """Three branches behind a pending id, where the ring begins anew; every path alone as a chain, and the kept path
     goes on like one."""
-    model, prompt = model_of("plain", topology), ids_of(1, 1, 125)
+    model, prompt = model_of(shape, topology), ids_of(1, 1, 125)
     parent, depth = [-1, 0, 0, 1, 1, 2, 3], [0, 1, 1, 2, 2, 2, 3]
     ids, at = ids_of(2, 1, 7), np.array([125])
     above = np.eye(7, dtype=np.bool_)
@@ -198,8 +200,9 @@ def test_changed_weights_are_packed_again():
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_both_engines_write_the_same(topology):
-    model = model_of("grouped, odd widths", topology)
+@pytest.mark.parametrize("shape", ["grouped, odd widths", "normed heads"])
+def test_both_engines_write_the_same(shape, topology):
+    model = model_of(shape, topology)
     outs = [
         generate(model, b"same", 40, mode=mode, engine=engine).data
         for mode in ("ar", "speculative", "tree")

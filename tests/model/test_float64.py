@@ -19,14 +19,15 @@ IDS[0, 5] = IDS[1, 2] = EOT
 DOCUMENT_IDS = (IDS == EOT).cumsum(1)
 
 
-def model_for(topology: str, window: int, attention: str = "matmul") -> ByteMTP:
+def model_for(topology: str, window: int, attention: str = "matmul", *, qk_norm: bool = False) -> ByteMTP:
     """Wide weights, so that nothing is near linear; norms that are not one."""
     shape = ModelConfig(
-        dim=12, layers=5, attention_heads=2, kv_heads=1, ffn_dim=10, n_future=N, topology=topology, window=window
-    )  # type: ignore[arg-type]
+        dim=12, layers=5, attention_heads=2, kv_heads=1, ffn_dim=10, n_future=N, topology=topology, window=window,
+        qk_norm=qk_norm,
+    )  # type: ignore[arg-type]  # fmt: skip
     model = ByteMTP(shape, seed=2).double()
     for name, parameter in model.named_parameters():
-        generator = torch.Generator().manual_seed(len(name))
+        generator = torch.Generator().manual_seed(sum(name.encode()))
         torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=generator) if "norm" in name else parameter.data.mul_(2)
     model.use(attention=attention)
     return model
@@ -76,6 +77,8 @@ class Twin:
             q_h, k_h, v_h = (
                 part.unflatten(-1, (-1, c.head_dim))[:, at] for part, at in ((q, h), (k, group), (v, group))
             )
+            if c.qk_norm:
+                q_h, k_h = self.norm(name + "q_norm.weight", q_h), self.norm(name + "k_norm.weight", k_h)
             heads.append(self.attend(self.rotate(q_h), self.rotate(k_h), v_h, documents))
         x = x + torch.cat(heads, -1) @ self.weights[name + "attention_out.weight"].T
         gate, up = (self.norm(name + "ffn_norm.weight", x) @ self.weights[name + "gate_up.weight"].T).chunk(2, -1)
@@ -105,9 +108,10 @@ class Twin:
 @pytest.mark.parametrize("attention", ["matmul", "sdpa"])
 @pytest.mark.parametrize("window", [0, 4])
 @pytest.mark.parametrize("topology", get_args(Topology))
+@pytest.mark.parametrize("qk_norm", [False, True])
 @torch.no_grad()
-def test_logits_and_losses_equal_the_twin(topology: str, window: int, attention: str) -> None:
-    model = model_for(topology, window, attention)
+def test_logits_and_losses_equal_the_twin(topology: str, window: int, attention: str, qk_norm: bool) -> None:
+    model = model_for(topology, window, attention, qk_norm=qk_norm)
     twin = torch.stack([Twin(model).logits(*row) for row in zip(IDS, DOCUMENT_IDS, strict=True)], 1)[..., :VOCAB_SIZE]
     torch.testing.assert_close(model(IDS, DOCUMENT_IDS)[..., :VOCAB_SIZE], twin, rtol=0, atol=1e-12)
     targets = targets_of(IDS, DOCUMENT_IDS, N)
@@ -119,8 +123,9 @@ def test_logits_and_losses_equal_the_twin(topology: str, window: int, attention:
 
 
 @pytest.mark.parametrize("topology", get_args(Topology))
-def test_losses_of_the_backward_pass_too(topology: str) -> None:
-    model = model_for(topology, 0)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_losses_of_the_backward_pass_too(topology: str, qk_norm: bool) -> None:
+    model = model_for(topology, 0, qk_norm=qk_norm)
     expected = evaluate(model, IDS, DOCUMENT_IDS)
     for mode in ("sequential", "joint"):
         found = backward(model, IDS, DOCUMENT_IDS, mode=mode)  # type: ignore[arg-type]
@@ -129,9 +134,10 @@ def test_losses_of_the_backward_pass_too(topology: str) -> None:
 
 
 @pytest.mark.parametrize("topology", ["parallel", "anticausal"])
-def test_the_judge_of_near_ties_is_the_twin(topology: str) -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_judge_of_near_ties_is_the_twin(topology: str, qk_norm: bool) -> None:
     """Its weights are the model's float32 ones; all arithmetic after that is float64."""
-    model = model_for(topology, 0).float()
+    model = model_for(topology, 0, qk_norm=qk_norm).float()
     ids = torch.tensor([EOT, *b"a rose is"])
     twin = Twin(model)
     twin.weights = {name: weight.double() for name, weight in twin.weights.items()}

@@ -47,8 +47,11 @@ def test_weights_and_what_belongs_to_them(topology: Topology, frozen: bool, opti
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_activations_of_a_layer_are_what_autograd_keeps(kv_heads: int, dtype: torch.dtype) -> None:
-    config = ModelConfig(dim=64, layers=6, attention_heads=4, kv_heads=kv_heads, ffn_dim=176, n_future=1)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_activations_of_a_layer_are_what_autograd_keeps(kv_heads: int, qk_norm: bool, dtype: torch.dtype) -> None:
+    config = ModelConfig(
+        dim=64, layers=6, attention_heads=4, kv_heads=kv_heads, ffn_dim=176, n_future=1, qk_norm=qk_norm
+    )
     model = ByteMTP(config)
     model.use(attention="sdpa", dtype=dtype)
     matrices = {shape for p in model.parameters() for shape in (tuple(p.shape), tuple(p.shape)[::-1])}

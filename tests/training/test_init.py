@@ -61,7 +61,7 @@ def drawn(config: ModelConfig, seed: int = 1) -> ByteMTP:
     model = ByteMTP(config, seed).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
-            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(sum(name.encode())))
     return model
 
 
@@ -138,18 +138,20 @@ def test_new_heads_are_as_the_seed_draws_them(topology: Topology) -> None:
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_an_exported_folder_comes_back(tmp_path: Path, topology: Topology) -> None:
-    source = drawn(replace(MODEL, topology=topology))
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_an_exported_folder_comes_back(tmp_path: Path, topology: Topology, qk_norm: bool) -> None:
+    source = drawn(replace(MODEL, topology=topology, qk_norm=qk_norm))
     export(source, tmp_path / "hf")
     back = load_folder(tmp_path / "hf").eval()
     assert torch.equal(logits(back)[..., :VOCAB_SIZE], logits(source)[..., :VOCAB_SIZE])
-    assert back.config == replace(MODEL, topology="replicated", n_future=1, layers=path_layers(source.config))
+    assert back.config == replace(source.config, topology="replicated", n_future=1, layers=path_layers(source.config))
 
 
 @pytest.mark.parametrize(("window", "length"), [(0, 32), (9, 32), (9, 4)])
-def test_the_window_of_an_exported_run_comes_back(tmp_path: Path, window: int, length: int) -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_window_of_an_exported_run_comes_back(tmp_path: Path, window: int, length: int, qk_norm: bool) -> None:
     """Not the length of its rows, which is the sliding_window of the folder if it is shorter."""
-    source = drawn(replace(MODEL, window=window))
+    source = drawn(replace(MODEL, window=window, qk_norm=qk_norm))
     source.trained_length = length
     export(source, tmp_path / "hf")
     assert load_folder(tmp_path / "hf").config.window == window
@@ -158,12 +160,15 @@ def test_the_window_of_an_exported_run_comes_back(tmp_path: Path, window: int, l
         load_folder(tmp_path / "hf")
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral"])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen3", "Qwen3 with a window"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_folder_that_transformers_wrote(tmp_path: Path, kind: str, tied: bool) -> None:
     """As others make them: no tokenizer, other ids of special tokens by default, several files."""
     transformers = pytest.importorskip("transformers")
-    more = {"sliding_window": 5} if kind == "Mistral" else {}
+    more = {"Mistral": {"sliding_window": 5}, "Qwen3": {"head_dim": 8}}.get(kind, {})
+    if kind == "Qwen3 with a window":
+        more = {"head_dim": 8, "sliding_window": 5, "use_sliding_window": True, "max_window_layers": 0}
+    kind = kind.split()[0]
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=260, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1, rms_norm_eps=1e-5, tie_word_embeddings=tied, max_position_embeddings=64, **more,
@@ -244,6 +249,24 @@ def test_a_folder_of_another_kind_says_what_it_is(exported: Path, values: dict[s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types = .'full_attention'"),
+        ({"layer_types": ["chunked_attention"] * 2}, "layer_types = .'chunked_attention'"),
+        ({"layer_types": None, "max_window_layers": 1}, "max_window_layers = 1"),
+        ({"architectures": ["LlamaForCausalLM"]}, r"k_norm.weight .*which its kind lacks"),
+    ],
+)
+def test_a_qwen3_of_another_kind_says_what_it_is(tmp_path: Path, values: dict[str, Any], found: str) -> None:
+    export(drawn(replace(MODEL, qk_norm=True)), tmp_path / "hf")
+    rewrite(tmp_path / "hf", **values)
+    with pytest.raises(UserError, match=found) as error:
+        load_folder(tmp_path / "hf")
+    assert "\n" not in str(error.value)
+
+
 def test_bytes_that_are_not_their_ids(exported: Path) -> None:
     path = exported / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
@@ -296,6 +319,7 @@ def test_the_command_line_takes_the_shape_from_the_source(tmp_path: Path, export
         ("ffn_dim", 25, "model.ffn_dim is 25 but .* has 24"),
         ("rope_theta", 1e4, r"model.rope_theta is 10000\.0 but .* has 500\.0"),
         ("window", 0, "model.window is 0 but .* has 9"),
+        ("qk_norm", True, "model.qk_norm is True but .* has False; leave it out"),
         ("layers", 5, "model.layers is 5, which gives head 1 3 layers, but .* has 2; leave it out, or make it 4"),
     ],
 )

@@ -84,9 +84,10 @@ def test_losses_equal_the_full_forward_pass(batch, topology):
     checkpointing=st.booleans(),
     far=st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3),
     far_rows=st.sampled_from([0.3, 1.0]),
+    qk_norm=st.booleans(),
 )
-def test_sequential_backward_equals_joint_in_float64(batch, topology, window, checkpointing, far, far_rows):
-    model, chosen = model_for(topology, window=window), {"weights": [1.0, *far], "far_rows": far_rows}
+def test_sequential_backward_equals_joint_in_float64(batch, topology, window, checkpointing, far, far_rows, qk_norm):
+    model, chosen = model_for(topology, window=window, qk_norm=qk_norm), {"weights": [1.0, *far], "far_rows": far_rows}
     joint, expected = gradients(model, *batch, mode="joint", **chosen)
     model.use(checkpointing=checkpointing)
     sequential, found = gradients(model, *batch, mode="sequential", **chosen)

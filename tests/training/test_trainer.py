@@ -565,10 +565,12 @@ def test_what_an_older_run_does_not_say_is_as_it_was_then(corpus: str, tmp_path:
     train(SETTINGS, [corpus], run, device="cpu", stop_after=2)
     config = run / "config.toml"
     lines = config.read_text().splitlines()
-    config.write_text("\n".join(x for x in lines if not x.startswith(("schedule", "head_weights"))))
+    config.write_text("\n".join(x for x in lines if not x.startswith(("schedule", "head_weights", "qk_norm"))))
     saved = load_settings(config)[0].train
     assert (saved.schedule, saved.head_weights) == ("cosine", "equal") != (TrainConfig().schedule, "far:0.02")
-    assert (load_settings(run / "config.toml", SETTINGS)[0].train.schedule) == "cosine"
+    newer = changed(SETTINGS, **{"model.qk_norm": True})
+    old = load_settings(config, newer)[0]
+    assert old.train.schedule == "cosine" and not old.model.qk_norm
 
 
 @pytest.mark.parametrize(
@@ -721,16 +723,24 @@ def test_warmup_by_the_clock_takes_a_tenth_of_the_run_at_most() -> None:
     assert learning_rate(slow_machine, 8, 6.0) == 2.0
 
 
-@pytest.mark.parametrize("changes", [{"optimizer": "muon", "schedule": "wsd"}, {"head_weights": "geometric:0.5"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.optimizer": "muon", "train.schedule": "wsd"},
+        {"train.head_weights": "geometric:0.5"},
+        {"train.optimizer": "muon", "model.qk_norm": True},
+    ],
+)
 def test_resumed_is_the_same_run_with_other_recipes(corpus: str, tmp_path: Path, changes: dict[str, Any]) -> None:
-    train(settings(**changes), [corpus], tmp_path / "whole", device="cpu")
-    train(settings(**changes), [corpus], tmp_path / "cut", device="cpu", stop_after=5)
-    train(settings(**changes), [], tmp_path / "cut", device="cpu", resume=True)
+    train(changed(SETTINGS, **changes), [corpus], tmp_path / "whole", device="cpu")
+    train(changed(SETTINGS, **changes), [corpus], tmp_path / "cut", device="cpu", stop_after=5)
+    train(changed(SETTINGS, **changes), [], tmp_path / "cut", device="cpu", resume=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
-def test_muon_takes_the_matrices_of_the_layers_and_nothing_else() -> None:
-    model = ByteMTP(SETTINGS.model)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_muon_takes_the_matrices_of_the_layers_and_nothing_else(qk_norm: bool) -> None:
+    model = ByteMTP(replace(SETTINGS.model, qk_norm=qk_norm))
     adamw, muon = Optimizers(model, settings(optimizer="muon").train).parts
     names = {name for group in muon.param_groups for name in group["param_names"]}
     assert names == {name for name, p in model.named_parameters() if ".weight" in name and is_between_hidden(name)}
@@ -779,10 +789,12 @@ def test_bad_head_weights(text: str) -> None:
         TrainConfig(head_weights=text)
 
 
-def test_decay_spares_the_norms() -> None:
-    groups = Optimizers(ByteMTP(SETTINGS.model), SETTINGS.train).param_groups
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_decay_spares_the_norms(qk_norm: bool) -> None:
+    model = ByteMTP(replace(SETTINGS.model, qk_norm=qk_norm))
+    groups = Optimizers(model, SETTINGS.train).param_groups
     decay = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
-    assert decay.keys() == dict(ByteMTP(SETTINGS.model).named_parameters()).keys()
+    assert decay.keys() == dict(model.named_parameters()).keys()
     assert {name for name, value in decay.items() if value == 0} == {name for name in decay if "norm" in name}
 
 

@@ -127,8 +127,8 @@ class NativeEngine:
         array = (Layer * len(blocks))()
         for i, block in enumerate(blocks):
             number = self.number[block]
-            parts = *self.weights.blocks[block], self.memory.k[number], self.memory.v[number]
-            array[i] = Layer(*(part.ctypes.data for part in parts))
+            caches, norms = (self.memory.k[number], self.memory.v[number]), self.weights.head_norms[block]
+            array[i] = Layer(*(part.ctypes.data for part in (*self.weights.blocks[block], *caches, *norms)))
         return array
 
     def verify(

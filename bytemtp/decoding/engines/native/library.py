@@ -36,9 +36,11 @@ class Shape(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """Where the packed matrices and the cache of a layer lie."""
+    """Where the packed matrices, the cache and the norms of queries and keys of a layer lie."""
 
-    _fields_ = [(name, c_void_p) for name in ("qkv", "attention_out", "gate_up", "ffn_out", "k", "v")]
+    _fields_ = [
+        (name, c_void_p) for name in ("qkv", "attention_out", "gate_up", "ffn_out", "k", "v", "q_norm", "k_norm")
+    ]
 
 
 class Tokens(ctypes.Structure):

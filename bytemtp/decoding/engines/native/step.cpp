@@ -193,6 +193,7 @@ struct Layer {
   const float *qkv, *attention_out, *gate_up, *ffn_out;  // packed; a panel of gate_up has LANES gates, then their ups
   float *k;                                              // [rows, g, slots / LANES, k, LANES]
   float *v;                                              // [rows, g, slots, k]
+  const float *q_norm, *k_norm;                          // [true k] scales of a head's norm; null: not normed
 };
 
 struct Tokens {
@@ -201,7 +202,7 @@ struct Tokens {
   const int* first;                  // [t] its row's first token: what lies before that one's slot is decided
   const int* oldest;                 // [t] first position that it sees
   const uint8_t* above;              // [t, chunk] which tokens of its row it sees; null: those before it, and itself
-  const float* angles;               // [t, 2, k] cosines and sines of its position
+  const float* angles;               // [t, 2, k] cosines and sines of its position, the first half of the sines negated
 };
 
 struct Pass {
@@ -218,12 +219,21 @@ struct Pass {
 
 // ---- A layer
 
+// x / rms(x) times the norm's scale, if there is one.  What lies behind the true width is zero and stays so.
+void norm_head(float* x, const Shape& shape, const float* scale) {
+  if (!scale) return;
+  Vector total{};
+  for (int i = 0; i < shape.head_dim; i += LANES) total += load(x + i) * load(x + i);
+  const float inverse = 1.0f / std::sqrt(sum(total) / shape.true_head_dim + EPSILON);
+  for (int i = 0; i < shape.true_head_dim; i++) x[i] *= inverse * scale[i];
+}
+
 void rotate(float* x, const Shape& shape, const float* angles) {
   const int half = shape.true_head_dim / 2;
   const float *cos = angles, *sin = angles + shape.true_head_dim;
   for (int i = 0; i < half; i++) {
     float first = x[i], second = x[i + half];
-    x[i] = first * cos[i] - second * sin[i];
+    x[i] = first * cos[i] + second * sin[i];
     x[i + half] = second * cos[i + half] + first * sin[i + half];
   }
 }
@@ -371,6 +381,7 @@ void attention(const Pass& pass, int l, int row, int group, float* scratch) {
     float* key = pass.qkv + ((int64_t)l * tokens.count + i) * qkv_width + (shape.heads + group) * width;
     const float* value = key + shape.kv_heads * width;
     const int slot = tokens.slot[i] % shape.slots;
+    norm_head(key, shape, pass.layers[l].k_norm);
     rotate(key, shape, tokens.angles + (int64_t)i * 2 * shape.true_head_dim);
     for (int c = 0; c < width; c++) k[((int64_t)(slot / LANES) * width + c) * LANES + slot % LANES] = key[c];
     std::memcpy(v + (int64_t)slot * width, value, width * sizeof(float));
@@ -381,6 +392,7 @@ void attention(const Pass& pass, int l, int row, int group, float* scratch) {
     if (tokens.row[i] != row) continue;
     for (int h = group * share; h < (group + 1) * share; h++) {
       float* q = pass.qkv + ((int64_t)l * tokens.count + i) * qkv_width + h * width;
+      norm_head(q, shape, pass.layers[l].q_norm);
       rotate(q, shape, tokens.angles + (int64_t)i * 2 * shape.true_head_dim);
       const int oldest = tokens.oldest[i];
       float* out = pass.attended + (((int64_t)l * pass.query_count + n) * shape.heads + h) * width;

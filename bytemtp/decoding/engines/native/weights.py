@@ -16,7 +16,7 @@ from bytemtp.decoding.engines.native.library import library
 from bytemtp.decoding.engines.native.memory import CacheShape, EngineMemory, contiguous_copies
 from bytemtp.decoding.engines.ring import round_up
 from bytemtp.model.heads import DeepSeekModule
-from bytemtp.model.layers import Block
+from bytemtp.model.layers import Block, RMSNorm
 from bytemtp.model.model import ByteMTP, cached_by_weights
 
 Packed = Float32[np.ndarray, "panels in p"]
@@ -48,12 +48,18 @@ def pack_block(block: Block) -> list[Packed]:
     return contiguous_copies(matrices)
 
 
+def head_norms(block: Block) -> list[Float32[np.ndarray, " k"]]:
+    """Scales of the norms of queries and keys; empty if there are none."""
+    return [norm.weight.numpy() for norm in (block.q_norm, block.k_norm) if isinstance(norm, RMSNorm)]
+
+
 class PackedModel:
     """All matrices of a float32 model on the CPU."""
 
     def __init__(self, model: ByteMTP) -> None:
         self.embed: Float32[np.ndarray, "v d"] = model.embed.weight.numpy()
         self.blocks = {module: pack_block(module) for module in model.modules() if isinstance(module, Block)}
+        self.head_norms = {block: head_norms(block) for block in self.blocks}
         norm = model.norm.weight
         unembed = [module.weight for module in model.unembed if isinstance(module, nn.Linear)]
         self.unembed = pack(unembed[0], norm)
