@@ -57,6 +57,8 @@ class ModelConfig:
     """how the heads hang on the trunk (docs/training.md, "Head topologies")"""
     parity: bool = True
     """take the head layers out of the trunk, so that n does not change the parameter count"""
+    transitions: bool = False
+    """give heads 2 to n a table of logits each, by the byte just before the one that they predict"""
     rope_theta: float = 10000.0
     """base of the rotary position embedding"""
     window: int = 0
@@ -79,6 +81,11 @@ class ModelConfig:
         )
         _require(
             1 <= self.n_future <= MAX_FUTURE, f"model.n_future is {self.n_future}; it must be from 1 to {MAX_FUTURE}"
+        )
+        _require(
+            not (self.transitions and self.topology == "deepseek"),
+            "model.transitions is true, but deepseek heads already read the byte before the one that they predict; "
+            "set it to false, or choose another topology",
         )
         _require(self.window >= 0, f"model.window is {self.window}; it must be 0 (no window) or more")
         _require(self.rope_theta >= 1, f"model.rope_theta is {self.rope_theta}; it must be at least 1")
@@ -285,6 +292,7 @@ EARLIER = {
     "train.schedule": "cosine",
     "train.head_weights": "equal",
     "data.format": "earlier",
+    "model.transitions": False,
 }
 """What was so before there were these settings: a run's file that lacks them means this."""
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
 
 from bytemtp.decoding.engines.engine import Engine
 from bytemtp.decoding.tree import DraftTree
@@ -40,15 +41,24 @@ class Drafter(Protocol):
 
 
 class HeadDrafter:
-    """Drafts by heads 2 to `heads` of the verifying model itself, from the hidden states of the verifying pass."""
+    """Drafts by heads 2 to `heads` of the verifying model itself, from the hidden states of the verifying pass.
 
-    def __init__(self, engine: Engine, heads: int) -> None:
+    transitions: the model's; engines know nothing of them.
+    """
+
+    def __init__(self, engine: Engine, heads: int, transitions: Float[Tensor, "h v v"] | None = None) -> None:
         self.engine, self.heads = engine, heads
+        self.transitions = None if transitions is None else transitions.detach().float().cpu().numpy()
 
     def drafts(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], ids: Int[np.ndarray, "b n"]
     ) -> Iterator[Float32[np.ndarray, "b v"]]:
-        return self.engine.drafts(start, accepted, self.heads, ids)
+        row = np.arange(len(start))
+        for i, logits in enumerate(self.engine.drafts(start, accepted, self.heads, ids)):
+            if self.transitions is None:
+                yield logits
+            else:  # by the id that head 1 gave, then by each one that the caller has drafted meanwhile
+                yield logits + self.transitions[i, ids[row, start + accepted + i]]
 
     def follow(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], ids: Int[np.ndarray, "b n"]

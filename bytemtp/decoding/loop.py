@@ -120,7 +120,7 @@ class VerifyLoop:
         # In bfloat16, whose errors are far wider than a near tie, nothing is promised (see divergence.py).
         narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
-        self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape))
+        self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)
         if drafting.model is not None:
             self.drafter = ModelDrafter(make_engine(engine, drafting.model, len(rows), capacity), self.trees)
         self.known = np.array([1 + len(row.prompt) for row in rows])
@@ -282,5 +282,5 @@ class VerifyLoop:
             for row, tree in zip(self.rows, self.trees, strict=True):
                 if tree.wants(depth):
                     id_ = tree.grow(depth, logits[row.number])
-                    # Heads that read ids ahead read the best chain; behind its end they read EOT, as in training.
+                    # What reads ids ahead reads the best chain; behind its end it reads EOT, as in training.
                     self._write(row, int(self.known[row.number]) - 1 + depth, EOT if id_ is None else id_)

@@ -259,7 +259,7 @@ def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> He
     parts, targets = [], targets_of(ids, document_ids, n)[:, :, -stride:]
     for i, x in enumerate(hidden):
         with model.autocast():
-            logits = model.logits(i, x[:, -stride:])
+            logits = model.logits(i, x[:, -stride:], context.ahead(i)[:, -stride:])
         parts.append(_nats(logits, targets[i]))
     return losses_of(torch.stack(parts), targets)
 

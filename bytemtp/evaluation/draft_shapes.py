@@ -17,8 +17,8 @@ does them: a pass that keeps k drafts brings k + 1 bytes, and the next begins k 
 
 Decoding reads what the model writes itself, which may be easier or harder than the files' text.  So by default each
 window's second half is replaced by the model's own continuation of its first half (`--text own`), and then the numbers
-are those of decoding.  One thing remains approximate: a deepseek head reads the bytes between, here the right ones, in
-a tree's side branch those of the best branch.
+are those of decoding.  One thing remains approximate: a deepseek head reads the bytes between, and transitions the last
+of them, here the right ones, in a tree's side branch those of the best branch.
 
 Try:  python -m bytemtp.evaluate tree RUN PATH --json tree.json
 """
@@ -209,11 +209,13 @@ def window_paths(model: ByteMTP, rows: Int[Tensor, "b s_2d"], stride: int) -> It
     hidden = model.heads(model.run_trunk(context), context)
     end = context.length - depth
     asked = model.logits(0, hidden[0][:, end - stride :]).argmax(-1)
+    here = slice(end - stride, end)
     ranks = [
-        places(model.logits(d, hidden[d][:, end - stride : end]), asked[:, d : d + stride]) for d in range(1, depth + 1)
+        places(model.logits(d, hidden[d][:, here], context.ahead(d)[:, here]), asked[:, d : d + stride])
+        for d in range(1, depth + 1)
     ]
-    here, last = document_ids[:, end - stride : end], document_ids[:, end - stride + depth : end + depth]
-    usable = ((here == last) & (here != PADDING)).cpu().numpy()
+    opens, last = document_ids[:, here], document_ids[:, end - stride + depth : end + depth]
+    usable = ((opens == last) & (opens != PADDING)).cpu().numpy()
     stacked = torch.stack(ranks, dim=-1).cpu().numpy()
     for block, good in zip(stacked, usable, strict=True):
         yield from consecutive(block, good)

@@ -11,6 +11,10 @@ in which output it reads, so each is a few lines of `links_for` and `chains_for`
     deepseek    link = MTP module on the head before and on the      U(link_i(link_i-1, Emb(t_s+i)))
                 embedding of the byte i ahead; head 0's is a layer
 
+With `transitions` (not for deepseek) head i > 0 also has a table T_i [v v], which starts at zero, and the logits at
+position s become U(...) + T_i[t_s+i]: a bias by the byte just before the one predicted, in training the true one, in
+decoding the one drafted before it.  So a draft follows from the draft before it, as a parallel head's alone could not.
+
 Shapes:  b batch, s position, d width, n future offset (0 = next byte), v vocabulary (padded to 264).
 """
 

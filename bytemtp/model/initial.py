@@ -11,6 +11,7 @@ of the other's, whether it belongs to the trunk or to a head.  Further heads are
 
 New heads are drawn at random, except that a `replicated` one begins with head 1's unembedding: tried on a small frozen
 model, that was ahead from the first steps on (head 2 after 100 steps: 4.47 bits per byte, drawn at random 4.56).
+Tables of transitions go with their heads; those that the source lacks begin at zero, which changes no logit.
 
 Try:  python -m bytemtp.train PATH --out RUN2 --init RUN --model.n-future 8
 """
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from bytemtp.common.errors import UserError
@@ -115,10 +117,12 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
         _copy(model.links[i], source.links[i])
     for i in range(1, n if model.config.topology == "replicated" else 0):
         _copy(model.unembed[i], source.unembed[i if i < shared else 0])
+    tabled = _copy_tables(model, source, shared)
     new = {"anticausal": "read layers of that path", "replicated": "begin as copies of head 1"}
     parts = {
         "taken": f"embedding, {path_layers(model.config)} layers, norm, {_heads(0, shared)}",
         new.get(model.config.topology, "drawn anew"): _heads(shared, n),
+        "transitions begin at zero": _heads(tabled, n) if model.transitions is not None else "",
         "dropped": _heads(shared, theirs_n),
     }
     return "; ".join(f"{what}: {which}" for what, which in parts.items() if which)
@@ -127,6 +131,15 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
 def _with_weights(model: ByteMTP) -> list[nn.Module]:
     """Head 1's modules, without the link of a head that reads the trunk itself."""
     return [module for module in model.first_modules() if not isinstance(module, nn.Identity)]
+
+
+def _copy_tables(model: ByteMTP, source: ByteMTP, shared: int) -> int:
+    """Transitions of the first `shared` heads, if both models have them; returns from which head on they are new."""
+    if model.transitions is None or source.transitions is None:
+        return 1
+    with torch.no_grad():
+        model.transitions[: shared - 1] = source.transitions[: shared - 1]
+    return shared
 
 
 def _copy(ours: nn.Module, theirs: nn.Module) -> None:

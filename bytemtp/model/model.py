@@ -1,6 +1,6 @@
 """ByteMTP: a shared trunk and n heads; head i predicts the byte i + 1 positions ahead.
 
-    ids -> embed -> trunk (blocks) -> z -> link 0..n-1 -> norm -> unembed -> logits [n b s v]
+    ids -> embed -> trunk (blocks) -> z -> link 0..n-1 -> norm -> unembed (+ transitions) -> logits [n b s v]
 
 In every topology the trunk with head 0's path is exactly a Llama with `model.layers` minus the other heads' layers.
 
@@ -44,6 +44,9 @@ class ByteMTP(nn.Module):
         self.norm = RMSNorm(config.dim)
         unembeddings = config.n_future if config.topology == "replicated" else 1
         self.unembed = nn.ModuleList(nn.Linear(config.dim, PADDED_VOCAB_SIZE, bias=False) for _ in range(unembeddings))
+        shape = config.n_future - 1, PADDED_VOCAB_SIZE, PADDED_VOCAB_SIZE
+        self.transitions = nn.Parameter(torch.zeros(shape)) if config.transitions and config.n_future > 1 else None
+        """of heads 1 to n - 1, by the id before the one predicted: see `logits`"""
         padding = torch.zeros(PADDED_VOCAB_SIZE)
         padding[VOCAB_SIZE:] = -torch.inf
         self.register_buffer("padding", padding, persistent=False)
@@ -107,12 +110,13 @@ class ByteMTP(nn.Module):
         """Logits of all heads; index 0 predicts the next byte.  Ids 257-263 have logit -inf.
 
         `document_ids` (any ids that change where a document starts) keep attention inside documents.  A `deepseek`
-        head i also reads the i ids after each position; EOT stands in for those beyond the end.
+        head i also reads the i ids after each position, a head i > 0 with `transitions` the i-th of them; EOT stands
+        in for those beyond the end.
         """
         with self.autocast():
             context = self.context(ids, ids.shape[1], document_ids)
             hidden = self.heads(self.run_trunk(context), context)
-            return torch.stack([self.logits(i, x) for i, x in enumerate(hidden)])
+            return torch.stack([self.logits(i, x, context.ahead(i)) for i, x in enumerate(hidden)])
 
     def context(
         self,
@@ -122,7 +126,7 @@ class ByteMTP(nn.Module):
         window: int | None = None,
         layout: Layout | None = None,
     ) -> Context:
-        """For the first `length` of `ids`; the rest is only read ahead by `deepseek` heads.
+        """For the first `length` of `ids`; the rest is only read ahead, by `deepseek` heads and for `transitions`.
 
         window: in place of `config.window`.
         layout: in place of `document_ids` and `window`.
@@ -179,8 +183,15 @@ class ByteMTP(nn.Module):
             return link(x, context.rope, context.layout)
         return link(x)
 
-    def logits(self, i: int, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b v"]:
-        return unembed(x, *self.unembedding(i))
+    def logits(
+        self, i: int, x: Float[Tensor, "*b d"], before: Int[Tensor, "*b"] | None = None
+    ) -> Float[Tensor, "*b v"]:
+        """Of head i, whose link gave x.  before: the id just before the one predicted; without it, or if there are no
+        `transitions`, these are the logits without them."""
+        logits = unembed(x, *self.unembedding(i))
+        if self.transitions is None or before is None or i == 0:
+            return logits
+        return logits + F.embedding(before, self.transitions[i - 1]).to(logits.dtype)
 
     def unembedding(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """Head i's final norm [d], unembedding [v d] and the bias [v] that shuts the padding out: see `unembed`."""
@@ -217,8 +228,8 @@ def init_weights(model: ByteMTP, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     depth = (2 * model.config.layers) ** -0.5
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            continue  # the norms' scales start at one
+        if parameter.dim() < 2 or parameter is model.transitions:
+            continue  # the norms' scales start at one, transitions at zero
         std = parameter.shape[1] ** -0.5
         if name.endswith(("attention_out.weight", "ffn_out.weight")):
             std *= depth

@@ -244,7 +244,7 @@ def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Flo
     leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
     nats = torch.zeros(len(objective.counts), 2, dtype=z.dtype, device=z.device)
     if model.config.topology in ("linear", "replicated"):
-        for heads in groups_of(objective):
+        for heads in groups_of(objective, first_alone=model.transitions is not None):
             nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
     else:
         for chain in model.chains:
@@ -254,17 +254,19 @@ def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Flo
     return nats
 
 
-def groups_of(objective: Objective) -> list[slice]:
+def groups_of(objective: Objective, *, first_alone: bool) -> list[slice]:
     """Heads in groups whose logits take no more than `GROUP_BYTES`, one head at least.
 
-    The heads of a group have one weight and learn from the same rows: head 1 may be alone.
+    The heads of a group have one weight, learn from the same rows and all have transitions or none: head 1 may be
+    alone.
     """
     n, far = len(objective.weights), objective.far_context
     size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * len(far.ids) * far.length))
+    first_alone = first_alone or far is not objective.context
     groups = [slice(0, 1)]
     for i in range(1, n):
         last = groups[-1]
-        is_alike = objective.weights[i] == objective.weights[i - 1] and (i > 1 or far is objective.context)
+        is_alike = objective.weights[i] == objective.weights[i - 1] and (i > 1 or not first_alone)
         if is_alike and last.stop - last.start < size:
             groups[-1] = slice(last.start, i + 1)
         else:
@@ -339,17 +341,36 @@ def _head_nats(
         unembedding = scale_gradient(model.unembedding(0)[1], weight)[None]
     rows = len(hidden) * len(unembedding) // (heads.stop - heads.start)
     targets = objective.targets[heads, :rows].reshape(len(unembedding), len(hidden), -1)
+    bias = _transition_bias(model, heads, targets, objective.context)
     function = compile_once(_nats) if model.compiled else _nats
     with model.autocast():
-        parts = function(hidden, norm, unembedding, model.padding, targets)
+        parts = function(hidden, norm, unembedding, model.padding, targets, bias)
     return torch.stack([nats.view(heads.stop - heads.start, rows).sum(1) for nats in parts], -1)
 
 
-def _nats(hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s] -> nats of all, of ends, [u r]."""
+def _transition_bias(
+    model: ByteMTP, heads: slice, targets: Int[Tensor, "u r s"], context: Context
+) -> Float[Tensor, "r s u v"] | None:
+    """What transitions add to the logits for these targets; they are the heads' own, so no weight.
+
+    Looked up outside of what is compiled, where the rows of its gradient would be added in no certain order on CUDA.
+    """
+    if model.transitions is None or heads.start == 0:
+        return None
+    rows = targets.shape[0] * targets.shape[1] // (heads.stop - heads.start)
+    before = [context.ahead(i)[:rows] + (i - 1) * PADDED_VOCAB_SIZE for i in range(heads.start, heads.stop)]
+    return F.embedding(torch.stack(before).view(targets.shape).permute(1, 2, 0), model.transitions.flatten(0, 1))
+
+
+def _nats(
+    hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s], bias [r s u v] -> nats of all, of
+    ends, [u r]."""
     padding = padding.to(unembedding.dtype).repeat(len(unembedding))
     logits = F.linear(rms_norm(hidden, norm), unembedding.flatten(0, 1), padding).unflatten(-1, (len(unembedding), -1))
     wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = wide if bias is None else wide + bias
     ordered = targets.permute(1, 2, 0)  # [r s u], as the logits
     nats = F.cross_entropy(wide.flatten(0, 2), ordered.flatten(), ignore_index=IGNORED, reduction="none")
     nats = nats.view(ordered.shape)

@@ -45,12 +45,14 @@ CASES = [
     ),
     *(("parallel", mode, WHOLE) for mode in ("ar", "speculative", "tree")),
     ("parallel", "draft", FEW),
-    *((topology, mode, FEW) for topology in ("causal", "deepseek") for mode in ("copy", "auto")),
+    *((topology, mode, {"temperature": 1.0}) for topology in ("causal", "deepseek") for mode in ("copy", "auto")),
     ("replicated", "auto", {**FEW, "utf8": True}),
     ("anticausal", "tree", {**FEW, "engine": "native"}),
     ("parallel", "speculative", {**FEW, "top_p": 0.8}),
     ("parallel", "tree", {**FEW, "utf8": True}),
+    *(("replicated+", mode, FEW) for mode in ("speculative", "tree")),
 ]
+"""A + stands for transitions."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +70,16 @@ def _unchecked():
 
 def model_for(topology: str, seed: int = 0) -> ByteMTP:
     """A few bytes and the end carry most of the law, and the heads draft them, too."""
-    model = ByteMTP(replace(TINY, topology=topology), seed).eval()
+    config = replace(TINY, topology=topology.rstrip("+"), transitions=topology.endswith("+"))
+    model = ByteMTP(config, seed).eval()
     with torch.no_grad():
+        likely = [*b"abcd", 0xC3, 0xA9, 0xFF, EOT]
+        if model.transitions is not None:
+            shape, generator = (2, 264, len(likely)), torch.Generator().manual_seed(seed)
+            model.transitions[..., likely] = torch.randn(shape, generator=generator)
         for unembed in model.unembed:
             unembed.weight *= 0.05
-            unembed.weight[[*b"abcd", 0xC3, 0xA9, 0xFF, EOT]] *= 30
+            unembed.weight[likely] *= 30
     return model
 
 

@@ -38,6 +38,8 @@ def model_for(topology, seed=0, **changes) -> ByteMTP:
             for link in model.links:
                 if isinstance(link, torch.nn.Linear):
                     torch.nn.init.eye_(link.weight)
+            if model.transitions is not None:
+                torch.nn.init.normal_(model.transitions, std=0.3, generator=torch.Generator().manual_seed(seed))
         MODELS[key] = model
     return MODELS[key]
 

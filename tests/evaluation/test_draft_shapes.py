@@ -33,9 +33,15 @@ PATHS = st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=2), min_size=1
 
 
 def steep(topology: str) -> ByteMTP:
-    """Untrained, but its heads nearly agree on a few favourite bytes, so that drafts are sometimes right."""
-    model = ByteMTP(replace(TINY, topology=topology), seed=6).eval()
+    """Untrained, but its heads nearly agree on a few favourite bytes, so that drafts are sometimes right.
+
+    A + behind the topology stands for transitions.
+    """
+    config = replace(TINY, topology=topology.rstrip("+"), transitions=topology.endswith("+"))
+    model = ByteMTP(config, seed=6).eval()
     with torch.no_grad():
+        if model.transitions is not None:
+            torch.nn.init.normal_(model.transitions, std=0.2, generator=torch.Generator().manual_seed(6))
         for unembed in model.unembed:
             unembed.weight.copy_(model.unembed[0].weight)
             unembed.weight[100:] *= 0.3
@@ -45,11 +51,11 @@ def steep(topology: str) -> ByteMTP:
     return model
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", [*TOPOLOGIES, "replicated+"])
 @pytest.mark.parametrize("shape", [chain(DEPTH), TREE], ids=["chain", "tree"])
 def test_on_its_own_text_the_passes_are_those_of_decoding(topology, shape):
     """What the measuring of files approximates: there it is exact, pass by pass."""
-    if topology == "deepseek" and shape == TREE:
+    if topology in ("deepseek", "replicated+") and shape == TREE:
         pytest.skip("a side branch's heads read the best branch's bytes in decoding")
     model, prompt = steep(topology), b"any prompt"
     out = bytemtp.generate(model, prompt, 120, mode="tree", tree=shape)
@@ -89,7 +95,7 @@ def slow_paths(model: ByteMTP, documents: list[bytes], seq_len: int) -> list[lis
 
 @settings(max_examples=20)
 @given(
-    topology=st.sampled_from(["parallel", "anticausal", "deepseek"]),
+    topology=st.sampled_from(["parallel", "anticausal", "deepseek", "parallel+"]),
     documents=st.lists(st.binary(max_size=20), max_size=4).map(lambda some: [*some, b"at least one"]),
     seq_len=st.integers(2 * DEPTH + 1, 24),
 )

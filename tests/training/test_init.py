@@ -89,9 +89,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 configs = st.builds(
-    lambda topology, n, parity: replace(MODEL, topology=topology, n_future=n, parity=parity),
+    lambda topology, n, parity, tables: replace(
+        MODEL, topology=topology, n_future=n, parity=parity, transitions=tables and topology != "deepseek"
+    ),
     st.sampled_from(TOPOLOGIES),
     st.integers(1, 4),
+    st.booleans(),
     st.booleans(),
 )
 
@@ -106,11 +109,18 @@ def test_head_1_is_the_sources_in_any_topology(ours: ModelConfig, theirs: ModelC
     ours = with_path_of(ours, theirs)
     check_shape(ours, theirs, "source")
     source, model = drawn(theirs, seed=1), drawn(ours, seed=2)
+    if source.transitions is not None:
+        torch.nn.init.normal_(source.transitions)
     told = take(model, source)
     assert torch.equal(logits(model), logits(source))
     same = ours.topology == theirs.topology
     shared = min(ours.n_future, theirs.n_future) if same else 1
-    for head in range(shared):
+    if model.transitions is not None:
+        begun = shared if source.transitions is not None else 1
+        assert begun == 1 or torch.equal(model.transitions[: begun - 1], source.transitions[: begun - 1])
+        assert not model.transitions[begun - 1 :].any()
+        assert ("transitions begin at zero" in told) == (begun < ours.n_future)
+    for head in range(shared if ours.transitions == theirs.transitions else 1):
         assert torch.equal(logits(model, head), logits(source, head))
     assert ("dropped" in told) == (theirs.n_future > shared)
     drawn_anew = ours.n_future > shared and ours.topology not in ("anticausal", "replicated")
@@ -409,6 +419,36 @@ def test_heads_are_added_to_a_frozen_trunk(tmp_path: Path, corpus: str, topology
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     state = json.loads((latest(whole) / "state.json").read_text())  # type: ignore[operator]
     assert state["best_step"] == 30, "head 1 never changes, so the mean over the heads decides"
+
+
+def test_tables_are_added_to_the_heads_of_a_run(tmp_path: Path, corpus: str) -> None:
+    """They begin at zero, so the heads begin as they were; head 1 stays to the bit; cut and resumed the same run."""
+    source = drawn(replace(MODEL, topology="replicated"))
+    init, run, cut = written_run(tmp_path / "source", source), tmp_path / "run", tmp_path / "cut"
+    arguments = [
+        corpus, "--init", str(init), "--train.freeze=trunk", "--model.transitions=true", "--train.steps=12",
+        "--train.warmup=2", "--train.batch_size=4", "--train.seq_len=32", "--train.lr=0.01", "--train.dtype=float32",
+        "--train.sample_bytes=0", "--train.valid_every=6", "--data.valid_fraction=0.2", "--device=cpu",
+    ]  # fmt: skip
+    main([*arguments, "--out", str(tmp_path / "begun"), "--train.steps=0"])
+    begun = load_model(tmp_path / "begun")
+    assert begun.transitions is not None and not begun.transitions.any()
+    assert all(torch.equal(logits(begun, head), logits(source, head)) for head in range(3))
+
+    main([*arguments, "--out", str(run)])
+    model = load_model(run)
+    assert load_settings(run / "config.toml")[0].model.transitions and model.transitions.any()
+    before = source.state_dict()
+    for name, tensor in model.state_dict().items():
+        own = name.startswith(("transitions", "unembed.1", "unembed.2"))
+        assert own or torch.equal(tensor, before[name]), name
+
+    main([*arguments, "--out", str(cut), "--stop-after=7"])
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        one, other = (load_file(latest(folder) / name) for folder in (run, cut))  # type: ignore[operator]
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert "transitions/exp_avg" in one
 
 
 @pytest.mark.parametrize(("topology", "n"), [("anticausal", 2), ("parallel", 1), ("replicated", 1)])

@@ -34,7 +34,18 @@ def rows(draw, n=4):
 
 
 def model_for(topology, dtype=torch.float64, **changes):
-    return ByteMTP(replace(TINY, topology=topology, **changes)).to(dtype)
+    model = ByteMTP(replace(TINY, topology=topology, **changes)).to(dtype)
+    if model.transitions is not None:
+        torch.nn.init.normal_(model.transitions, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+KINDS = st.one_of(
+    st.fixed_dictionaries({"topology": st.sampled_from(TOPOLOGIES)}),
+    st.fixed_dictionaries(
+        {"topology": st.sampled_from([name for name in TOPOLOGIES if name != "deepseek"]), "transitions": st.just(True)}
+    ),
+)
 
 
 def gradients(model, *args, **kwargs):
@@ -58,10 +69,10 @@ def test_targets_stop_where_their_document_does(batch):
         assert torch.equal(targets_of(ids, document_ids, n)[i], expected)
 
 
-@given(batch=rows(), topology=st.sampled_from(TOPOLOGIES))
-def test_losses_equal_the_full_forward_pass(batch, topology):
+@given(batch=rows(), kind=KINDS)
+def test_losses_equal_the_full_forward_pass(batch, kind):
     ids, document_ids = batch
-    model = model_for(topology)
+    model = model_for(**kind)
     s = ids.shape[1] - 4
     with torch.no_grad():
         logits = model(ids[:, : s + 3], document_ids[:, : s + 3])[:, :, :s].log_softmax(-1)
@@ -79,15 +90,15 @@ def test_losses_equal_the_full_forward_pass(batch, topology):
 @settings(max_examples=60)
 @given(
     batch=rows(),
-    topology=st.sampled_from(TOPOLOGIES),
+    kind=KINDS,
     window=st.sampled_from([0, 3]),
     checkpointing=st.booleans(),
     far=st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3),
     far_rows=st.sampled_from([0.3, 1.0]),
     qk_norm=st.booleans(),
 )
-def test_sequential_backward_equals_joint_in_float64(batch, topology, window, checkpointing, far, far_rows, qk_norm):
-    model, chosen = model_for(topology, window=window, qk_norm=qk_norm), {"weights": [1.0, *far], "far_rows": far_rows}
+def test_sequential_backward_equals_joint_in_float64(batch, kind, window, checkpointing, far, far_rows, qk_norm):
+    model, chosen = model_for(**kind, window=window, qk_norm=qk_norm), {"weights": [1.0, *far], "far_rows": far_rows}
     joint, expected = gradients(model, *batch, mode="joint", **chosen)
     model.use(checkpointing=checkpointing)
     sequential, found = gradients(model, *batch, mode="sequential", **chosen)
@@ -171,9 +182,10 @@ def test_far_heads_learn_from_the_first_rows_alone(topology):
     assert losses.counts.tolist() == [4 * 24, *[far_count] * 3]
 
 
+@pytest.mark.parametrize("transitions", [False, True])
 @pytest.mark.parametrize("topology", ["linear", "replicated"])
-def test_heads_in_groups_equal_one_head_at_a_time(topology, monkeypatch):
-    model, ids = model_for(topology), torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(7))
+def test_heads_in_groups_equal_one_head_at_a_time(topology, transitions, monkeypatch):
+    model, ids = model_for(topology, transitions=transitions), torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(7))
     batch = ids, torch.zeros_like(ids)
     grouped, expected = gradients(model, *batch)
     for size in (3, 1):
@@ -258,9 +270,9 @@ def test_bits_per_byte_leave_out_ends_of_documents():
 
 @pytest.mark.slow
 @pytest.mark.compiled
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_compiled_layers_train_alike(topology):
-    model = model_for(topology, torch.float32)
+@pytest.mark.parametrize(("topology", "transitions"), [*((name, False) for name in TOPOLOGIES), ("replicated", True)])
+def test_compiled_layers_train_alike(topology, transitions):
+    model = model_for(topology, torch.float32, transitions=transitions)
     ids = torch.randint(0, 256, (2, 36), generator=torch.Generator().manual_seed(0))
     batch = ids, torch.zeros_like(ids)
     _, expected = gradients(model, *batch)

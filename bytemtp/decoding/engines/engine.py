@@ -53,7 +53,8 @@ class Engine(Protocol):
     def drafts(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, ids: Int[np.ndarray, "b n"]
     ) -> Iterator[Float32[np.ndarray, "b v"]]:
-        """Logits of heads 2, 3, ... `heads` in turn, at the last of the first `accepted` ids of the last chunk.
+        """Logits of heads 2, 3, ... `heads` in turn, at the last of the first `accepted` ids of the last chunk, without
+        the model's transitions, which `HeadDrafter` adds.
 
         ids: the caller's buffer of known ids and, behind them, drafts; an engine only reads it.  `deepseek` heads do:
         head i + 1 at position p reads ids p + 1 to p + i.  So the id after the accepted ones (position start +
