@@ -1,4 +1,7 @@
-"""`NativeEngine`: what `TensorEngine` does, on CPU cores in float32, one compiled call for all layers of a pass.
+"""`NativeEngine`: what `TensorEngine` does, on CPU cores, one compiled call for all layers of a pass.
+
+In float32, or with the matrices in bfloat16: then each number that is multiplied with one is rounded to bfloat16, and
+all else, the caches too, is float32.
 
 Only real ids are computed: rows of a batch may have different numbers of them, or none.  step.cpp says what is compiled
 and why no bit of its results depends on what else is computed in the same pass.
@@ -33,8 +36,9 @@ STRETCH = 1024
 
 
 def supports(model: ByteMTP) -> bool:
-    """Whether it can run the model: float32 on the CPU, a width that is a multiple of 16, whatever the processor."""
-    plain = model.dtype == model.embed.weight.dtype == torch.float32
+    """Whether it can run the model: float32 weights on the CPU, used in float32 or bfloat16, a width that is a multiple
+    of 16, whatever the processor."""
+    plain = model.embed.weight.dtype == torch.float32 and model.dtype in (torch.float32, torch.bfloat16)
     return plain and model.device.type == "cpu" and model.config.dim % 16 == 0
 
 
@@ -90,7 +94,7 @@ class NativeEngine:
         self.functions, self.lanes = lib.functions, lib.lanes
         width, ffn = round_up(config.head_dim, lib.lanes), round_up(config.ffn_dim, lib.lanes)
         sizes = config.dim, config.attention_heads, config.key_value_heads, width, ffn, config.head_dim
-        self.shape, self.rows = Shape(*sizes, 0), rows
+        self.shape, self.rows = Shape(*sizes, 0, model.dtype == torch.bfloat16), rows
         blocks = list(self.weights.blocks)
         self.memory = self.weights.memory(CacheShape(len(blocks), rows, config.key_value_heads, width, lib.lanes))
         weakref.finalize(self, self.weights.give_back, self.memory)
@@ -315,6 +319,7 @@ class NativeEngine:
         self.functions.run_product(
             self.team,
             weight.ctypes.data,
+            self.shape.bfloat16,
             x.shape[1],
             out,
             len(x),
