@@ -159,9 +159,9 @@ def rounded_twin(model):
 def test_in_bfloat16_it_agrees_with_a_twin_that_rounds_where_it_does(shape, topology):
     """Short passes of rows of different lengths, and drafts after each.
 
-    Where sums in another order differ in their last bit, now and then a number is rounded to the next bfloat16, 2^-8 away.
-    What depends on it then differs by some thousandths of the largest logit; most logits depend on none, and differ by
-    float32's errors.  One rounding left out moves all of them by some ten-thousandths.
+    Where sums in another order differ in their last bit, now and then a number is rounded to the next bfloat16, 2^-8
+    away.  What depends on it then differs by some thousandths of the largest logit; most logits depend on none, and
+    differ by float32's errors.  One rounding left out moves all of them by some ten-thousandths.
     """
     model = model_of(shape, topology, dtype=torch.bfloat16)
     twin, count, start, errors = rounded_twin(model), np.array([1, 3, 2]), np.zeros(3, dtype=np.int64), []

@@ -1,8 +1,8 @@
 """A model's matrices in the order in which step.cpp reads them.
 
-A matrix [out, in] becomes panels of p outputs, [out / p, in / w, p, w], where w inputs fill 32 bits: one in float32, two
-in bfloat16.  The scale of a norm in front of it goes into it.  How wide vectors and panels are depends on the processor
-that the library was compiled for.
+A matrix [out, in] becomes panels of p outputs, [out / p, in / w, p, w], where w inputs fill 32 bits: one in float32,
+two in bfloat16.  The scale of a norm in front of it goes into it.  How wide vectors and panels are depends on the
+processor that the library was compiled for.
 
 Shapes:  d width, h query heads, g key/value heads, k head width, f inner width, p outputs of a panel.
 """
