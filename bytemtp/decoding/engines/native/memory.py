@@ -52,7 +52,8 @@ class EngineMemory:
         self.shape, self.slots = shape, 0
         self.k: list[Float32[np.ndarray, "b g blocks k l"]] = []
         self.v: list[Float32[np.ndarray, "b g blocks l k"]] = []
-        (self._scratch,) = zeros([(0,)])
+        self._scratch: Float32[np.ndarray, " size"] = np.empty(0, np.float32)
+        self._scratch_address = 0
 
     def grow(self, slots: int, end: Int[np.ndarray, " b"]) -> None:
         """To so many slots, for rows whose texts end there; blocks of keys move as they are."""
@@ -66,10 +67,12 @@ class EngineMemory:
             after[row, :, to] = before[row, :, source]
         self.k, self.v, self.slots = new[: shape.layers], new[shape.layers :], slots
 
-    def scratch(self, size: int) -> Float32[np.ndarray, " size"]:
+    def scratch(self, size: int) -> int:
+        """Address of room for so many floats, until the next call."""
         if size > len(self._scratch):
             (self._scratch,) = zeros([(size,)])
-        return self._scratch
+            self._scratch_address = self._scratch.ctypes.data
+        return self._scratch_address
 
 
 def contiguous_copies(arrays: Sequence[Shaped[np.ndarray, "..."]]) -> list[Shaped[np.ndarray, "..."]]:
