@@ -90,7 +90,6 @@ PLAIN = ["--prompt", "a", "--max-bytes", "3"]
         ([*PLAIN, "--temperature", "nan"], "temperature is nan"),
         ([*PLAIN, "--top-p", "2"], "top_p is 2.0"),
         ([*PLAIN, "--dtype", "float16"], "'float16'"),
-        ([*PLAIN, "--dtype", "bfloat16", "--engine", "native"], "--engine native decodes in float32, not bfloat16"),
         ([*PLAIN, "--device", "gpu"], "unknown device 'gpu'; use auto, cpu, cuda or cuda:N"),
         ([*PLAIN, "--device", "meta"], "device 'meta' is not supported"),
         ([*PLAIN, "--device", "cuda:99"], "device 'cuda:99' is not available"),
@@ -140,8 +139,12 @@ def test_no_bytes_at_all(trained_run, tmp_path):
     assert json.loads((tmp_path / "stats.json").read_text())["bytes"] == 0
 
 
-def test_bfloat16_runs_tensor_operations_in_bfloat16(trained_run, tmp_path, monkeypatch):
-    """Both models; and the answer to `--compare ar` is the same on standard error and on the page."""
+@pytest.mark.parametrize(
+    ("engine", "answers"),
+    [("native", "yes"), ("torch", r"yes|no, first difference at byte \d+; .* differ by \S+ in float64 logits")],
+)
+def test_bfloat16_is_for_both_models(trained_run, tmp_path, monkeypatch, engine, answers):
+    """In any engine, and in the native one modes are equal.  The page has the answer of `--compare ar` as well."""
     used, logged = [], []
 
     def load(run, device):
@@ -153,12 +156,13 @@ def test_bfloat16_runs_tensor_operations_in_bfloat16(trained_run, tmp_path, monk
     monkeypatch.setattr(module, "log", logged.append)
     outputs = ["--stats", str(tmp_path / "stats.json"), "--html", str(tmp_path / "page.html"), "--compare", "ar"]
     draft = ["--mode", "draft", "--draft", str(trained_run)]
-    module.main([str(trained_run), "--prompt", "a", "--max-bytes", "60", "--dtype", "bfloat16", *outputs, *draft])
+    text = ["--prompt", "a", "--max-bytes", "60"]
+    module.main([str(trained_run), *text, "--dtype", "bfloat16", "--engine", engine, *outputs, *draft])
     assert [model.dtype for model in used] == [torch.bfloat16] * 2
     stats = json.loads((tmp_path / "stats.json").read_text())
-    assert (stats["engine"], stats["dtype"]) == ("torch", "bfloat16")
+    assert (stats["engine"], stats["dtype"]) == (engine, "bfloat16")
     answer = logged[-1].splitlines()[-1].removeprefix("identical: ")
-    assert re.fullmatch(r"yes|no, first difference at byte \d+; .* differ by \S+ in float64 logits", answer)
+    assert re.fullmatch(answers, answer)
     assert re.sub("^(yes|no)", r"<strong>\1</strong>", answer) in (tmp_path / "page.html").read_text()
 
 

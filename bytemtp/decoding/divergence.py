@@ -1,10 +1,11 @@
 """Where two greedy continuations part, and how near a tie the bytes were there.
 
-In float32 they do not part (`loop.MARGIN`).  In bfloat16 they may: it errs far more than MARGIN, so a pass over eight
-ids can prefer another byte than a pass over one.  The float64 lead tells whether that is what happened: it is then of
-the size of bfloat16's own errors.
+In float32 they do not part (`loop.MARGIN`), nor in the native engine's bfloat16, where a pass over eight ids computes
+each of them like a pass over one.  In bfloat16 by tensor operations they may: it errs far more than MARGIN, so such
+passes can prefer different bytes.  The float64 lead tells whether that is what happened: it is then of the size of
+bfloat16's own errors.
 
-Try:  python -m bytemtp.generate RUN --prompt "def " --max-bytes 500 --dtype bfloat16 --compare ar
+Try:  python -m bytemtp.generate RUN --prompt "def " --max-bytes 500 --dtype bfloat16 --engine torch --compare ar
 """
 
 from collections.abc import Sequence

@@ -63,7 +63,7 @@ class Options:
     utf8: bool = False
     """only bytes that continue well-formed UTF-8"""
     engine: EngineName = "auto"
-    """native: steps compiled from C++, for float32 on CPU cores; torch: tensor operations, for any device and dtype;
+    """native: steps compiled from C++, for CPU cores; torch: tensor operations, for any device and dtype;
     recorded: the same, as CUDA graphs (on CPU cores by torch.compile); auto: native where it can be, else torch"""
 
     def row(self, prompt: bytes, number: int, max_bytes: int) -> Row:

@@ -117,7 +117,7 @@ class VerifyLoop:
         self.trees = [self._tree(model, row) for row in rows]
         capacity = 2 + max((len(row.prompt) + row.left for row in rows), default=0) + drafting.most
         self.engine = make_engine(engine, model, len(rows), capacity, 1 + drafting.most)
-        # In bfloat16, whose errors are far wider than a near tie, nothing is promised (see divergence.py).
+        # bfloat16 errs by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)

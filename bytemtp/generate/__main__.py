@@ -37,7 +37,8 @@ class Command:
         python -m bytemtp.generate runs/demo --prompt "def add(" --max-bytes 200 --compare ar
 
     With temperature 0 every mode writes the same bytes; above 0 every mode draws from the same distribution.  The first
-    is certain in float32 only: bfloat16 may prefer another byte where two are nearly as likely, and --compare says so.
+    is certain in float32, and in bfloat16 with the native engine: with others, bfloat16 may prefer another byte where
+    two are nearly as likely, and --compare says so.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -84,7 +85,7 @@ class Command:
     """native: passes compiled from C++, for CPU cores; torch: tensor operations; recorded: the same, as CUDA graphs (on
     CPU cores by torch.compile, some 10 s for each 256 bytes of a text); auto: native where it can be, else torch"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the matrix products; bfloat16 takes tensor operations, on CPU cores much slower than native float32"""
+    """of the matrices and what they are multiplied with; bfloat16 is faster, and its text may be another"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
@@ -127,8 +128,6 @@ def check(arguments: Command) -> None:
         raise UserError(f"--index is for the modes auto and copy, but the mode is {arguments.mode}; leave one of them out")
     if arguments.mode == "draft" and arguments.draft is None:
         raise UserError("--mode draft needs a draft model; name its run with --draft RUN2")
-    if arguments.engine == "native" and arguments.dtype != "float32":
-        raise UserError(f"--engine native decodes in float32, not {arguments.dtype}; leave one of them out")
     for path in (arguments.stats, arguments.html):
         check_output(path)
 

@@ -1,4 +1,7 @@
-"""`NativeEngine`: what `TensorEngine` does, on CPU cores in float32, one compiled call for all layers of a pass.
+"""`NativeEngine`: what `TensorEngine` does, on CPU cores, one compiled call for all layers of a pass.
+
+In float32, or with the matrices in bfloat16: then each number that is multiplied with one is rounded to bfloat16, and
+all else, the caches too, is float32.
 
 Only real ids are computed: rows of a batch may have different numbers of them, or none.  step.cpp says what is compiled
 and why no bit of its results depends on what else is computed in the same pass.
@@ -13,6 +16,7 @@ from collections.abc import Iterator
 from ctypes import POINTER, Array, byref, cast, pointer, sizeof
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -33,8 +37,9 @@ STRETCH = 1024
 
 
 def supports(model: ByteMTP) -> bool:
-    """Whether it can run the model: float32 on the CPU, a width that is a multiple of 16, whatever the processor."""
-    plain = model.dtype == model.embed.weight.dtype == torch.float32
+    """Whether it can run the model: float32 weights on the CPU, used in float32 or bfloat16, a width that is a multiple
+    of 16, whatever the processor."""
+    plain = model.embed.weight.dtype == torch.float32 and model.dtype in (torch.float32, torch.bfloat16)
     return plain and model.device.type == "cpu" and model.config.dim % 16 == 0
 
 
@@ -50,10 +55,14 @@ def stretch_of_angles(number: int, head_dim: int, theta: float) -> Float32[np.nd
 
 def angles(positions: Int[np.ndarray, " t"], head_dim: int, theta: float) -> Float32[np.ndarray, "t 2 k"]:
     """Cosines and sines of any positions."""
-    out, numbers = np.empty((len(positions), 2, head_dim), np.float32), positions // STRETCH
-    for number in set(numbers.tolist()):
+    numbers, places = np.divmod(positions, STRETCH)
+    stretches = set(numbers.tolist())
+    if len(stretches) == 1:
+        return stretch_of_angles(stretches.pop(), head_dim, theta)[places]
+    out = np.empty((len(positions), 2, head_dim), np.float32)
+    for number in stretches:
         here = numbers == number
-        out[here] = stretch_of_angles(number, head_dim, theta)[positions[here] - number * STRETCH]
+        out[here] = stretch_of_angles(number, head_dim, theta)[places[here]]
     return out
 
 
@@ -90,7 +99,7 @@ class NativeEngine:
         self.functions, self.lanes = lib.functions, lib.lanes
         width, ffn = round_up(config.head_dim, lib.lanes), round_up(config.ffn_dim, lib.lanes)
         sizes = config.dim, config.attention_heads, config.key_value_heads, width, ffn, config.head_dim
-        self.shape, self.rows = Shape(*sizes, 0), rows
+        self.shape, self.rows = Shape(*sizes, 0, model.dtype == torch.bfloat16), rows
         blocks = list(self.weights.blocks)
         self.memory = self.weights.memory(CacheShape(len(blocks), rows, config.key_value_heads, width, lib.lanes))
         weakref.finalize(self, self.weights.give_back, self.memory)
@@ -231,13 +240,14 @@ class NativeEngine:
     def _flat(
         self, start: Int[np.ndarray, " b"], lengths: Int[np.ndarray, " b"], branches: Branches | None = None
     ) -> FlatBatch:
-        count, begin = int(lengths.sum()), lengths.cumsum() - lengths
-        row = np.arange(len(start)).repeat(lengths)
-        place = np.arange(count) - begin[row]
+        end = lengths.cumsum()
+        count, begin = int(end[-1]), end - lengths
+        row, index = np.arange(len(start)).repeat(lengths), np.arange(count)
+        place = index - begin[row]
         # Of all ids: row, slot, position, first id of the row, oldest position seen, index.
         table = np.empty((6, count), np.int32)
-        table[0], table[3], table[5] = row, begin[row], np.arange(count)
-        np.add(start[row], place, out=table[1], casting="unsafe")
+        table[0], table[3], table[5] = row, begin[row], index
+        table[1] = start[row] + place
         table[2] = table[1] if branches is None else start[row] + branches.depth[row, place]
         np.maximum(table[2] - (self.window - 1), 0, out=table[4])
         chunk = int(lengths.max(initial=0))
@@ -295,8 +305,9 @@ class NativeEngine:
             at_once * len(queries) * shape.ffn,
             self.threads * self.functions.score_floats(shape.slots),
         ]
-        scratch = self.memory.scratch(sum(sizes)).ctypes.data
-        places = [scratch + 4 * sum(sizes[:i]) for i in range(len(sizes))]
+        *starts, total = accumulate(sizes, initial=0)
+        scratch = self.memory.scratch(total)
+        places = [scratch + 4 * start for start in starts]
         chosen = cast(byref(layers, first * sizeof(Layer)), POINTER(Layer))
         parts = queries.ctypes.data, x.ctypes.data, y.ctypes.data, *places
         return Pass(pointer(shape), chosen, count, pointer(flat.structure), len(queries), *parts)
@@ -315,6 +326,7 @@ class NativeEngine:
         self.functions.run_product(
             self.team,
             weight.ctypes.data,
+            self.shape.bfloat16,
             x.shape[1],
             out,
             len(x),

@@ -32,7 +32,9 @@ PROCESSOR = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else
 class Shape(ctypes.Structure):
     """Sizes of all layers; `head_dim` and `ffn` as they lie in memory."""
 
-    _fields_ = [(name, c_int) for name in ("dim", "heads", "kv_heads", "head_dim", "ffn", "true_head_dim", "slots")]
+    _fields_ = [
+        (name, c_int) for name in ("dim", "heads", "kv_heads", "head_dim", "ffn", "true_head_dim", "slots", "bfloat16")
+    ]
 
 
 class Layer(ctypes.Structure):
@@ -101,7 +103,7 @@ def library() -> Library:
     lib.score_floats.restype = c_int64
     lib.run_stack.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
     lib.run_side_by_side.argtypes = [c_void_p, POINTER(Pass), c_int]
-    lib.run_product.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int, c_int, c_int, c_void_p, c_void_p]
+    lib.run_product.argtypes = [c_void_p, c_void_p, *[c_int] * 6, c_void_p, c_void_p]
     for function in (lib.run_stack, lib.run_side_by_side, lib.run_product):
         function.restype = None
     return Library(lib, lanes, panel)

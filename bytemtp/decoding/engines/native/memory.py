@@ -11,25 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32, Int, Shaped
 
 from bytemtp.decoding.engines.ring import moves
 
-LINE = 16
-"""floats of a cache line"""
+LINE = 64
+"""bytes of a cache line"""
 
 
-def zeros(shapes: Sequence[tuple[int, ...]], *, huge: bool = False) -> list[Float32[np.ndarray, "..."]]:
+def zeros(
+    shapes: Sequence[tuple[int, ...]], dtype: type[np.generic] = np.float32, *, huge: bool = False
+) -> list[Shaped[np.ndarray, "..."]]:
     """One array of each shape, one behind another; in huge pages, if they will live long: those take long to make."""
-    sizes = [int(np.prod(shape)) for shape in shapes]
+    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape in shapes]
     starts = np.cumsum([0, *(-(-size // LINE) * LINE for size in sizes)]).tolist()
     # Private, because only private memory gets huge pages for the asking.
-    memory = mmap.mmap(-1, max(starts[-1], 1) * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, max(starts[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
         memory.madvise(mmap.MADV_HUGEPAGE)
-    floats = np.frombuffer(memory, np.float32)
-    pieces = zip(starts, sizes, shapes, strict=False)
-    return [floats[start : start + size].reshape(shape) for start, size, shape in pieces]
+    return [np.ndarray(shape, dtype, memory, start) for start, shape in zip(starts, shapes, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class EngineMemory:
         self.shape, self.slots = shape, 0
         self.k: list[Float32[np.ndarray, "b g blocks k l"]] = []
         self.v: list[Float32[np.ndarray, "b g blocks l k"]] = []
-        (self._scratch,) = zeros([(0,)])
+        self._scratch: Float32[np.ndarray, " size"] = np.empty(0, np.float32)
+        self._scratch_address = 0
 
     def grow(self, slots: int, end: Int[np.ndarray, " b"]) -> None:
         """To so many slots, for rows whose texts end there; blocks of keys move as they are."""
@@ -66,15 +67,17 @@ class EngineMemory:
             after[row, :, to] = before[row, :, source]
         self.k, self.v, self.slots = new[: shape.layers], new[shape.layers :], slots
 
-    def scratch(self, size: int) -> Float32[np.ndarray, " size"]:
+    def scratch(self, size: int) -> int:
+        """Address of room for so many floats, until the next call."""
         if size > len(self._scratch):
             (self._scratch,) = zeros([(size,)])
-        return self._scratch
+            self._scratch_address = self._scratch.ctypes.data
+        return self._scratch_address
 
 
-def contiguous_copies(arrays: Sequence[Float32[np.ndarray, "..."]]) -> list[Float32[np.ndarray, "..."]]:
-    """Copies of arrays, one behind another."""
-    copies = zeros([array.shape for array in arrays], huge=True)
+def contiguous_copies(arrays: Sequence[Shaped[np.ndarray, "..."]]) -> list[Shaped[np.ndarray, "..."]]:
+    """Copies of arrays of one kind, one behind another."""
+    copies = zeros([array.shape for array in arrays], arrays[0].dtype.type, huge=True)
     for copy, array in zip(copies, arrays, strict=True):
         copy[:] = array
     return copies

@@ -1,7 +1,8 @@
 """A model's matrices in the order in which step.cpp reads them.
 
-A matrix [out, in] becomes panels of p outputs, [out / p, in, p].  The scale of a norm in front of it goes into it.
-How wide vectors and panels are depends on the processor that the library was compiled for.
+A matrix [out, in] becomes panels of p outputs, [out / p, in / w, p, w], where w inputs fill 32 bits: one in float32,
+two in bfloat16.  The scale of a norm in front of it goes into it.  How wide vectors and panels are depends on the
+processor that the library was compiled for.
 
 Shapes:  d width, h query heads, g key/value heads, k head width, f inner width, p outputs of a panel.
 """
@@ -9,7 +10,7 @@ Shapes:  d width, h query heads, g key/value heads, k head width, f inner width,
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt16
 from torch import Tensor, nn
 
 from bytemtp.decoding.engines.native.library import library
@@ -19,18 +20,20 @@ from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block, RMSNorm
 from bytemtp.model.model import ByteMTP, cached_by_weights
 
-Packed = Float32[np.ndarray, "panels in p"]
+Packed = Float32[np.ndarray, "panels in p 1"] | UInt16[np.ndarray, "panels pairs p 2"]
+"""bfloat16, which NumPy does not know, by its bits"""
 
 
-def pack(weight: Float[Tensor, "out in"], scale: Float[Tensor, " in"] | None = None) -> Packed:
+def pack(weight: Float[Tensor, "out in"], dtype: torch.dtype, scale: Float[Tensor, " in"] | None = None) -> Packed:
     """A matrix with the norm's scale in it, in panels, zeros behind the last output."""
-    weight = weight if scale is None else weight * scale
-    panel = library().panel
+    weight = (weight if scale is None else weight * scale).to(dtype)
+    panel, together = library().panel, 4 // dtype.itemsize
     weight = F.pad(weight, (0, 0, 0, round_up(len(weight), panel) - len(weight)))
-    return weight.unflatten(0, (-1, panel)).transpose(1, 2).contiguous().numpy()
+    panels = weight.unflatten(1, (-1, together)).unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
+    return panels.view(torch.uint16 if dtype == torch.bfloat16 else dtype).numpy()
 
 
-def pack_block(block: Block) -> list[Packed]:
+def pack_block(block: Block, dtype: torch.dtype) -> list[Packed]:
     """The four matrices of a layer: qkv, attention_out, gate_up, ffn_out."""
     lanes = library().lanes
     extra = round_up(block.head_dim, lanes) - block.head_dim
@@ -40,10 +43,10 @@ def pack_block(block: Block) -> list[Packed]:
     more = round_up(len(gate), lanes) - len(gate)
     both = torch.stack([F.pad(w, (0, 0, 0, more)).unflatten(0, (-1, lanes)) for w in (gate, up)], dim=1)
     matrices = [
-        pack(F.pad(qkv, (0, 0, 0, extra)).flatten(0, 1), block.attention_norm.weight),
-        pack(F.pad(out, (0, extra)).flatten(1)),
-        pack(both.flatten(0, 2), block.ffn_norm.weight),
-        pack(F.pad(block.ffn_out.weight, (0, more))),
+        pack(F.pad(qkv, (0, 0, 0, extra)).flatten(0, 1), dtype, block.attention_norm.weight),
+        pack(F.pad(out, (0, extra)).flatten(1), dtype),
+        pack(both.flatten(0, 2), dtype, block.ffn_norm.weight),
+        pack(F.pad(block.ffn_out.weight, (0, more)), dtype),
     ]
     return contiguous_copies(matrices)
 
@@ -54,19 +57,20 @@ def head_norms(block: Block) -> list[Float32[np.ndarray, " k"]]:
 
 
 class PackedModel:
-    """All matrices of a float32 model on the CPU."""
+    """All matrices of a float32 model on the CPU, in float32 or bfloat16; the embedding, which is only looked up, as it
+    is."""
 
-    def __init__(self, model: ByteMTP) -> None:
+    def __init__(self, model: ByteMTP, dtype: torch.dtype) -> None:
         self.embed: Float32[np.ndarray, "v d"] = model.embed.weight.numpy()
-        self.blocks = {module: pack_block(module) for module in model.modules() if isinstance(module, Block)}
+        self.blocks = {module: pack_block(module, dtype) for module in model.modules() if isinstance(module, Block)}
         self.head_norms = {block: head_norms(block) for block in self.blocks}
         norm = model.norm.weight
         unembed = [module.weight for module in model.unembed if isinstance(module, nn.Linear)]
-        self.unembed = pack(unembed[0], norm)
-        self.other_unembeds = pack(torch.cat(unembed[1:]), norm) if len(unembed) > 1 else self.unembed
+        self.unembed = pack(unembed[0], dtype, norm)
+        self.other_unembeds = pack(torch.cat(unembed[1:]), dtype, norm) if len(unembed) > 1 else self.unembed
         linear = [link.weight for link in model.links if isinstance(link, nn.Linear)]
-        self.linear = pack(torch.cat(linear)) if linear else None
-        self.merges = [self._merge(link) for link in model.links if isinstance(link, DeepSeekModule)]
+        self.linear = pack(torch.cat(linear), dtype) if linear else None
+        self.merges = [self._merge(link, dtype) for link in model.links if isinstance(link, DeepSeekModule)]
         """of each MTP module the half that reads the hidden state and the half that reads the embedding"""
 
         self._spare: EngineMemory | None = None
@@ -83,13 +87,23 @@ class PackedModel:
         self._spare = memory
 
     @staticmethod
-    def _merge(module: DeepSeekModule) -> tuple[Packed, Packed]:
+    def _merge(module: DeepSeekModule, dtype: torch.dtype) -> tuple[Packed, Packed]:
         hidden, embedded = module.merge.weight.chunk(2, dim=1)
-        return pack(hidden, module.hidden_norm.weight), pack(embedded, module.embed_norm.weight)
+        return pack(hidden, dtype, module.hidden_norm.weight), pack(embedded, dtype, module.embed_norm.weight)
 
 
 @cached_by_weights
 @torch.no_grad()
+def _in_float32(model: ByteMTP) -> PackedModel:
+    return PackedModel(model, torch.float32)
+
+
+@cached_by_weights
+@torch.no_grad()
+def _in_bfloat16(model: ByteMTP) -> PackedModel:
+    return PackedModel(model, torch.bfloat16)
+
+
 def packed(model: ByteMTP) -> PackedModel:
-    """The model's packed matrices."""
-    return PackedModel(model)
+    """The model's packed matrices, in the arithmetic that it is to be run in."""
+    return _in_bfloat16(model) if model.dtype == torch.bfloat16 else _in_float32(model)
