@@ -52,7 +52,6 @@ class AutoChain(CopiedChain):
         self.probabilities: list[float] = []
         """that the heads gave to their drafts"""
 
-    @property
     def follows(self) -> bool:
         return self.chooser.wants_heads() and not self.chooser.may_rest
 

@@ -7,10 +7,10 @@ A draft is worth its place if the chance that it is kept is more than what the p
 T(c) is the time of a pass over c ids, measured once on this machine (costs.py), and r the bytes a second so far.  For a
 row's long-run speed this is the best rule: bytes a pass minus r times seconds a pass is greatest where it says stop.
 
-All that a choice depends on is known before anything is drawn: the text, the logits at its end, how earlier drafts
-fared.  A choice that looked at the drawn bytes themselves (and dropped the unlikely ones, say) would bend the law of the
-output, because verification corrects for the distribution that drafts are drawn from and not for a selection of them.
-And no clock is read: the same seed draws the same text on the same machine.
+Whether a draft is made depends on what is known before it is drawn: the text, the logits, how earlier drafts fared.  A
+choice that looked at the drawn byte itself (and dropped it if it is unlikely, say) would bend the law of the output:
+verification corrects for the distribution that drafts are drawn from, not for a selection of them.  And no clock is
+read: the same seed draws the same text on the same machine.
 
 Chances are learned from the passes of the row.  Of a copied byte: how often copies were right behind a match of that
 length.  Of a head's: the largest probability that it gives, times how much more or less often than that it was right.
@@ -22,10 +22,10 @@ from dataclasses import dataclass
 KEPT = 1 - 1 / 64
 """Weight that each pass leaves to those before it: some 64 are remembered."""
 FIRST_TRIES = 8
-"""Passes after which heads that did not pay are let rest; then they are tried again after so many, after twice as many..."""
+"""Passes after which heads that did not pay rest; they are tried again after so many, then after twice as many, ..."""
 LONGEST_REST = 256
 COPY_CHANCES = (0.0, 0.3, 0.4, 0.55, 0.65, 0.75, 0.93)
-"""Chance that a copied byte is right before anything is known, by `bit_length` of the match: measured on Python files."""
+"""Chance that a copied byte is right, by `bit_length` of the match, until the row's own passes say: of Python files."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ class Chooser:
 
     # ---- after it
 
-    def learn(self, accepted: int, copied: int = 0, match: int = 0, probabilities: Sequence[float] = (), *, asked: bool) -> None:
+    def learn(
+        self, accepted: int, copied: int = 0, match: int = 0, probabilities: Sequence[float] = (), *, asked: bool
+    ) -> None:
         """How the drafts fared: `copied` bytes behind a match, or those of the heads, which gave them `probabilities`.
 
         asked: whether the heads were.  Call it for passes after which the row goes on: others end before a verdict.

@@ -3,7 +3,7 @@
 Mode "auto" weighs drafts by these times.  They are kept in a file, because a choice that rested on today's clock would
 make draws with one seed differ from those of yesterday.
 
-Try:  python -c "import bytemtp; from bytemtp.decoding.costs import costs_of; print(costs_of(bytemtp.load('RUN'), 1, 'auto'))"
+Try:  python -c "import bytemtp; from bytemtp.decoding.costs import *; print(costs_of(bytemtp.load('RUN'), 1, 'auto'))"
 Shapes:  b rows, c ids of a pass.
 """
 
@@ -11,11 +11,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,22 +61,20 @@ def measure(engine: Engine, rows: int, heads: int) -> Costs:
     engine.verify(np.zeros_like(start), ids[:, :BEFORE], start)
     list(engine.drafts(np.zeros_like(start), start, heads, ids))
 
-    def run(count: int) -> Any:
-        return engine.verify(start, ids[:, BEFORE : BEFORE + count], np.full(rows, count))
+    def verify(count: int) -> float:
+        begun = time.perf_counter()
+        engine.verify(start, ids[:, BEFORE : BEFORE + count], np.full(rows, count))
+        return time.perf_counter() - begun
 
-    def draft() -> Any:
-        return list(engine.drafts(start, np.ones_like(start), heads, ids))
+    def draft() -> float:
+        begun = time.perf_counter()
+        list(engine.drafts(start, np.ones_like(start), heads, ids))
+        return time.perf_counter() - begun
 
     times: list[list[float]] = []
     begun = time.perf_counter()
     while len(times) < 2 or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
-        times.append([*(seconds(lambda count=count: run(count)) for count in SIZES), seconds(draft)])
+        times.append([*map(verify, SIZES), draft()])
     *passes, drafting = np.min(times[1:], axis=0) / rows  # the first round warms caches
     every = np.interp(np.arange(1, 1 + max(SIZES)), SIZES, np.maximum.accumulate(passes))
     return Costs(tuple(every.tolist()), float(drafting) if heads > 1 else 0.0)
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

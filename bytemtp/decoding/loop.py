@@ -276,7 +276,7 @@ class VerifyLoop:
         """Draft the bytes of the next pass."""
         for tree in self.trees:
             tree.begin()
-        if not any(tree.wants(1) or tree.follows for tree in self.trees):
+        if not any(tree.wants(1) or tree.follows() for tree in self.trees):
             return
         for depth, logits in enumerate(self.drafter.drafts(self.start, accepted, self.ids), 1):
             for row, tree in zip(self.rows, self.trees, strict=True):

@@ -73,9 +73,6 @@ class Draft:
 class DraftTree:
     """The drafts that a row verifies in its next pass, parents before children."""
 
-    follows = False
-    """whether the drafter must read what was accepted even if nothing is wanted from it"""
-
     def __init__(self, row: Row, shape: Shape, source: str = "heads") -> None:
         self.row, self.depth, self.source = row, depth_of(shape), source
         self.children_of = Counter(node[:-1] for node in shape)
@@ -84,6 +81,10 @@ class DraftTree:
     def begin(self) -> None:
         """Drafts for the next pass: none yet."""
         self.drafts.clear()
+
+    def follows(self) -> bool:
+        """Whether the drafter must read what was accepted even if nothing is wanted from it."""
+        return False
 
     def learn(self, accepted: int) -> None:
         """So many drafts of the pass stay."""

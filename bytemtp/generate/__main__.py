@@ -125,7 +125,9 @@ def check(arguments: Command) -> None:
         if getattr(arguments, name) is not None and arguments.mode != name:
             raise UserError(f"--{name} is for --mode {name}, but the mode is {arguments.mode}; leave one of them out")
     if arguments.index is not None and arguments.mode not in ("auto", "copy"):
-        raise UserError(f"--index is for the modes auto and copy, but the mode is {arguments.mode}; leave one of them out")
+        raise UserError(
+            f"--index is for the modes auto and copy, but the mode is {arguments.mode}; leave one of them out"
+        )
     if arguments.mode == "draft" and arguments.draft is None:
         raise UserError("--mode draft needs a draft model; name its run with --draft RUN2")
     for path in (arguments.stats, arguments.html):

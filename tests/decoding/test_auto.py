@@ -57,7 +57,9 @@ def test_copies_write_the_bytes_of_plain_greedy_decoding(
 
 
 @settings(max_examples=20)
-@given(prompts=st.lists(REPEATING, min_size=1, max_size=4), temperature=st.sampled_from([0.0, 0.8]), seed=st.integers(0, 9))
+@given(
+    prompts=st.lists(REPEATING, min_size=1, max_size=4), temperature=st.sampled_from([0.0, 0.8]), seed=st.integers(0, 9)
+)
 def test_a_seed_draws_the_same_text_again(prompts, temperature, seed):
     options = dict(mode="auto", temperature=temperature, seed=seed)
     first, again = (generate_batch(model_for("linear"), prompts, 24, **options) for _ in range(2))

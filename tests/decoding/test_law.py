@@ -45,7 +45,8 @@ CASES = [
     ),
     *(("parallel", mode, WHOLE) for mode in ("ar", "speculative", "tree")),
     ("parallel", "draft", FEW),
-    *((topology, mode, {"temperature": 1.0}) for topology in ("causal", "deepseek") for mode in ("copy", "auto")),
+    ("deepseek", "copy", FEW),
+    *((topology, "auto", FEW) for topology in ("parallel", "deepseek")),
     ("replicated", "auto", {**FEW, "utf8": True}),
     ("anticausal", "tree", {**FEW, "engine": "native"}),
     ("parallel", "speculative", {**FEW, "top_p": 0.8}),
@@ -120,4 +121,5 @@ def test_texts_have_the_law_of_the_model(topology, mode, options):
     assert deviation(Counter(out.data for out in outs), law) < FAR
     if mode != "ar":
         share = np.mean([origin > 0 for out in outs for origin in out.origins])
-        assert 0.04 < share < 0.5, "drafts are kept, and drafts are refused"
+        least = 0.04 if mode != "copy" else 0.005  # of 2,000 texts 30 bytes
+        assert least < share < 0.5, "drafts are kept, and drafts are refused"
