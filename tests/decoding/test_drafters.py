@@ -16,7 +16,6 @@ from bytemtp.common.vocab import VOCAB_SIZE
 from bytemtp.decoding.drafters import HeadDrafter
 from bytemtp.decoding.engines import recorded
 from bytemtp.decoding.engines.recorded import RecordedEngine
-from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.decoding.generate import generate, generate_batch
 from bytemtp.model.model import ByteMTP
 

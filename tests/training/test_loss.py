@@ -184,7 +184,10 @@ def test_far_heads_learn_from_the_first_rows_alone(topology):
 @pytest.mark.parametrize("transitions", [False, True])
 @pytest.mark.parametrize("topology", ["linear", "replicated"])
 def test_heads_in_groups_equal_one_head_at_a_time(topology, transitions, monkeypatch):
-    model, ids = model_for(topology, transitions=transitions), torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(7))
+    model, ids = (
+        model_for(topology, transitions=transitions),
+        torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(7)),
+    )
     batch = ids, torch.zeros_like(ids)
     grouped, expected = gradients(model, *batch)
     for size in (3, 1):
