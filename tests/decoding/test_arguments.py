@@ -13,7 +13,7 @@ MODEL = ByteMTP(ModelConfig(dim=16, layers=4, attention_heads=2, ffn_dim=24, n_f
 NAN, INF = float("nan"), float("inf")
 
 WRONG = [
-    ("mode", "AR", "mode is 'AR'; choose from ar, speculative, tree, draft"),
+    ("mode", "AR", "mode is 'AR'; choose from auto, ar, speculative, tree, draft, copy"),
     ("mode", None, "mode is None; choose from"),
     ("mode", ["ar"], r"mode is \['ar'\]; choose from"),
     ("engine", "nope", "engine is 'nope'; choose from auto, native, torch, recorded"),
