@@ -49,7 +49,7 @@ def test_every_mode_writes_the_same(trained_run, tmp_path):
 
 
 def test_one_head_says_that_nothing_is_drafted(one_head_run):
-    done = command(one_head_run, "--prompt", "a", "--max-bytes", 3)
+    done = command(one_head_run, "--prompt", "a", "--max-bytes", 3, "--mode", "speculative")
     assert done.returncode == 0 and b"nothing is drafted" in done.stderr
 
 
@@ -81,8 +81,8 @@ PLAIN = ["--prompt", "a", "--max-bytes", "3"]
         (["--prompt-file", ".", "--max-bytes", "3"], "cannot read .: Is a directory"),
         ([*PLAIN, "--mode", "tree", "--tree", "nowhere"], "cannot use the tree in nowhere: No such file"),
         ([*PLAIN, "--mode", "tree", "--tree", "."], "cannot use the tree in .: Is a directory"),
-        ([*PLAIN, "--tree", "tree"], "--tree is for --mode tree, but the mode is speculative"),
-        ([*PLAIN, "--draft", "run"], "--draft is for --mode draft, but the mode is speculative"),
+        ([*PLAIN, "--tree", "tree"], "--tree is for --mode tree, but the mode is auto"),
+        ([*PLAIN, "--draft", "run"], "--draft is for --mode draft, but the mode is auto"),
         ([*PLAIN, "--mode", "ar", "--draft", "run"], "--draft is for --mode draft, but the mode is ar"),
         ([*PLAIN, "--mode", "draft"], "needs a draft model"),
         ([*PLAIN, "--heads", "4"], "heads is 4; it must be from 1 to 3, or 0 for all"),

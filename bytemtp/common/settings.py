@@ -58,7 +58,8 @@ class ModelConfig:
     parity: bool = True
     """take the head layers out of the trunk, so that n does not change the parameter count"""
     transitions: bool = False
-    """give heads 2 to n a table of logits each, by the byte just before the one that they predict"""
+    """give heads 2 to n a table of logits each, by the byte just before the one that they predict; deepseek heads read
+    that byte anyway and get none"""
     rope_theta: float = 10000.0
     """base of the rotary position embedding"""
     window: int = 0
@@ -82,11 +83,6 @@ class ModelConfig:
         _require(
             1 <= self.n_future <= MAX_FUTURE, f"model.n_future is {self.n_future}; it must be from 1 to {MAX_FUTURE}"
         )
-        _require(
-            not (self.transitions and self.topology == "deepseek"),
-            "model.transitions is true, but deepseek heads already read the byte before the one that they predict; "
-            "set it to false, or choose another topology",
-        )
         _require(self.window >= 0, f"model.window is {self.window}; it must be 0 (no window) or more")
         _require(self.rope_theta >= 1, f"model.rope_theta is {self.rope_theta}; it must be at least 1")
         _require(
@@ -94,6 +90,11 @@ class ModelConfig:
             f"model.layers is {self.layers} but {self.n_future} {self.topology} heads need a layer each; "
             f"raise model.layers to at least {self.n_future}, lower model.n_future, or set model.parity to false",
         )
+
+    @property
+    def tables(self) -> int:
+        """Heads with a table of transitions."""
+        return self.n_future - 1 if self.transitions and self.topology != "deepseek" else 0
 
     @property
     def least_parameters(self) -> int:

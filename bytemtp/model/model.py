@@ -44,8 +44,8 @@ class ByteMTP(nn.Module):
         self.norm = RMSNorm(config.dim)
         unembeddings = config.n_future if config.topology == "replicated" else 1
         self.unembed = nn.ModuleList(nn.Linear(config.dim, PADDED_VOCAB_SIZE, bias=False) for _ in range(unembeddings))
-        shape = config.n_future - 1, PADDED_VOCAB_SIZE, PADDED_VOCAB_SIZE
-        self.transitions = nn.Parameter(torch.zeros(shape)) if config.transitions and config.n_future > 1 else None
+        shape = config.tables, PADDED_VOCAB_SIZE, PADDED_VOCAB_SIZE
+        self.transitions = nn.Parameter(torch.zeros(shape)) if config.tables else None
         """of heads 1 to n - 1, by the id before the one predicted: see `logits`"""
         padding = torch.zeros(PADDED_VOCAB_SIZE)
         padding[VOCAB_SIZE:] = -torch.inf

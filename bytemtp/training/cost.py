@@ -77,7 +77,7 @@ def activation_bytes(settings: Settings, half: int) -> int:
         heads = 1  # at a time
     kept = SINGLE * config.dim if settings.train.activation_checkpointing else layer
     # One more layer for the gradients inside the layer whose turn it is; then hidden states and one head's logits.
-    logits = (6 if config.transitions else 4) * SINGLE * PADDED_VOCAB_SIZE  # transitions, their gradients
+    logits = (6 if config.tables else 4) * SINGLE * PADDED_VOCAB_SIZE  # transitions, their gradients
     hidden_and_logits = 5 * SINGLE * config.dim + logits
     return config.trunk_layers * kept + (heads + 1) * layer + hidden_and_logits
 

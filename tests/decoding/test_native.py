@@ -149,7 +149,7 @@ def rounded_twin(model):
     twin.links = nn.ModuleList(RoundedLinear(link) if isinstance(link, nn.Linear) else link for link in twin.links)
     for parent in list(twin.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, RMSNorm):
+            if isinstance(child, RMSNorm) and name not in ("q_norm", "k_norm"):  # these are no part of a matrix
                 setattr(parent, name, RoundedNorm())
     twin.logits = lambda i, x: unembed[i % len(unembed)](twin.norm(x)) + twin.padding
     return twin
