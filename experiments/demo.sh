@@ -51,7 +51,7 @@ train "$code" "$data/tinycode/train.jsonl.zst" --train.minutes "$code_minutes" -
 
 step "5. Held-out problems, by one to eight heads"
 code_speeds=$(python -m bytemtp.bench decode --run "$code" --files "$data/tinycode/heldout.jsonl" --text-field prompt \
-    --prompts 48 --batches 1 --temperatures 0)
+    --prompts 48 --batches 1 --temperatures 0 --rounds 1)
 
 step "6. pass@k on held-out problems"
 python -m bytemtp.evaluate passk "$code" --problems "$data/tinycode/heldout.jsonl" --out "$code/passk" \

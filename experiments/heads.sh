@@ -21,5 +21,5 @@ for model in $models; do
     fi
 done
 python -m bytemtp.bench decode --run $(for model in $models; do echo "$runs/$model"; done) --files "$data/heldout.jsonl" \
-    --text-field prompt --prompts 48 --batches 1 --temperatures 0 --heads 1 2 4 8 12 16 20 24 28 32 \
+    --text-field prompt --prompts 48 --batches 1 --temperatures 0 --rounds 1 --heads 1 2 4 8 12 16 20 24 28 32 \
     --json "$runs/decode.json" --figure "$runs/decode.png"

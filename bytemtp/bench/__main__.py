@@ -21,23 +21,28 @@ import tyro
 
 from bytemtp.bench.data import bench_data, print_data
 from bytemtp.bench.decode import bench_decode, print_decode
-from bytemtp.bench.drafting import bench_runs, draw_runs, print_runs
+from bytemtp.bench.drafting import Dtype, Plan, bench_runs
+from bytemtp.bench.drafting_table import draw_runs, print_runs
 from bytemtp.bench.execute import bench_execute, print_execute
 from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
-from bytemtp.bench.quality import Plan, bench_quality, print_quality
+from bytemtp.bench.prompts import Kind, prompts_of, reach_of
+from bytemtp.bench.quality import Plan as QualityPlan
+from bytemtp.bench.quality import bench_quality, print_quality
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
 from bytemtp.common.cli import run_main, run_verb
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.settings import DataConfig, Topology
-from bytemtp.evaluation.bits_per_byte import beginnings
+from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.reports.figures import check_picture
 
 COUNTS = ("rounds", "steps", "prompts", "prompt_bytes", "new", "workers", "repeats", "counts", "heads", "batches")
 """Options that are one or more."""
-NEEDED = ("counts", "topologies", "batches", "temperatures", "megabytes")
+NEEDED = ("counts", "topologies", "batches", "temperatures", "dtype", "kind", "megabytes")
 """Lists of options that cannot be empty."""
+RUN_ONLY = ("files", "figure", "index", "kind", "dtype")
+"""Options of `decode` that go with --run."""
 
 
 @dataclass(frozen=True)
@@ -148,52 +153,72 @@ class Data(Benchmark):
 
 @dataclass(frozen=True)
 class Decode(Benchmark):
-    """Decoding beside transformers, or of trained runs by 1 to n of their heads.
+    """Decoding beside transformers, or of trained runs by all modes: plain, by 1 to n heads, by copies, auto.
 
     Some examples:
 
         python -m bytemtp.bench decode --rounds 3
         python -m bytemtp.bench decode --run runs/demo --files heldout.tar.zst --figure decode.png
+        python -m bytemtp.bench decode --run runs/demo --files heldout.tar.zst --kind held-out edit --heads 4 8 \\
+            --index train.index --dtype float32 bfloat16 --json decode.json
+
+    The last one adds drafts copied from an index (python -m bytemtp.index train.tar.zst --out train.index), bfloat16,
+    and texts that repeat themselves.  Plain decoding in the same arithmetic is what all are compared with.  What passes
+    cost here, which mode auto goes by, is measured anew and kept.
     """
 
     run: tuple[Path, ...] = ()
     """trained runs; without one, random weights at two shapes beside transformers"""
     files: tuple[str, ...] = ()
     """texts that the runs continue, each from its beginning"""
+    kind: tuple[Kind, ...] = ("held-out",)
+    """held-out: beginnings of the files; edit: some of a file, then its beginning again with a name replaced; random:
+    random bytes, where drafts bring least (at temperature 1).  A table for each"""
     prompts: int = 16
     """how many of them"""
     prompt_bytes: int = 256
-    """length of the beginnings, as far as a text goes"""
+    """length of the beginnings, as far as a text goes; for edit, half of the text at most"""
     text_field: str = "text"
     """of a .jsonl file's lines: where the text is"""
     new: int = 256
     """bytes to write"""
     heads: tuple[int, ...] = ()
-    """draft with the first so many heads, each number in turn; all numbers unless given"""
+    """draft with the first so many heads, each number in turn; unless given, all numbers at the first batch size, and
+    all heads at the others"""
+    index: tyro.conf.DisallowNone[Path | None] = None
+    """file of `python -m bytemtp.index`: modes copy and auto are measured with it, too"""
+    dtype: tuple[Dtype, ...] = ("float32",)
+    """arithmetic: float32, bfloat16, or both"""
     batches: tuple[int, ...] = (1, 4, 16)
     """texts at a time"""
     temperatures: tuple[float, ...] = (0.0, 0.8)
     """0 is greedy"""
     rounds: int = 3
-    """turns of every contestant, without a run"""
+    """turns of every contestant; the median counts"""
     figure: tyro.conf.DisallowNone[Path | None] = None
-    """draw bytes a pass and speed-up of the runs into this file"""
+    """draw bytes a pass and speed-up of the runs by number of heads into this file"""
 
     def measure(self) -> dict[str, Any]:
         if not self.run:
-            if self.figure or self.files:
-                raise UserError("--files and --figure go with --run RUN ...: trained runs that continue the files")
+            if given := [name for name in RUN_ONLY if getattr(self, name) != getattr(Decode, name)]:
+                raise UserError(f"--{given[0]} goes with --run RUN ...: trained runs that continue texts")
             report = bench_decode(self.rounds, self.new)
             print_decode(report)
             return report
-        if not self.files:
+        if not self.files and self.kind != ("random",):
             raise UserError("give --files PATH ... with --run: the texts that the runs continue")
-        texts = beginnings(self.files, self.prompts, self.prompt_bytes, DataConfig(text_field=self.text_field))
-        report = bench_runs(self.run, texts, self.new, self.batches, self.temperatures, self.heads)
+        index = None if self.index is None else CorpusIndex(self.index)
+        plan = Plan(self.new, self.batches, self.temperatures, self.heads, self.dtype, index, self.rounds)
+        report = bench_runs(self.run, {kind: self._texts(kind) for kind in self.kind}, plan)
         print_runs(report)
         if self.figure:
             draw_runs(report, self.figure)
         return report
+
+    def _texts(self, kind: Kind) -> list[bytes]:
+        reach = reach_of(self.run) if kind == "edit" else 0
+        data = DataConfig(text_field=self.text_field)
+        return prompts_of(kind, self.files, self.prompts, self.prompt_bytes, data, reach)
 
 
 @dataclass(frozen=True)
@@ -244,7 +269,7 @@ class Quality(Benchmark):
     """runs, logs and results; what is finished there is not trained again"""
 
     def measure(self) -> dict[str, Any]:
-        plan = Plan(self.train, self.heldout, self.minutes, self.seeds, self.preset, self.heads, self.ours)
+        plan = QualityPlan(self.train, self.heldout, self.minutes, self.seeds, self.preset, self.heads, self.ours)
         report = bench_quality(plan, self.directory)
         print_quality(report)
         return report

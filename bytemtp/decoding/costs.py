@@ -32,10 +32,15 @@ ENOUGH = 0.5
 """Seconds after which no further round is begun."""
 
 
-def costs_of(model: ByteMTP, rows: int, engine: str) -> Costs:
-    """Costs of decoding so many rows together; engine: a name of `Options.engine`."""
+def costs_of(model: ByteMTP, rows: int, engine: str, *, anew: bool = False) -> Costs:
+    """Costs of decoding so many rows together; engine: a name of `Options.engine`.
+
+    anew: measure them now, and keep that in place of what is known.
+    """
     runner = make_engine(engine, model, rows, BEFORE + max(SIZES), max(SIZES))
     path = cache_folder() / f"costs-{fingerprint(model, rows, ENGINES[type(runner)])}.json"
+    if anew:
+        path.unlink(missing_ok=True)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return Costs(tuple(map(float, known["passes"])), float(known["heads"]))

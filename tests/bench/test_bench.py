@@ -3,14 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bytemtp.bench import __main__ as bench
-from bytemtp.bench import drafting
+from bytemtp.bench.drafting import Plan
+from bytemtp.bench.prompts import prompts_of
 from bytemtp.bench.shapes import Shape
 from bytemtp.common.cli import option_names
 from bytemtp.common.errors import UserError
+from bytemtp.common.settings import DataConfig
+
+RANDOM = prompts_of("random", (), 2, 256, DataConfig(), 0)
 
 
 @pytest.fixture
@@ -47,40 +52,19 @@ def test_every_verb_measures_what_it_is_asked(asked, tmp_path):
     bench.main(
         ["decode", "--run", "folder", "--files", str(tmp_path / "a"), "--prompt-bytes", "4", "--temperatures", "0.5"]
     )
+    bench.main(
+        ["decode", "--run", "folder", "--kind", "random", "--prompts", "2", "--dtype", "bfloat16", "--rounds", "5"]
+    )
     bench.main(["execute", "--workers", "1"])
     assert asked == [
         ("heads", (Shape(), 3, 8, [4, 8], ["causal"])),
         ("memory", (Shape(64, 32, batch=2), Shape(64, 8, batch=2), ["parallel", "replicated"], 2048)),
         ("data", ([1, 2], tmp_path, 5)),
         ("decode", (3, 256)),
-        ("runs", ((bench.Path("folder"),), [b"a te"], 256, (1, 4, 16), (0.5,), ())),
+        ("runs", ((Path("folder"),), {"held-out": [b"a te"]}, Plan(temperatures=(0.5,)))),
+        ("runs", ((Path("folder"),), {"random": RANDOM}, Plan(dtypes=("bfloat16",), rounds=5))),
         ("execute", (None, 1, 3, 2)),
     ]
-
-
-@pytest.mark.parametrize("new", [1, 24])
-def test_a_run_is_measured_by_the_heads_that_are_asked_for(trained_run, new, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(drafting, "find_spec", lambda name: None)  # transformers takes long to import
-    report = drafting.bench_runs([trained_run], [b"The ", b"A "], new, (1, 2), (0.0, 0.8), (1, 2))
-    (run,) = report["runs"]
-    rows = [(row["temperature"], row["batch"], row["k"]) for row in run["rows"]]
-    assert rows == [(t, b, k) for t in (0.0, 0.8) for b, k in ((1, 1), (1, 2), (2, 1), (2, 3))]
-    for row in run["rows"]:
-        assert row["bytes_per_s"] > 0
-        assert row["temperature"] or row["identical"] == 1
-        assert (row["behind_prompt"]["bytes_per_forward"] > 0) == (new > 1)
-        assert row["k"] > 1 or row["behind_prompt"]["bytes_per_forward"] <= 1
-    drafting.print_runs(report)
-    assert len(capsys.readouterr().out.splitlines()) == 4 + len(rows)
-    drafting.draw_runs(report, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
-
-
-def test_all_runs_are_looked_at_before_anything_is_measured(trained_run, tmp_path):
-    with pytest.raises(UserError, match="missing"):
-        drafting.bench_runs([trained_run, tmp_path / "missing"], [b"a"], 8, (1,), (0.0,), ())
-    with pytest.raises(UserError, match="heads is 4; the runs have up to 3"):
-        drafting.bench_runs([trained_run], [b"a"], 8, (1,), (0.0,), (2, 4))
 
 
 def test_the_report_is_kept(asked, tmp_path):
@@ -101,8 +85,21 @@ def test_the_report_is_kept(asked, tmp_path):
         (["heads", "--counts", "8", "0"], "counts is (8, 0); it must be 1 or more"),
         (["heads", "--topologies", "spiral"], "'spiral'"),
         (["decode", "--run", "folder"], "give --files PATH ..."),
-        (["decode", "--figure", "a.png"], "--files and --figure go with --run"),
-        (["decode", "--files", "a"], "--files and --figure go with --run"),
+        (["decode", "--run", "folder", "--kind", "random", "edit"], "give --files PATH ..."),
+        (["decode", "--figure", "a.png"], "--figure goes with --run"),
+        (["decode", "--files", "a"], "--files goes with --run"),
+        (["decode", "--index", "a"], "--index goes with --run"),
+        (["decode", "--kind", "edit"], "--kind goes with --run"),
+        (["decode", "--dtype", "bfloat16"], "--dtype goes with --run"),
+        (["decode", "--run", "folder", "--files", "a", "--kind", "edited"], "'edited'"),
+        (["decode", "--run", "folder", "--files", "a", "--kind"], "kind has no value"),
+        (["decode", "--run", "folder", "--files", "a", "--dtype", "float16"], "'float16'"),
+        (
+            ["decode", "--run", "folder", "--files", "a", "--index", "/no/such"],
+            "cannot read the index /no/such: No such",
+        ),
+        (["decode", "--run", "folder", "--files", "a", "--index", __file__], "is no index of this version"),
+        (["decode", "--run", "/no/such", "--files", "a", "--kind", "edit"], "/no/such is not a run"),
         (["decode", "--run", "folder", "--files", "a", "--prompt-bytes", "0"], "prompt_bytes is 0"),
         (["decode", "--run", "folder", "--files", "a", "--batches"], "batches has no value"),
         (["decode", "--run", "folder", "--files", "a", "--temperatures"], "temperatures has no value"),
