@@ -832,7 +832,7 @@ def command_line(corpus: str, run: Path, *more: str) -> list[str]:
     flags = [
         "--model.dim=16", "--model.layers=2", "--model.attention_heads=2", "--model.ffn_dim=24", "--model.n_future=2",
         "--train.batch_size=4", "--train.seq_len=32", "--train.dtype=float32", "--train.sample_bytes=0",
-        "--train.log_every=5", "--train.checkpoint_every=20", "--device=cpu",
+        "--train.log_every=5", "--train.checkpoint_every=20", "--train.compile=false", "--device=cpu",
     ]  # fmt: skip
     return [corpus, "--out", str(run), *flags, *more]
 
