@@ -62,8 +62,8 @@ class Chooser:
     def __init__(self, costs: Costs, depth: int, *, may_rest: bool) -> None:
         """depth: drafts of the heads; may_rest: whether they can leave out passes and be asked again."""
         self.costs, self.depth, self.may_rest = costs, depth, may_rest
-        self.bytes_a_second = {copied: Mean(1 / costs.passes[0], 4 * costs.passes[0]) for copied in (False, True)}
-        self.copies_right = [[Mean(chance, 2.0) for _ in costs.passes] for chance in COPY_CHANCES]
+        self.bytes_a_second = Mean(1 / costs.passes[0], 4 * costs.passes[0])
+        self.copies_right = [Mean(chance) for chance in COPY_CHANCES]
         self.heads_right = [Mean(1.0) for _ in range(depth)]
         """by depth: how often a draft was right, over the probability that its head gave it"""
         self.heads_gain = Mean(1.0 if depth else -1.0)
@@ -71,18 +71,19 @@ class Chooser:
         self.rest, self.rested = FIRST_TRIES, 0
         self.tried = 0
 
-    def rate(self, *, copied: bool) -> float:
-        return self.bytes_a_second[copied].value
+    @property
+    def rate(self) -> float:
+        return self.bytes_a_second.value
 
     # ---- before a pass
 
     def copies(self, match: int, count: int) -> int:
         """How many of `count` copied bytes to draft behind a match of that length; 0 where heads promise more."""
-        chance, gain, rate = 1.0, 0.0, self.rate(copied=False)
+        chance, gain = 1.0, 0.0
         best, number = max(0.0, self.heads_gain.value), 0
         for drafts in range(1, min(count, len(self.costs.passes) - 1) + 1):
-            chance *= self._copy_right(match, drafts).value
-            gain += chance - rate * (self.costs.passes[drafts] - self.costs.passes[drafts - 1])
+            chance *= self._copy_right(match + drafts - 1).value
+            gain += chance - self.rate * (self.costs.passes[drafts] - self.costs.passes[drafts - 1])
             if gain > best:
                 best, number = gain, drafts
         return number
@@ -94,7 +95,7 @@ class Chooser:
 
     def is_worth(self, depth: int, chance: float) -> bool:
         """Of a draft at that depth, if it and those before it are kept with that chance."""
-        return chance > self.rate(copied=False) * (self.costs.passes[depth] - self.costs.passes[depth - 1])
+        return chance > self.rate * (self.costs.passes[depth] - self.costs.passes[depth - 1])
 
     def head_right(self, depth: int, probability: float) -> float:
         """Chance that the head's draft at that depth is right once those before it are."""
@@ -112,14 +113,14 @@ class Chooser:
         drafts = copied or len(probabilities)
         cost = self.costs.extra(drafts) + asked * self.costs.heads
         for i in range(min(accepted + 1, copied)):
-            self._copy_right(match, i + 1).add(float(i < accepted))
+            self._copy_right(match + i).add(float(i < accepted))
         for i, probability in enumerate(probabilities[: accepted + 1]):
             self.heads_right[i].add(float(i < accepted), probability)
         if asked:
-            self._judge_heads(accepted - self.rate(copied=False) * cost)
+            self._judge_heads(accepted - self.rate * cost)
         else:
             self.rested += 1
-        self.bytes_a_second[copied > 0].add(float(accepted + 1), self.costs.passes[0] + cost)
+        self.bytes_a_second.add(float(accepted + 1), self.costs.passes[0] + cost)
 
     def _judge_heads(self, gain: float) -> None:
         self.tried += 1
@@ -128,5 +129,5 @@ class Chooser:
             self.rest = FIRST_TRIES if self.heads_gain.value > 0 else min(2 * self.rest, LONGEST_REST)
         self.rested = 0
 
-    def _copy_right(self, match: int, depth: int) -> Mean:
-        return self.copies_right[min(match.bit_length(), len(self.copies_right) - 1)][depth - 1]
+    def _copy_right(self, match: int) -> Mean:
+        return self.copies_right[min(match.bit_length(), len(self.copies_right) - 1)]
