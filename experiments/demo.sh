@@ -3,9 +3,10 @@
 #
 #   1. corpora  the standard library of this Python, 5 % of it held out; and short functions with tests (tiny code)
 #   2. train    preset tiny, 8 heads, on the library, for MINUTES of the clock; bits per byte beside zstd -19 and xz -9
-#   3. decode   a function that it has not seen, plain and speculative: how fast, and that both write the same
+#   3. decode   a function that it has not seen, plainly and with drafts, by the heads and copied from an index of the
+#               training files: how fast, and that both write the same
 #   4. train    the same on tiny code, for CODE_MINUTES, in rows that hold whole functions from the start
-#   5. decode   its held-out problems, by one to eight heads: how fast, and that all write the same
+#   5. decode   its held-out problems, in all modes: how fast, and that all write the same
 #   6. pass@k   SAMPLES programs for each held-out problem, run in the sandbox
 #
 # Started again, it goes on where it was.  To start over, delete the folders that the summary names.
@@ -40,16 +41,17 @@ train "$library" "$data/python/train.tar.zst" --train.minutes "$minutes"
 score=$(python -m bytemtp.evaluate bpb "$library" "$data/python/heldout.tar.zst" --json "$library/bpb.json")
 curves=$(python -m bytemtp.report "$library")
 
-step "3. A held-out function, plain and speculative"
+step "3. A held-out function, plainly and with drafts"
+[ -e "$data/python/train.index" ] || python -m bytemtp.index "$data/python/train.tar.zst" --out "$data/python/train.index"
 python experiments/heldout_function.py "$data/python/heldout.tar.zst" >"$library/prompt.bytes"
 speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.bytes" --max-bytes 500 --compare ar \
-    --html "$library/decode.html" 2>&1 >"$library/greedy.bytes")
+    --index "$data/python/train.index" --html "$library/decode.html" 2>&1 >"$library/greedy.bytes")
 
 step "4. Tiny code: $code"
 train "$code" "$data/tinycode/train.jsonl.zst" --train.minutes "$code_minutes" --train.seq-len 256 --train.first-seq-len 0 \
     --train.batch-size 6
 
-step "5. Held-out problems, by one to eight heads"
+step "5. Held-out problems, in all modes"
 code_speeds=$(python -m bytemtp.bench decode --run "$code" --files "$data/tinycode/heldout.jsonl" --text-field prompt \
     --prompts 48 --batches 1 --temperatures 0 --rounds 1)
 
