@@ -203,5 +203,5 @@ _SHORT_SUFFIXES = {
     "tzst": Format("zst", "tar"),
 }
 _LATER = {"zstd", "gzip", "bzip2", "zip", "ndjson", "jsonlines", "json", "tbz"}
-LATER_NAMES = re.compile(r"\.(zstd|gzip|bzip2|zip|ndjson|jsonlines|json|tbz)(\.[a-z0-9]+)?$", re.IGNORECASE)
+LATER_NAMES = re.compile(rf"\.({'|'.join(sorted(_LATER))})(\.[a-z0-9]+)?$", re.IGNORECASE)
 """Names of files that older versions read in another way."""

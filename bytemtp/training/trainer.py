@@ -125,20 +125,32 @@ def train(
                     remove_partial(run)
             else:
                 settings = begin(run, settings, info["paths"])
-            paths = on_disk(info["paths"], run)
             settings = choose(settings, model, place)
-            warn_if_elsewhere(info, facts(model))
-            info |= facts(model)
-            files = files_of(settings, info["paths"]) if resume else []
-            moved = resume and has_moved(run, settings, files)
-            write_output(run / "config.toml", to_toml(settings, info))
-            if not resume:
-                files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
-                write_files(run, files)
-            with Trainer(settings, paths, run, model, sample, moved=moved) as trainer:
-                outcome = trainer.run(stop_after)
-            write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
-            return outcome
+            return _train_here(settings, run, model, info, stop_after, sample, resume=resume)
+
+
+def _train_here(
+    settings: Settings,
+    run: Path,
+    model: ByteMTP,
+    info: dict[str, Any],
+    stop_after: int,
+    sample: Sampler | None,
+    *,
+    resume: bool,
+) -> TrainOutcome:
+    """Write down what is trained on in a folder that is ours, and train.  info: what config.toml says of the run."""
+    warn_if_elsewhere(info, facts(model))
+    files = files_of(settings, info["paths"]) if resume else []
+    moved = resume and has_moved(run, settings, files)
+    write_output(run / "config.toml", to_toml(settings, info | facts(model)))
+    if not resume:
+        files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
+        write_files(run, files)
+    with Trainer(settings, on_disk(info["paths"], run), run, model, sample, moved=moved) as trainer:
+        outcome = trainer.run(stop_after)
+    write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
+    return outcome
 
 
 def begin(run: Path, settings: Settings, paths: Sequence[str]) -> Settings:
