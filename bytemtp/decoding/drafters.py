@@ -39,6 +39,9 @@ class Drafter(Protocol):
     ) -> None:
         """Read a piece of the prompt."""
 
+    def begin_row(self, row: int, source: int, count: int) -> None:
+        """A new text in this row, whose first `count` ids are those of the row `source`."""
+
 
 class HeadDrafter:
     """Drafts by heads 2 to `heads` of the verifying model itself, from the hidden states of the verifying pass.
@@ -66,6 +69,9 @@ class HeadDrafter:
         for _ in self.drafts(start, accepted, ids):  # brings the heads' caches up to date
             pass
 
+    def begin_row(self, row: int, source: int, count: int) -> None:
+        """The engine is the loop's, which has copied the row."""
+
 
 class ModelDrafter:
     """Drafts by another model's head 1, one pass of its own for each depth."""
@@ -92,7 +98,12 @@ class ModelDrafter:
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], ids: Int[np.ndarray, "b n"]
     ) -> None:
         self.engine.verify(start, ids_from(ids, start, accepted), accepted)
-        self.read = start + accepted
+        self.read = np.where(accepted > 0, start + accepted, self.read)
+
+    def begin_row(self, row: int, source: int, count: int) -> None:
+        if row != source:
+            self.engine.copy_row(source, row)
+        self.read[row] = min(self.read[source], count)
 
 
 def ids_from(

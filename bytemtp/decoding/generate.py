@@ -84,8 +84,8 @@ class Options:
             return shape
         return () if self.mode in ("ar", "copy") else chain(depth)
 
-    def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None) -> VerifyLoop:
-        """The loop that decodes these rows; draft: the other model of mode "draft"."""
+    def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
+        """The loop that decodes these rows, so many at a time (0: all); draft: the other model of mode "draft"."""
         if (self.mode == "draft") != (draft is not None):
             raise UserError("mode 'draft' needs a draft model, and no other mode takes one")
         copies = self.mode in ("copy", "auto")
@@ -97,9 +97,9 @@ class Options:
             draft,
             COPIED if copies else 0,
             self.index,
-            costs_of(model, len(rows), self.engine) if self.mode == "auto" else None,
+            costs_of(model, slots or len(rows), self.engine) if self.mode == "auto" else None,
         )
-        return VerifyLoop(model, rows, drafting, engine=self.engine)
+        return VerifyLoop(model, rows, drafting, engine=self.engine, slots=slots)
 
 
 def _draft(name: str, value: Any) -> ByteMTP | None:

@@ -11,13 +11,23 @@ on it.  So a lead smaller than MARGIN allows is not trusted: the byte is decided
 over the text, which depends on the text alone.  Equality is then certain as long as float32 errs by less than half of
 that.
 
-Rows of a batch are independent: each keeps its own number of drafts, its own random numbers and its own stop.
+Rows of a batch are independent: each keeps its own number of drafts, its own random numbers and its own stop.  So no
+row need wait for another:
+
+    slots     the loop decodes so many rows at a time; `rows` is the row in each slot, `waiting` the queue behind them
+    refill    as soon as a row has ended, its slot takes the next one, with its own random numbers, tree and start
+    prompts   rows with the same prompt have it read once; then the caches are copied.  A slot whose last row had the
+              prompt of the next one needs no copy: the next row takes back what the last one wrote, as drafts are taken
+              back.  Rings are made so long that they still hold the prompt's end then
+    ids       all but the last id of a shared prompt is read in advance, as the logits after the last one are each row's
+              own to ask for; the last stretch of any other prompt is left to the first verifying pass, which saves one
 
 Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 200 --mode speculative --compare ar
 Shapes:  b rows, c ids of a pass, v vocabulary.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -106,43 +116,45 @@ class Verdicts:
 class VerifyLoop:
     """Decoding of some rows by one model.
 
-    engine: a name of `Options.engine`.
+    engine: a name of `Options.engine`; slots: rows that are decoded at the same time, 0: all.
     """
 
     def __init__(
-        self, model: ByteMTP, rows: list[Row], drafting: Drafting = Drafting(), *, engine: str = "auto"
+        self, model: ByteMTP, rows: list[Row], drafting: Drafting = Drafting(), *, engine: str = "auto", slots: int = 0
     ) -> None:
         self.begun, self.prompt_seconds = time.perf_counter(), 0.0
-        self.rows, self.drafting = rows, drafting
-        self.trees = [self._tree(model, row) for row in rows]
+        slots = min(slots or len(rows), len(rows))
+        self.model, self.drafting, self.rows, self.waiting = model, drafting, rows[:slots], deque(rows[slots:])
+        self.trees = [self._tree(row) for row in self.rows]
         capacity = 2 + max((len(row.prompt) + row.left for row in rows), default=0) + drafting.most
-        self.engine = make_engine(engine, model, len(rows), capacity, 1 + drafting.most)
+        back = max((row.left for row in rows), default=0) if self.waiting else 0
+        self.engine = make_engine(engine, model, slots, capacity, 1 + drafting.most, back)
         # bfloat16 errs by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)
         if drafting.model is not None:
-            self.drafter = ModelDrafter(make_engine(engine, drafting.model, len(rows), capacity), self.trees)
-        self.known = np.array([1 + len(row.prompt) for row in rows])
+            self.drafter = ModelDrafter(make_engine(engine, drafting.model, slots, capacity, back=back), self.trees)
+        self.known = np.array([1 + len(row.prompt) for row in self.rows])
         """ids of each row that are decided; what lies behind them is drafted or old"""
         self.start = np.zeros_like(self.known)
         """ids of each row that the engine has in its cache"""
         self.ahead = 2 * (1 + drafting.most) + model.config.n_future
         """ids beyond the known ones that a pass decides, drafts or reads, at most"""
-        self.ids = np.zeros((len(rows), 0), dtype=np.int64)
+        self.ids = np.zeros((slots, 0), dtype=np.int64)
         """known ids, then drafts; engines and drafters only read them"""
         self._make_room()
-        for row in rows:
-            self._write(row, 0, EOT, *row.prompt)
+        for slot, row in enumerate(self.rows):
+            self._write(slot, 0, EOT, *row.prompt)
 
-    def _tree(self, model: ByteMTP, row: Row) -> DraftTree:
+    def _tree(self, row: Row) -> DraftTree:
         drafting = self.drafting
         if not drafting.copied:
             return DraftTree(row, drafting.shape, "heads" if drafting.model is None else "model")
         copies = Copies(drafting.index)
         if drafting.costs is None:
             return CopiedChain(row, copies, drafting.copied)
-        rests = model.config.topology in ("linear", "replicated")  # these heads have no cache that must be kept up
+        rests = self.model.config.topology in ("linear", "replicated")  # these heads have no cache that must be kept up
         return AutoChain(row, copies, drafting.copied, Chooser(drafting.costs, len(drafting.shape), may_rest=rests))
 
     def run(self) -> None:
@@ -152,6 +164,7 @@ class VerifyLoop:
 
     def passes(self) -> Iterator[None]:
         """The same, one pass at a time."""
+        self._refill()
         self._prefill()
         while self._running().any():
             accepted = self._verify()
@@ -159,6 +172,8 @@ class VerifyLoop:
             self.start = self.start + accepted
             self.prompt_seconds = self.prompt_seconds or self.seconds()
             yield
+            if self._refill():
+                self._prefill()
 
     def seconds(self) -> float:
         """Since the start."""
@@ -170,9 +185,9 @@ class VerifyLoop:
         if needed > size:
             self.ids = np.pad(self.ids, ((0, 0), (0, max(needed, 2 * size) - size)))
 
-    def _write(self, row: Row, position: int, *ids: int) -> None:
+    def _write(self, slot: int, position: int, *ids: int) -> None:
         """Put ids of a row into the buffer: nothing else writes to it."""
-        self.ids[row.number, position : position + len(ids)] = ids
+        self.ids[slot, position : position + len(ids)] = ids
 
     def _running(self) -> Bool[np.ndarray, " b"]:
         return np.array([not row.stopped_by for row in self.rows])
@@ -181,13 +196,52 @@ class VerifyLoop:
         """Known ids that the engine has not read yet; none where a row has stopped."""
         return (self.known - self.start) * self._running()
 
+    def _refill(self) -> bool:
+        """Waiting rows into the slots whose rows have ended; returns whether there were any."""
+        ended = [slot for slot, row in enumerate(self.rows) if row.stopped_by and self.waiting]
+        for slot in ended:
+            while self.waiting and self.rows[slot].stopped_by:
+                last, row = self.rows[slot].prompt, self.waiting.popleft()
+                self.rows[slot], self.trees[slot], self.known[slot] = row, self._tree(row), 1 + len(row.prompt)
+                self._make_room()
+                self._write(slot, 0, EOT, *row.prompt)
+                has_read = last == row.prompt and self.start[slot] >= len(last)
+                self._begin(slot, slot, len(last) if has_read else 0)
+        return bool(ended)
+
+    def _begin(self, slot: int, source: int, count: int) -> None:
+        """The row in this slot begins with the first `count` ids that have been read in slot `source`."""
+        if slot != source:
+            self.engine.copy_row(source, slot)
+        self.drafter.begin_row(slot, source, count)
+        self.start[slot] = count
+
     def _prefill(self) -> None:
-        """All but the last stretch of long prompts."""
-        while int(self._pending().max(initial=0)) > PREFILL:
-            lengths = np.minimum(self.known - self.start - 1, PREFILL) * self._running()
+        """All but the last id of shared prompts, once, and all but the last stretch of other long ones."""
+        sharing = self._sharing()
+        followers = [slot for slots in sharing.values() for slot in slots]
+        while True:
+            lengths = (self._pending() - 1).clip(0, PREFILL)
+            lengths[followers] = 0
+            if not lengths[list(sharing)].any() and lengths.max(initial=0) < PREFILL:
+                break
             self.engine.verify(self.start, ids_from(self.ids, self.start, lengths), lengths)
             self.drafter.follow(self.start, lengths, self.ids)
             self.start = self.start + lengths
+        for source, slots in sharing.items():
+            for slot in slots:
+                self._begin(slot, source, len(self.rows[slot].prompt))
+
+    def _sharing(self) -> dict[int, list[int]]:
+        """Slots that have read a prompt, or are to, with those that have not and get it from them."""
+        readers: dict[bytes, int] = {}
+        sharing: dict[int, list[int]] = {}
+        for slot in sorted(np.flatnonzero(self._running()).tolist(), key=lambda slot: -int(self.start[slot])):
+            prompt = self.rows[slot].prompt
+            reader = readers.setdefault(prompt, slot)
+            if slot != reader and self.start[slot] < len(prompt):
+                sharing.setdefault(reader, []).append(slot)
+        return sharing
 
     def _verify(self) -> Int[np.ndarray, " b"]:
         """Run the pending ids and the drafts, and accept; returns how many ids of each row's chunk stay."""
@@ -197,8 +251,7 @@ class VerifyLoop:
         branches = branches_of(self.trees, pending, ids.shape[1]) if self.drafting.as_tree else None
         logits = self.engine.verify(self.start, ids, lengths, branches)
         paths = [
-            self._accept(row, tree, logits[row.number, : lengths[row.number]], int(pending[row.number]))
-            for row, tree in zip(self.rows, self.trees, strict=True)
+            self._accept(slot, logits[slot, : lengths[slot]], int(pending[slot])) for slot in range(len(self.rows))
         ]
         if branches is not None:
             longest = max(map(len, paths))
@@ -209,66 +262,68 @@ class VerifyLoop:
         """The pending ids and the drafts behind them, and how many they are in each row."""
         lengths = pending + np.array([len(tree.drafts) for tree in self.trees])
         ids = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)
-        for row, tree in enumerate(self.trees):
-            first, start = int(pending[row]), int(self.start[row])
-            ids[row, :first] = self.ids[row, start : start + first]
-            ids[row, first : lengths[row]] = [draft.id for draft in tree.drafts]
+        for slot, tree in enumerate(self.trees):
+            first, start = int(pending[slot]), int(self.start[slot])
+            ids[slot, :first] = self.ids[slot, start : start + first]
+            ids[slot, first : lengths[slot]] = [draft.id for draft in tree.drafts]
         return ids, lengths
 
-    def _accept(self, row: Row, tree: DraftTree, logits: Float32[np.ndarray, "c v"], pending: int) -> list[int]:
+    def _accept(self, slot: int, logits: Float32[np.ndarray, "c v"], pending: int) -> list[int]:
         """Decide ids for one row; returns the places in the chunk that stay: the pending ids and the right drafts."""
-        path = list(range(pending))
+        row, tree, path = self.rows[slot], self.trees[slot], list(range(pending))
         if row.stopped_by:
             return path
         verdicts = Verdicts(row, logits[pending - 1 :])
         row.begin_pass((len(draft.path) for draft in tree.drafts), tree.source)
         if verdicts.greedy or self.drafting.as_tree or not tree.drafts:
-            kept = self._accept_one_by_one(row, tree, verdicts)
+            kept = self._accept_one_by_one(slot, verdicts)
         else:
-            kept = self._accept_together(row, tree, verdicts)
+            kept = self._accept_together(slot, verdicts)
         row.end_pass(len(kept))
         tree.learn(len(kept))
         return path + [pending + draft for draft in kept]
 
-    def _accept_one_by_one(self, row: Row, tree: DraftTree, verdicts: Verdicts) -> list[int]:
+    def _accept_one_by_one(self, slot: int, verdicts: Verdicts) -> list[int]:
         """Of a tree of drafts, and where decoding is greedy; returns the numbers of the drafts that stay."""
-        kept: list[int] = []
-        while not row.stopped_by:
+        tree, kept = self.trees[slot], list[int]()
+        while not verdicts.row.stopped_by:
             last = kept[-1] if kept else -1
             siblings = tree.children(last)
-            chosen, id_ = self._next(row, verdicts, last + 1, [tree.drafts[i] for i in siblings])
-            self._append(row, id_, 0 if chosen is None else len(kept) + 1)
+            chosen, id_ = self._next(slot, verdicts, last + 1, [tree.drafts[i] for i in siblings])
+            self._append(slot, id_, 0 if chosen is None else len(kept) + 1)
             if chosen is None:
                 break
             kept.append(siblings[chosen])
         return kept
 
-    def _accept_together(self, row: Row, tree: DraftTree, verdicts: Verdicts) -> list[int]:
+    def _accept_together(self, slot: int, verdicts: Verdicts) -> list[int]:
         """Of a chain of drawn drafts: as many stay as `verify_chain` says."""
+        row, tree = self.rows[slot], self.trees[slot]
         ids = [draft.id for draft in tree.drafts]
         q = np.stack([draft.q for draft in tree.drafts if draft.q is not None])  # they all have one
         stay, last = verify_chain(verdicts.along(ids), ids, q, row.random)
         for number, id_ in enumerate([*ids[:stay], last]):
             if row.stopped_by:
                 return list(range(number))
-            self._append(row, id_, number + 1 if number < stay else 0)
+            self._append(slot, id_, number + 1 if number < stay else 0)
         return list(range(stay))
 
-    def _append(self, row: Row, id_: int, draft: int) -> None:
+    def _append(self, slot: int, id_: int, draft: int) -> None:
         """Decide an id.  draft: the depth of the draft that it was, or 0."""
-        self._write(row, int(self.known[row.number]), id_)
-        self.known[row.number] += 1
-        row.append(id_, draft=draft)
+        self._write(slot, int(self.known[slot]), id_)
+        self.known[slot] += 1
+        self.rows[slot].append(id_, draft=draft)
 
-    def _next(self, row: Row, verdicts: Verdicts, place: int, siblings: list[Draft]) -> tuple[int | None, int]:
+    def _next(self, slot: int, verdicts: Verdicts, place: int, siblings: list[Draft]) -> tuple[int | None, int]:
         """The next id of a row, and which of the drafts for it, if any, is the same."""
+        row = self.rows[slot]
         if not verdicts.greedy:
             drafts = [(draft.id, draft.q) for draft in siblings if draft.q is not None]  # they all have one
             return verify_siblings(verdicts.distribution(place), drafts, row.random)
         id_, certain = verdicts.argmax(place)
         if not certain and self.judge is not None:
             row.near_ties += 1
-            logits = self.judge.logits(self.ids[row.number, : self.known[row.number]])
+            logits = self.judge.logits(self.ids[slot, : self.known[slot]])
             id_ = int(masked(logits, row.legal()).argmax())
         return next((number for number, draft in enumerate(siblings) if draft.id == id_), None), id_
 
@@ -279,8 +334,8 @@ class VerifyLoop:
         if not any(tree.wants(1) or tree.follows() for tree in self.trees):
             return
         for depth, logits in enumerate(self.drafter.drafts(self.start, accepted, self.ids), 1):
-            for row, tree in zip(self.rows, self.trees, strict=True):
+            for slot, tree in enumerate(self.trees):
                 if tree.wants(depth):
-                    id_ = tree.grow(depth, logits[row.number])
+                    id_ = tree.grow(depth, logits[slot])
                     # What reads ids ahead reads the best chain; behind its end it reads EOT, as in training.
-                    self._write(row, int(self.known[row.number]) - 1 + depth, EOT if id_ is None else id_)
+                    self._write(slot, int(self.known[slot]) - 1 + depth, EOT if id_ is None else id_)

@@ -19,7 +19,7 @@ from bytemtp.decoding.utf8 import advance, legal, state_after
 
 
 class Row:
-    """A prompt and what follows it.  `number` is its row in the batch; (seed, number) gives its random numbers."""
+    """A prompt and what follows it.  (seed, number) gives its random numbers."""
 
     def __init__(
         self, prompt: bytes, number: int, max_bytes: int, rule: Rule, seed: int, stop: tuple[bytes, ...], utf8: bool
@@ -28,7 +28,7 @@ class Row:
             raise UserError(f"max_bytes is {max_bytes}; it must be 0 or more")
         if b"" in stop:
             raise UserError("a stop string is empty; leave it out")
-        self.prompt, self.number, self.max_bytes, self.rule, self.stop = prompt, number, max_bytes, rule, stop
+        self.prompt, self.max_bytes, self.rule, self.stop = prompt, max_bytes, rule, stop
         self.random = random.Random(f"{seed} {number}")
         self.data = bytearray()
         self.origins: list[int] = []

@@ -3,6 +3,7 @@
     verify      trunk and head 1 on c new ids: logits of what follows each of them
     keep_path   after a tree of drafts: the accepted path moves to the front of the cache, the rest is given up
     drafts      heads 2 to k at the last accepted id: logits of what may follow beyond the next id
+    copy_row    what one row has read, another has, too
 
 Engines hold caches but no text: the caller owns the ids.  Try one by itself:
 
@@ -44,7 +45,8 @@ class Engine(Protocol):
         """Append the first `lengths` of the ids from slot `start` of each row on; logits of the id after each of them.
 
         Without branches the ids follow one another.  Otherwise `keep_path` must be called next.  To give up what was
-        appended, start before it: at most `ring.STEP_BACK` ids before the last pass's start.
+        appended, start before it: at most `ring.STEP_BACK` ids (and as many more as the engine was made to keep) before
+        the last pass's start.
         """
 
     def keep_path(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
@@ -64,3 +66,6 @@ class Engine(Protocol):
         The iterator has to be exhausted: that is what brings the heads' caches up to date, also where nothing is
         drafted.  The logits of rows that accepted none are of no meaning.
         """
+
+    def copy_row(self, source: int, to: int) -> None:
+        """Make the caches of a row those of another."""

@@ -30,8 +30,8 @@ class RecordedEngine(TensorEngine):
     CUDA graphs are kept until the caches grow, since they hold the caches' addresses.
     """
 
-    def __init__(self, model: ByteMTP, rows: int, window: int, width: int) -> None:
-        super().__init__(model, rows, window)
+    def __init__(self, model: ByteMTP, rows: int, window: int, width: int, back: int = 0) -> None:
+        super().__init__(model, rows, window, back)
         self.width = width
         self.passes: dict[tuple[int, int], RecordedPass] = {}
         self.last: RecordedPass | None = None

@@ -16,23 +16,26 @@ ENGINES: dict[type[Engine], str] = {NativeEngine: "native", TensorEngine: "torch
 """Engines by their names in options and statistics."""
 
 
-def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: int = 1) -> Engine:
-    """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other.
+def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: int = 1, back: int = 0) -> Engine:
+    """See `engine_kind`.
 
     capacity: ids that a row may come to have; they take no memory before they come.
-    width: ids of a verifying pass.
+    width: ids of a verifying pass; back: ids beyond ring.STEP_BACK that a row may give up.
     """
-    window = window_of(model) or capacity
+    kind, window = engine_kind(choice, model), window_of(model) or capacity
+    return kind(model, rows, window, width, back) if kind is RecordedEngine else kind(model, rows, window, back)
+
+
+def engine_kind(choice: str, model: ByteMTP) -> type[NativeEngine] | type[TensorEngine]:
+    """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other."""
     if choice == "auto" and supports(model) and compiler() is None:
         log("no C++ compiler (c++, g++ or clang++) was found: decoding by tensor operations, several times slower")
         choice = "torch"
     if choice == "native" and not supports(model):
         raise UserError("the native engine runs float32 models on the CPU whose width is a multiple of 16; use torch")
     if choice == "recorded":
-        return RecordedEngine(model, rows, window, width)
-    if choice != "torch" and supports(model):
-        return NativeEngine(model, rows, window)
-    return TensorEngine(model, rows, window)
+        return RecordedEngine
+    return NativeEngine if choice != "torch" and supports(model) else TensorEngine
 
 
 def window_of(model: ByteMTP) -> int:

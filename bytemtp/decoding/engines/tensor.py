@@ -29,13 +29,13 @@ from bytemtp.model.model import ByteMTP, cached_by_weights
 class TensorEngine:
     """See `Engine`.
 
-    window: an id sees the last `window` ids, itself included.
+    window: an id sees the last `window` ids, itself included; back: ids beyond STEP_BACK that can be given up.
     """
 
-    def __init__(self, model: ByteMTP, rows: int, window: int) -> None:
+    def __init__(self, model: ByteMTP, rows: int, window: int, back: int = 0) -> None:
         config = model.config
         self.model = in_bfloat16(model) if model.dtype == torch.bfloat16 else model
-        self.window, self.slots = window, 0
+        self.window, self.back, self.slots = window, back, 0
         self.caches = {module: LayerCache(module, rows) for module in self.model.modules() if isinstance(module, Block)}
         # Ids that deepseek modules read once more.
         self.redo = config.n_future - 1 if config.topology == "deepseek" else 0
@@ -83,6 +83,11 @@ class TensorEngine:
             if isinstance(block, Block):
                 self.caches[block].move((start[:, None] + path) % self.slots, to % self.slots)
         self.hidden_by_head = {i: x[row, path] for i, x in self.hidden_by_head.items()}
+
+    @torch.inference_mode()
+    def copy_row(self, source: int, to: int) -> None:
+        for x in (self.first_hidden, *(x for cache in self.caches.values() for x in (cache.k, cache.v))):
+            x[to] = x[source]
 
     def drafts(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, ids: Int[np.ndarray, "b n"]
@@ -159,7 +164,7 @@ class TensorEngine:
     @torch.no_grad()
     def make_room(self, start: Int[np.ndarray, " b"], length: int) -> None:
         """For `length` ids from `start` on."""
-        slots = slots_for(self.slots, int(start.max()) + length, self.window + self.redo + length)
+        slots = slots_for(self.slots, int(start.max()) + length, self.window + self.redo + length + self.back)
         if slots == self.slots:
             return
         source, to = map(self.tensor, moves(start, self.slots, slots))

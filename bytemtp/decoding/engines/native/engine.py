@@ -92,9 +92,9 @@ def without_padding(logits: Float32[np.ndarray, "*b v"]) -> Float32[np.ndarray, 
 class NativeEngine:
     """One model with its caches, for b rows; see `TensorEngine`."""
 
-    def __init__(self, model: ByteMTP, rows: int, window: int) -> None:
+    def __init__(self, model: ByteMTP, rows: int, window: int, back: int = 0) -> None:
         config = model.config
-        self.model, self.window = model, min(window, 2**30)  # positions are numbers of 32 bits
+        self.model, self.window, self.back = model, min(window, 2**30), back  # positions are numbers of 32 bits
         self.weights, lib = packed(model), library()
         self.functions, self.lanes = lib.functions, lib.lanes
         width, ffn = round_up(config.head_dim, lib.lanes), round_up(config.ffn_dim, lib.lanes)
@@ -120,7 +120,7 @@ class NativeEngine:
 
     def _make_room(self, start: Int[np.ndarray, " b"], length: int) -> None:
         """For `length` ids from `start` on."""
-        slots = slots_for(self.memory.slots, int(start.max()) + length, self.window + self.redo + length)
+        slots = slots_for(self.memory.slots, int(start.max()) + length, self.window + self.redo + length + self.back)
         if slots > self.memory.slots:
             self.memory.grow(slots, start)
         if self.shape.slots != slots:
@@ -167,6 +167,10 @@ class NativeEngine:
                 k[row, :, to, :, there] = k[row, :, source, :, at]
                 v[row, :, to, there] = v[row, :, source, at]
         self.hidden_by_head = {i: x[np.arange(len(path))[:, None], path] for i, x in self.hidden_by_head.items()}
+
+    def copy_row(self, source: int, to: int) -> None:
+        for x in (*self.memory.k, *self.memory.v, self.first_hidden):
+            x[to] = x[source]
 
     def drafts(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, ids: Int[np.ndarray, "b n"]
