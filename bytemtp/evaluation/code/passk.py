@@ -66,12 +66,13 @@ class Command:
     """one or several; customary are 0.2 for pass@1 and 0.8 for pass@10 and pass@100"""
     top_p: tuple[float, ...] = (0.95,)
     """one or several"""
-    mode: Literal["ar", "speculative", "tree"] = "speculative"
-    """of decoding: how fast, not what"""
+    mode: Literal["ar", "speculative", "tree", "copy", "auto"] = "speculative"
+    """of decoding: how fast, not what; but the draws of auto also depend on what passes cost on this machine, measured
+    once, for a batch of this size"""
     max_bytes: int = 512
     """length of a completion at most"""
     batch: int = 32
-    """completions drawn together"""
+    """completions of a problem that are drawn at the same time"""
     workers: int = 2
     """programs executed at the same time"""
     timeout: float = 3.0

@@ -1,7 +1,9 @@
-"""Samples of a model for code problems: which ones, drawn in batches, in a file that a killed run goes on from.
+"""Samples of a model for code problems: which ones, drawn several at a time, in a file that a killed run goes on from.
 
 A sample belongs to a problem, a temperature, a top-p and a number.  These and the seed alone give its random numbers,
-so it does not matter which samples were drawn before it, in which process, or how many at a time.
+so it does not matter which samples were drawn before it, in which process, or how many at a time.  With the native
+engine that is so to the bit, and only what is missing is drawn.  Other engines round by what is computed together: for
+them a problem that lacks samples has all of them drawn again, and those that are there stay.
 
 DIR/
     settings.json               what the samples depend on; a run with other settings may not continue them
@@ -14,6 +16,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +26,8 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.jsonl import JsonLinesFile, line_of, read_lines
 from bytemtp.common.runtime import progress
+from bytemtp.decoding.engines.native.engine import NativeEngine
+from bytemtp.decoding.engines.select import engine_kind
 from bytemtp.decoding.generate import Mode, Options
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import Rule
@@ -119,7 +124,8 @@ def read_samples(folder: Path) -> dict[Key, str]:
 def draw_missing(model: ByteMTP, plan: Plan, folder: Path, *, batch: int, shard: tuple[int, int]) -> int:
     """Draw the samples that `folder` does not have yet, and return how many bytes they are.
 
-    shard: (i, n) draws only those of problems i, i + n, ..., counted from 1, into a file of their own.
+    batch: how many at a time.  shard: (i, n) draws only those of problems i, i + n, ..., counted from 1, into a file of
+    their own.
     """
     number, of = shard
     out = JsonLinesFile(folder / (SAMPLES if of == 1 else f"samples.{number}-of-{of}.jsonl"))
@@ -129,36 +135,36 @@ def draw_missing(model: ByteMTP, plan: Plan, folder: Path, *, batch: int, shard:
             f"{folder} holds a sample of {strangers[0].task_id}, which was not asked for; choose another --out"
         )
     mine = plan.problems[number - 1 :: of]
+    each_alone = engine_kind("auto", model) is NativeEngine
     total = 0
     with progress(len(plan.cells) * len(mine) * plan.samples, "samples", "drawn") as bar:
-        for cell, problem, indices in _batches(plan, mine, batch):
-            missing = [i for i in indices if Key(cell, problem.task_id, i) not in done]
-            bar.update(len(indices) - len(missing))
-            if missing:
-                completions = dict(zip(indices, draw_samples(model, plan, cell, problem, indices), strict=True))
-                out.append(sample_line(Key(cell, problem.task_id, i), completions[i]) for i in missing)
-                total += sum(len(completions[i].encode()) for i in missing)
-                bar.update(len(missing))
+        for cell, problem in product(plan.cells, mine):
+            keys = {i: Key(cell, problem.task_id, i) for i in range(plan.samples)}
+            missing = {i: key for i, key in keys.items() if key not in done}
+            bar.update(len(keys) - len(missing))
+            indices = list(missing if each_alone or not missing else keys)
+            for i, completion in draw_samples(model, plan, cell, problem, indices, batch):
+                if i in missing:
+                    out.append([sample_line(missing[i], completion)])
+                    total += len(completion.encode())
+                    bar.update()
     return total
 
 
-def _batches(plan: Plan, problems: Sequence[Problem], size: int) -> Iterator[tuple[Cell, Problem, range]]:
-    """Batches of one problem and cell each: a batch is the same whichever samples are there already."""
-    for cell in plan.cells:
-        for problem in problems:
-            for start in range(0, plan.samples, size):
-                yield cell, problem, range(start, min(start + size, plan.samples))
-
-
-def draw_samples(model: ByteMTP, plan: Plan, cell: Cell, problem: Problem, indices: Sequence[int]) -> list[str]:
-    """Completions with these numbers.  Bytes that are not UTF-8 become U+FFFD."""
+def draw_samples(
+    model: ByteMTP, plan: Plan, cell: Cell, problem: Problem, indices: Sequence[int], batch: int
+) -> Iterator[tuple[int, str]]:
+    """These numbers and their completions, as each ends.  Bytes that are not UTF-8 become U+FFFD."""
     options = Options(mode=plan.mode, temperature=cell.temperature, top_p=cell.top_p)
     rule, stop = Rule(cell.temperature, 0, cell.top_p), tuple(text.encode() for text in problem.stops)
-    rows = [Row(problem.prompt.encode(), place, plan.max_bytes, rule, 0, stop, False) for place in range(len(indices))]
-    for row, index in zip(rows, indices, strict=True):
+    rows = {index: Row(problem.prompt.encode(), index, plan.max_bytes, rule, 0, stop, False) for index in indices}
+    for index, row in rows.items():
         row.random = random.Random(f"{plan.seed} {problem.task_id} {cell.temperature} {cell.top_p} {index}")
-    options.loop(model, rows).run()
-    return [truncate(problem, row.data.decode("utf-8", "replace")) for row in rows]
+    if not rows:
+        return
+    for _ in options.loop(model, list(rows.values()), slots=batch).passes():
+        for index in [index for index, row in rows.items() if row.stopped_by]:
+            yield index, truncate(problem, rows.pop(index).data.decode("utf-8", "replace"))
 
 
 def sample_line(key: Key, completion: str) -> dict[str, Any]:
