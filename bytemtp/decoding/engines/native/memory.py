@@ -61,8 +61,8 @@ class EngineMemory:
         front = shape.rows, shape.kv_heads, slots // shape.lanes
         sizes = [(*front, shape.width, shape.lanes), (*front, shape.lanes, shape.width)]
         new = zeros([size for size in sizes for _ in range(shape.layers)])
-        row = np.arange(shape.rows)[:, None]
-        source, to = moves(-(-end // shape.lanes), self.slots // shape.lanes, slots // shape.lanes)
+        row = np.flatnonzero(end)[:, None]  # others have nothing to keep, and take no memory yet
+        source, to = moves(-(-end[row[:, 0]] // shape.lanes), self.slots // shape.lanes, slots // shape.lanes)
         for before, after in zip(old, new, strict=bool(old)):
             after[row, :, to] = before[row, :, source]
         self.k, self.v, self.slots = new[: shape.layers], new[shape.layers :], slots
