@@ -191,6 +191,24 @@ def test_a_sample_does_not_depend_on_the_others(
     assert draw([5, 1], 2) == {5: alone[5], 1: alone[1]}
 
 
+@pytest.mark.usefixtures("judged")
+@pytest.mark.parametrize("mode", ["copy", "auto"])
+def test_modes_that_copy(
+    trained_run: Path, problem_file: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command, which asks for the costs of a whole batch, however many samples are missing."""
+    asked: list[int] = []
+
+    def costs(model: Any, rows: int, engine: str) -> Costs:
+        asked.append(rows)
+        return Costs((1.0,) * 16, heads=0.0)
+
+    monkeypatch.setattr("bytemtp.decoding.generate.costs_of", costs)
+    run(trained_run, problem_file, tmp_path / "out", "--mode", mode, "--batch", "8")
+    assert len(read_lines(tmp_path / "out" / "samples.jsonl")) == TASKS * 2 * 5
+    assert asked == ([8] * TASKS * 2 if mode == "auto" else [])
+
+
 def test_where_rows_round_together_a_problem_is_drawn_as_a_whole(
     trained_run: Path, problems: list[Problem], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
