@@ -1,6 +1,6 @@
 """Where two greedy continuations part, and how near a tie the bytes were there.
 
-In float32 they do not part (`loop.MARGIN`), nor in the native engine's bfloat16, where a pass over eight ids computes
+In float32 they do not part (`verdicts.MARGIN`), nor in the native engine's bfloat16, where a pass over eight ids computes
 each of them like a pass over one.  In bfloat16 by tensor operations they may: it errs far more than MARGIN, so such
 passes can prefer different bytes.  The float64 lead tells whether that is what happened: it is then of the size of
 bfloat16's own errors.

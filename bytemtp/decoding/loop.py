@@ -33,9 +33,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int
+from jaxtyping import Bool, Float32, Int
 
-from bytemtp.common.vocab import EOT, VOCAB_SIZE
+from bytemtp.common.vocab import EOT
 from bytemtp.decoding.chains import AutoChain, CopiedChain
 from bytemtp.decoding.chooser import Chooser, Costs
 from bytemtp.decoding.copies import Copies
@@ -44,13 +44,10 @@ from bytemtp.decoding.drafters import Drafter, HeadDrafter, ModelDrafter, ids_fr
 from bytemtp.decoding.engines.select import make_engine, window_of
 from bytemtp.decoding.judge import Float64Judge
 from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import masked, top_two, verify_chain, verify_siblings
+from bytemtp.decoding.sampling import masked, verify_chain, verify_siblings
 from bytemtp.decoding.tree import Draft, DraftTree, Shape, branches_of, depth_of
+from bytemtp.decoding.verdicts import Verdicts
 from bytemtp.model.model import ByteMTP
-
-MARGIN = 2e-5
-"""Smallest lead of the best logit over the second that is trusted, as a share of the largest logit: that is what
-float32 errs in proportion to, on our models by a tenth of this at most (a test measures it)."""
 
 PREFILL = 512
 """Ids of a prompt that go through the model at a time."""
@@ -79,38 +76,6 @@ class Drafting:
     def most(self) -> int:
         """Drafts of a pass."""
         return max(len(self.shape), self.copied)
-
-
-class Verdicts:
-    """What head 1 says after a row's decided ids (place 0), and after each of its drafts."""
-
-    def __init__(self, row: Row, logits: Float32[np.ndarray, "c v"]) -> None:
-        self.row, self.logits = row, logits
-        self.greedy = row.rule.temperature == 0
-        if self.greedy:
-            self.best, self.lead = top_two(logits)
-            self.margin = (MARGIN * np.abs(logits[:, :VOCAB_SIZE]).max(-1)).tolist()
-        elif row.utf8_state is None:
-            self.distributions = row.rule.distribution(logits)
-
-    def argmax(self, place: int) -> tuple[int, bool]:
-        """The likeliest id, and whether its lead over the second is wide enough to be trusted."""
-        mask = self.row.legal()
-        if mask is None:
-            return self.best[place], self.lead[place] >= self.margin[place]
-        (id_,), (lead,) = top_two(masked(self.logits[place], mask)[None])
-        return id_, lead >= self.margin[place]
-
-    def distribution(self, place: int) -> Float64[np.ndarray, " v"]:
-        mask = self.row.legal()
-        return self.distributions[place] if mask is None else self.row.rule.distribution(self.logits[place], mask)
-
-    def along(self, ids: list[int]) -> Float64[np.ndarray, "c v"]:
-        """All distributions, where the drafts are a chain of these ids."""
-        if self.row.utf8_state is None:
-            return self.distributions
-        masks = [self.row.legal(ids[:place]) for place in range(len(self.logits))]
-        return np.stack([self.row.rule.distribution(x, mask) for x, mask in zip(self.logits, masks, strict=True)])
 
 
 class VerifyLoop:

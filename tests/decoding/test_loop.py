@@ -17,7 +17,7 @@ from bytemtp.common.vocab import EOT
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.decoding.generate import Options, generate, generate_batch, generate_stream
-from bytemtp.decoding.loop import MARGIN
+from bytemtp.decoding.verdicts import MARGIN
 from bytemtp.model.model import ByteMTP
 
 TOPOLOGIES = get_args(Topology)

@@ -1,0 +1,47 @@
+"""What the verifying head says after the decided ids of a row, and after each of its drafts.
+
+Shapes:  c places: 0 is behind the decided ids, the others behind the drafts; v vocabulary.
+"""
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from bytemtp.common.vocab import VOCAB_SIZE
+from bytemtp.decoding.row import Row
+from bytemtp.decoding.sampling import masked, top_two
+
+MARGIN = 2e-5
+"""Smallest lead of the best logit over the second that is trusted, as a share of the largest logit: that is what
+float32 errs in proportion to, on our models by a tenth of this at most (a test measures it)."""
+
+
+class Verdicts:
+    """What head 1 says after a row's decided ids (place 0), and after each of its drafts."""
+
+    def __init__(self, row: Row, logits: Float32[np.ndarray, "c v"]) -> None:
+        self.row, self.logits = row, logits
+        self.greedy = row.rule.temperature == 0
+        if self.greedy:
+            self.best, self.lead = top_two(logits)
+            self.margin = (MARGIN * np.abs(logits[:, :VOCAB_SIZE]).max(-1)).tolist()
+        elif row.utf8_state is None:
+            self.distributions = row.rule.distribution(logits)
+
+    def argmax(self, place: int) -> tuple[int, bool]:
+        """The likeliest id, and whether its lead over the second is wide enough to be trusted."""
+        mask = self.row.legal()
+        if mask is None:
+            return self.best[place], self.lead[place] >= self.margin[place]
+        (id_,), (lead,) = top_two(masked(self.logits[place], mask)[None])
+        return id_, lead >= self.margin[place]
+
+    def distribution(self, place: int) -> Float64[np.ndarray, " v"]:
+        mask = self.row.legal()
+        return self.distributions[place] if mask is None else self.row.rule.distribution(self.logits[place], mask)
+
+    def along(self, ids: list[int]) -> Float64[np.ndarray, "c v"]:
+        """All distributions, where the drafts are a chain of these ids."""
+        if self.row.utf8_state is None:
+            return self.distributions
+        masks = [self.row.legal(ids[:place]) for place in range(len(self.logits))]
+        return np.stack([self.row.rule.distribution(x, mask) for x, mask in zip(self.logits, masks, strict=True)])
