@@ -158,8 +158,9 @@ def _measure_costs(model: ByteMTP, texts: Mapping[str, Sequence[bytes]], plan: P
     for dtype in plan.dtypes:
         model.use(dtype=getattr(torch, dtype))
         for size in sorted(sizes):
-            costs = costs_of(model, size, "auto", anew=True)
-            found.append({"dtype": dtype, "batch": size, **asdict(costs)})
+            for greedy in sorted({temperature == 0 for temperature in plan.temperatures}):
+                costs = costs_of(model, size, "auto", greedy=greedy, anew=True)
+                found.append({"dtype": dtype, "batch": size, "greedy": greedy, **asdict(costs)})
     return found
 
 

@@ -44,11 +44,12 @@ class AutoChain(CopiedChain):
 
     def __init__(self, row: Row, copies: Copies, most: int, chooser: Chooser) -> None:
         super().__init__(row, copies, most, chain(chooser.depth))
-        self.chooser, self.is_open = chooser, False
+        self.chooser = chooser
         self._reset()
 
     def _reset(self) -> None:
-        self.match, self.chance, self.is_asking = 0, 1.0, False
+        self.match, self.chance = 0, 1.0
+        self.is_looking = self.is_asking = self.is_open = False
         self.probabilities: list[float] = []
         """that the heads gave to their drafts"""
 
@@ -57,13 +58,17 @@ class AutoChain(CopiedChain):
 
     def begin(self) -> None:
         self._reset()
+        self.is_looking = self.chooser.drafting.is_due()
+        if not self.is_looking:
+            self.drafts.clear()
+            return
         super().begin()
         self.source = "copies" if self.drafts else "heads"
         self.is_asking = self.is_open = not self.drafts and self.chooser.wants_heads()
 
     def count(self, match: int, offered: int) -> int:
         self.match = match
-        return self.chooser.copies(match, offered)
+        return self.chooser.copies(match, offered, index=self.copies.is_from_index)
 
     def wants(self, depth: int) -> bool:
         return self.is_open and super().wants(depth)
@@ -85,8 +90,15 @@ class AutoChain(CopiedChain):
 
     def learn(self, accepted: int) -> None:
         if not self.row.stopped_by:  # else the draft behind the last one that stays was not looked at
-            copied = len(self.drafts) if self.source == "copies" else 0
-            self.chooser.learn(accepted, copied, self.match, self.probabilities, asked=self.is_asking)
+            self.chooser.learn(
+                accepted,
+                len(self.drafts) if self.source == "copies" else 0,
+                self.match,
+                self.probabilities,
+                asked=self.is_asking,
+                looked=self.is_looking,
+                index=self.copies.is_from_index,
+            )
 
 
 def certain(id_: int) -> Float64[np.ndarray, " v"]:

@@ -36,6 +36,10 @@ class Costs:
     """over 1, 2, 3, ... ids"""
     heads: float
     """to ask the heads for drafts"""
+    head: float = 0.0
+    """to take a draft from a head"""
+    look: float = 0.0
+    """to look for something to copy, and to choose"""
 
     def extra(self, drafts: int) -> float:
         """Of a pass that verifies so many drafts, beyond one that verifies none."""
@@ -56,20 +60,55 @@ class Mean:
         return self.total / self.weight
 
 
+class Habit:
+    """Something that is done while it pays, and now and then to see whether it would."""
+
+    def __init__(self) -> None:
+        self.gain = Mean(1.0)
+        """bytes that a pass with it brought, beyond what it cost in bytes"""
+        self.tried = self.rested = 0
+        self.rest = FIRST_TRIES
+
+    def pays(self) -> bool:
+        return self.gain.value > 0 or self.tried < FIRST_TRIES
+
+    def is_due(self) -> bool:
+        """Whether it is to be done in the next pass."""
+        return self.pays() or self.rested >= self.rest
+
+    def learn(self, gain: float | None) -> None:
+        """Of a pass in which it was due; None: it was not."""
+        if gain is None:
+            self.rested += 1
+            return
+        self.tried += 1
+        self.gain.add(gain)
+        if self.rested >= self.rest:
+            self.rest = FIRST_TRIES if self.gain.value > 0 else min(2 * self.rest, LONGEST_REST)
+        self.rested = 0
+
+
 class Chooser:
     """What the past of a row says about its next drafts."""
 
     def __init__(self, costs: Costs, depth: int, *, may_rest: bool) -> None:
         """depth: drafts of the heads; may_rest: whether they can leave out passes and be asked again."""
         self.costs, self.depth, self.may_rest = costs, depth, may_rest
+        self.places = [self._place(drafts) for drafts in range(1, depth + 1)]
+        """by depth: what a head's draft there costs"""
         self.bytes_a_second = Mean(1 / costs.passes[0], 4 * costs.passes[0])
-        self.copies_right = [Mean(chance) for chance in COPY_CHANCES]
+        self.copies_right = {index: [Mean(chance) for chance in COPY_CHANCES] for index in (False, True)}
+        """those of the text and those of an index, which are less often right behind a match of the same length"""
         self.heads_right = [Mean(1.0) for _ in range(depth)]
         """by depth: how often a draft was right, over the probability that its head gave it"""
-        self.heads_gain = Mean(1.0 if depth else -1.0)
-        """bytes that a pass with the heads' drafts brought, beyond what it cost in bytes"""
-        self.rest, self.rested = FIRST_TRIES, 0
-        self.tried = 0
+        self.drafting, self.heads = Habit(), Habit()
+        """whether anything is looked for, and whether the heads are asked where nothing is copied"""
+
+    def _place(self, depth: int) -> float:
+        """The least that drafts from that depth on cost each: the first may cost more than all that follow it."""
+        passes, first = self.costs.passes, depth - 1
+        ends = range(depth, self.depth + 1)
+        return self.costs.head + min((passes[end] - passes[first]) / (end - first) for end in ends)
 
     @property
     def rate(self) -> float:
@@ -77,12 +116,15 @@ class Chooser:
 
     # ---- before a pass
 
-    def copies(self, match: int, count: int) -> int:
-        """How many of `count` copied bytes to draft behind a match of that length; 0 where heads promise more."""
+    def copies(self, match: int, count: int, *, index: bool = False) -> int:
+        """How many of `count` copied bytes to draft behind a match of that length; 0 where heads promise more.
+
+        index: whether they are from an index.
+        """
         chance, gain = 1.0, 0.0
-        best, number = max(0.0, self.heads_gain.value), 0
+        best, number = max(0.0, self.heads.gain.value if self.depth else 0.0), 0
         for drafts in range(1, min(count, len(self.costs.passes) - 1) + 1):
-            chance *= self._copy_right(match + drafts - 1).value
+            chance *= self._copy_right(index, match + drafts - 1).value
             gain += chance - self.rate * (self.costs.passes[drafts] - self.costs.passes[drafts - 1])
             if gain > best:
                 best, number = gain, drafts
@@ -90,12 +132,11 @@ class Chooser:
 
     def wants_heads(self) -> bool:
         """Whether the heads are asked: while they pay, and now and then to see whether they would."""
-        pay = self.heads_gain.value > 0 or self.tried < FIRST_TRIES
-        return self.depth > 0 and (pay or (self.may_rest and self.rested >= self.rest))
+        return self.depth > 0 and (self.heads.is_due() if self.may_rest else self.heads.pays())
 
     def is_worth(self, depth: int, chance: float) -> bool:
-        """Of a draft at that depth, if it and those before it are kept with that chance."""
-        return chance > self.rate * (self.costs.passes[depth] - self.costs.passes[depth - 1])
+        """Of a head's draft at that depth, if it and those before it are kept with that chance."""
+        return chance > self.rate * self.places[depth - 1]
 
     def head_right(self, depth: int, probability: float) -> float:
         """Chance that the head's draft at that depth is right once those before it are."""
@@ -104,30 +145,32 @@ class Chooser:
     # ---- after it
 
     def learn(
-        self, accepted: int, copied: int = 0, match: int = 0, probabilities: Sequence[float] = (), *, asked: bool
+        self,
+        accepted: int,
+        copied: int = 0,
+        match: int = 0,
+        probabilities: Sequence[float] = (),
+        *,
+        asked: bool,
+        looked: bool = True,
+        index: bool = False,
     ) -> None:
         """How the drafts fared: `copied` bytes behind a match, or those of the heads, which gave them `probabilities`.
 
-        asked: whether the heads were.  Call it for passes after which the row goes on: others end before a verdict.
+        asked: whether the heads were asked; looked: whether anything was looked for; index: whether the bytes were
+        copied from one.  Call it for passes after which the row goes on: others end before a verdict.
         """
         drafts = copied or len(probabilities)
-        cost = self.costs.extra(drafts) + asked * self.costs.heads
+        cost = self.costs.extra(drafts) + asked * self.costs.heads + len(probabilities) * self.costs.head
+        gain = accepted - self.rate * cost
         for i in range(min(accepted + 1, copied)):
-            self._copy_right(match + i).add(float(i < accepted))
+            self._copy_right(index, match + i).add(float(i < accepted))
         for i, probability in enumerate(probabilities[: accepted + 1]):
             self.heads_right[i].add(float(i < accepted), probability)
-        if asked:
-            self._judge_heads(accepted - self.rate * cost)
-        else:
-            self.rested += 1
-        self.bytes_a_second.add(float(accepted + 1), self.costs.passes[0] + cost)
+        if not copied and looked:
+            self.heads.learn(gain if asked else None)
+        self.drafting.learn(gain - self.rate * self.costs.look if looked else None)
+        self.bytes_a_second.add(float(accepted + 1), self.costs.passes[0] + cost + looked * self.costs.look)
 
-    def _judge_heads(self, gain: float) -> None:
-        self.tried += 1
-        self.heads_gain.add(gain)
-        if self.rested:
-            self.rest = FIRST_TRIES if self.heads_gain.value > 0 else min(2 * self.rest, LONGEST_REST)
-        self.rested = 0
-
-    def _copy_right(self, match: int) -> Mean:
-        return self.copies_right[min(match.bit_length(), len(self.copies_right) - 1)]
+    def _copy_right(self, index: bool, match: int) -> Mean:
+        return self.copies_right[index][min(match.bit_length(), len(COPY_CHANCES) - 1)]

@@ -15,13 +15,22 @@ Try:  python -c "from bytemtp.decoding.copies import *; c = Copies(); c.extend(b
 from array import array
 from collections.abc import Iterator
 from itertools import islice
+from typing import Protocol, runtime_checkable
 
-from bytemtp.decoding.corpus_index import MAX_MATCH, CorpusIndex
+from bytemtp.decoding.corpus_index import MAX_MATCH
 
 GRAMS = (10, 4, 2)
 """Lengths of the runs whose places are kept, the longest first.  Few long ones are the same, so they reach far back."""
 CANDIDATES = 16
 """Places of a run that are looked at, the latest."""
+
+
+@runtime_checkable
+class Index(Protocol):
+    """Other text than the one that is written: a `CorpusIndex`."""
+
+    def continuation(self, text: bytes | bytearray, count: int) -> tuple[int, bytes]:
+        """How many bytes at the end of `text` stand there, and up to `count` bytes that followed."""
 
 
 class Copies:
@@ -34,8 +43,8 @@ class Copies:
     Each byte takes about a microsecond and at most some 400 bytes of memory.
     """
 
-    def __init__(self, index: CorpusIndex | None = None) -> None:
-        self.index, self.text = index, bytearray()
+    def __init__(self, index: Index | None = None) -> None:
+        self.index, self.text, self.is_from_index = index, bytearray(), False
         self._places = [_Places(size) for size in GRAMS]
 
     def extend(self, data: bytes) -> None:
@@ -51,9 +60,11 @@ class Copies:
         a document may end before; then they are fewer.
         """
         length, place = self._match()
+        self.is_from_index = False
         if self.index is not None:
             found, following = self.index.continuation(self.text[-MAX_MATCH:], count)
             if found > length:
+                self.is_from_index = True
                 return found, following
         if not length:
             return 0, b""

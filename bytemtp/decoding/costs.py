@@ -1,15 +1,16 @@
-"""What passes over 1 to 32 ids cost on this machine: measured once, then read from the user's cache folder.
+"""What passes cost on this machine: measured once, then read from the user's cache folder.
 
 Mode "auto" weighs drafts by these times.  They are kept in a file, because a choice that rested on today's clock would
-make draws with one seed differ from those of yesterday.
+make draws with one seed differ from those of yesterday.  They are times of the whole loop and not of the engine alone:
+with many texts or small models, what is done for a draft outside the engine is a good part of it.
 
 Try:  python -c "import bytemtp; from bytemtp.decoding.costs import *; print(costs_of(bytemtp.load('RUN'), 1, 'auto'))"
-Shapes:  b rows, c ids of a pass.
 """
 
 import hashlib
 import json
 import platform
+import random
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,67 +20,92 @@ import torch
 
 from bytemtp.common.files import cache_folder, write_file
 from bytemtp.decoding.chooser import Costs
-from bytemtp.decoding.engines.engine import Engine
-from bytemtp.decoding.engines.select import ENGINES, make_engine
+from bytemtp.decoding.copies import Index
+from bytemtp.decoding.engines.recorded import RecordedEngine
+from bytemtp.decoding.engines.select import ENGINES, engine_kind
+from bytemtp.decoding.loop import COPIED, Drafting, VerifyLoop
+from bytemtp.decoding.row import Row
+from bytemtp.decoding.sampling import Rule
+from bytemtp.decoding.tree import chain
 from bytemtp.model.model import ByteMTP
 
-SIZES = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Ids of the passes that are timed; between them costs are taken to grow evenly."""
+DRAFTS = (0, 1, 2, 3, 5, 7, 11, COPIED)
+"""Drafts of the passes that are timed; between them costs are taken to grow evenly."""
 BEFORE = 48
 """Ids that stand before those passes."""
+PASSES = 6
+"""That are timed together."""
 ROUNDS = 5
-ENOUGH = 0.5
+ENOUGH = 1.0
 """Seconds after which no further round is begun."""
 
 
-def costs_of(model: ByteMTP, rows: int, engine: str, *, anew: bool = False) -> Costs:
+def costs_of(model: ByteMTP, rows: int, engine: str, *, greedy: bool = True, anew: bool = False) -> Costs:
     """Costs of decoding so many rows together; engine: a name of `Options.engine`.
 
     anew: measure them now, and keep that in place of what is known.
     """
-    runner = make_engine(engine, model, rows, BEFORE + max(SIZES), max(SIZES))
-    path = cache_folder() / f"costs-{fingerprint(model, rows, ENGINES[type(runner)])}.json"
+    kind = engine_kind(engine, model)
+    path = cache_folder() / f"costs-{fingerprint(model, rows, ENGINES[kind], greedy=greedy)}.json"
     if anew:
         path.unlink(missing_ok=True)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return Costs(tuple(map(float, known["passes"])), float(known["heads"]))
+        return Costs(tuple(map(float, known["passes"])), *(float(known[name]) for name in ("heads", "head", "look")))
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: both are mended by measuring
-        costs = measure(runner, rows, model.config.n_future)
+        # To record all these passes would take longer than it is worth.
+        costs = measure(model, rows, "torch" if kind is RecordedEngine else engine, greedy=greedy)
         with suppress(OSError):  # a full disk: then they are measured again
             write_file(path, json.dumps(asdict(costs)))
         return costs
 
 
-def fingerprint(model: ByteMTP, rows: int, engine: str) -> str:
+def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> str:
     """Of all that costs depend on."""
     where = [str(model.device), torch.get_num_threads(), platform.node(), platform.machine(), torch.__version__]
     if model.device.type == "cuda":
         where.append(torch.cuda.get_device_name(model.device))
-    what = [asdict(model.config), model.reach, str(model.dtype), str(model.embed.weight.dtype), rows, engine]
+    what = [asdict(model.config), model.reach, str(model.dtype), str(model.embed.weight.dtype), rows, engine, greedy]
     return hashlib.sha256(json.dumps([where, what]).encode()).hexdigest()[:16]
 
 
-def measure(engine: Engine, rows: int, heads: int) -> Costs:
-    """Time passes in turn, and take the fastest round of each size: other work on the machine only slows them."""
-    start, ids = np.full(rows, BEFORE), np.arange(rows * (BEFORE + max(SIZES))).reshape(rows, -1) % 256
-    engine.verify(np.zeros_like(start), ids[:, :BEFORE], start)
-    list(engine.drafts(np.zeros_like(start), start, heads, ids))
-
-    def verify(count: int) -> float:
-        begun = time.perf_counter()
-        engine.verify(start, ids[:, BEFORE : BEFORE + count], np.full(rows, count))
-        return time.perf_counter() - begun
-
-    def draft() -> float:
-        begun = time.perf_counter()
-        list(engine.drafts(start, np.ones_like(start), heads, ids))
-        return time.perf_counter() - begun
-
+def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> Costs:
+    """Time passes in turn, and take the fastest round of each: other work on the machine only slows them."""
+    heads = model.config.n_future
+    kinds = [Drafting(copied=count, index=Junk()) for count in DRAFTS]
+    kinds.append(Drafting(copied=COPIED, costs=Costs([1.0, *[1e9] * COPIED], 0.0)))  # looks, and never drafts
+    kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
     times: list[list[float]] = []
     begun = time.perf_counter()
     while len(times) < 2 or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
-        times.append([*map(verify, SIZES), draft()])
-    *passes, drafting = np.min(times[1:], axis=0) / rows  # the first round warms caches
-    every = np.interp(np.arange(1, 1 + max(SIZES)), SIZES, np.maximum.accumulate(passes))
-    return Costs(tuple(every.tolist()), float(drafting) if heads > 1 else 0.0)
+        times.append([seconds_a_pass(model, rows, engine, kind, greedy=greedy) for kind in kinds])
+    best = np.min(times[1:], axis=0)  # the first round warms caches
+    every = np.interp(np.arange(1 + COPIED), DRAFTS, np.maximum.accumulate(best[: len(DRAFTS)]))
+    look, *by_heads = best[len(DRAFTS) :]
+    one, most = [max(0.0, float(x - every[n])) for x, n in zip(by_heads, (1, heads - 1), strict=False)] or (0.0, 0.0)
+    each = max(0.0, most - one) / max(1, heads - 2)
+    return Costs(tuple(every.tolist()), max(0.0, one - each), each, max(0.0, float(look - every[0])))
+
+
+class Junk(Index):
+    """Drafts that are hardly ever right."""
+
+    def __init__(self) -> None:
+        self.random = random.Random(0)
+
+    def continuation(self, end: bytes | bytearray, count: int) -> tuple[int, bytes]:
+        return 1 << 30, self.random.randbytes(count)
+
+
+def seconds_a_pass(model: ByteMTP, rows: int, engine: str, drafting: Drafting, *, greedy: bool) -> float:
+    """Of the loop, behind random bytes, a row's share; inf if all texts have ended before."""
+    rule, draws = Rule(0.0 if greedy else 1.0), random.Random(0)
+    texts = [Row(draws.randbytes(BEFORE), number, 1 << 16, rule, 0, (), False) for number in range(rows)]
+    loop = VerifyLoop(model, texts, drafting, engine=engine)
+    passes = loop.passes()
+    next(passes)
+    before, begun = sum(row.passes for row in texts), time.perf_counter()
+    for _ in range(PASSES):
+        next(passes, None)
+    elapsed, done = time.perf_counter() - begun, sum(row.passes for row in texts) - before
+    return elapsed / done if done else float("inf")

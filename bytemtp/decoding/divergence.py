@@ -1,8 +1,8 @@
 """Where two greedy continuations part, and how near a tie the bytes were there.
 
-In float32 they do not part (`verdicts.MARGIN`), nor in the native engine's bfloat16, where a pass over eight ids computes
-each of them like a pass over one.  In bfloat16 by tensor operations they may: it errs far more than MARGIN, so such
-passes can prefer different bytes.  The float64 lead tells whether that is what happened: it is then of the size of
+In float32 they do not part (`verdicts.MARGIN`), nor in the native engine's bfloat16, where a pass over eight ids
+computes each of them like a pass over one.  In bfloat16 by tensor operations they may: it errs far more than MARGIN, so
+such passes can prefer different bytes.  The float64 lead tells whether that is what happened: it is then of the size of
 bfloat16's own errors.
 
 Try:  python -m bytemtp.generate RUN --prompt "def " --max-bytes 500 --dtype bfloat16 --engine torch --compare ar

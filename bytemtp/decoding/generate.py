@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, real, whole
 from bytemtp.common.errors import UserError
+from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.engines.select import ENGINES
@@ -84,6 +85,9 @@ class Options:
             return shape
         return () if self.mode in ("ar", "copy") else chain(depth)
 
+    def _costs(self, model: ByteMTP, rows: int) -> Costs:
+        return costs_of(model, rows, self.engine, greedy=self.temperature == 0)
+
     def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
         """The loop that decodes these rows, so many at a time (0: all); draft: the other model of mode "draft"."""
         if (self.mode == "draft") != (draft is not None):
@@ -97,7 +101,7 @@ class Options:
             draft,
             COPIED if copies else 0,
             self.index,
-            costs_of(model, slots or len(rows), self.engine) if self.mode == "auto" else None,
+            self._costs(model, slots or len(rows)) if self.mode == "auto" else None,
         )
         return VerifyLoop(model, rows, drafting, engine=self.engine, slots=slots)
 

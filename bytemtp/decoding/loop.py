@@ -38,8 +38,7 @@ from jaxtyping import Bool, Float32, Int
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.chains import AutoChain, CopiedChain
 from bytemtp.decoding.chooser import Chooser, Costs
-from bytemtp.decoding.copies import Copies
-from bytemtp.decoding.corpus_index import CorpusIndex
+from bytemtp.decoding.copies import Copies, Index
 from bytemtp.decoding.drafters import Drafter, HeadDrafter, ModelDrafter, ids_from
 from bytemtp.decoding.engines.select import make_engine, window_of
 from bytemtp.decoding.judge import Float64Judge
@@ -67,7 +66,7 @@ class Drafting:
     """drafts in place of the verifying model's own heads; only chains"""
     copied: int = 0
     """most bytes that are copied for a pass from where the text's end stood before"""
-    index: CorpusIndex | None = None
+    index: Index | None = None
     """where else they may be copied from"""
     costs: Costs | None = None
     """choose between copies, heads and nothing by these (auto.py); heads then draft chains no longer than the shape"""

@@ -89,9 +89,14 @@ class Row:
     def end_pass(self, accepted: int) -> None:
         self._passes[Pass(*self._begun, accepted)] += 1
 
+    @property
+    def passes(self) -> int:
+        """That the row has been in."""
+        return self._passes.total()
+
     def stats(self, seconds: float) -> dict[str, Any]:
         """The fields of `Generation.stats` that are the row's own: `exact` counts near ties; see also `pass_stats`."""
-        forwards = self._passes.total()
+        forwards = self.passes
         return {
             "bytes": len(self.data),
             "forwards": forwards,

@@ -25,7 +25,7 @@ STEEP = Costs(tuple(1 + 0.06 * ids for ids in range(16)), heads=0.1)
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
-    monkeypatch.setattr("bytemtp.decoding.generate.costs_of", lambda *_: STEEP)
+    monkeypatch.setattr("bytemtp.decoding.generate.costs_of", lambda *_, **__: STEEP)
 
 
 def decode(model, prompts, sizes, slots=0, engine="auto", **more):

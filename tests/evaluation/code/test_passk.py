@@ -77,7 +77,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
 
 def without_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = Launch(sys.executable, "", isolated=False, limits=Limits())
-    monkeypatch.setattr(passk, "launched", lambda *_: launch)
+    monkeypatch.setattr(passk, "launched", lambda *_, **__: launch)
     monkeypatch.setattr(passk, "checked", lambda _, problems: list(problems))
 
 
@@ -177,7 +177,7 @@ def test_a_sample_does_not_depend_on_the_others(
 ) -> None:
     """Nor on how many are drawn together, as long as passes cost the same."""
     costs = Costs(tuple(1 + 0.06 * ids for ids in range(16)), heads=0.1)
-    monkeypatch.setattr("bytemtp.decoding.generate.costs_of", lambda *_: costs)
+    monkeypatch.setattr("bytemtp.decoding.generate.costs_of", lambda *_, **__: costs)
     model = load_model(trained_run, "cpu")
     plan = Plan(problems, [Cell(0.9, 0.95)], 7, 12, mode, seed=0)
 
@@ -199,7 +199,7 @@ def test_modes_that_copy(
     """By the command, which asks for the costs of a whole batch, however many samples are missing."""
     asked: list[int] = []
 
-    def costs(model: Any, rows: int, engine: str) -> Costs:
+    def costs(model: Any, rows: int, engine: str, *, greedy: bool) -> Costs:
         asked.append(rows)
         return Costs((1.0,) * 16, heads=0.0)
 
