@@ -21,9 +21,13 @@ from dataclasses import dataclass
 
 KEPT = 1 - 1 / 64
 """Weight that each pass leaves to those before it: some 64 are remembered."""
-FIRST_TRIES = 8
+FIRST_TRIES = 6
 """Passes after which heads that did not pay rest; they are tried again after so many, then after twice as many, ..."""
 LONGEST_REST = 256
+UNTRIED = 1.0
+"""Bytes beyond their cost that heads are expected to bring before they were tried."""
+DEAR = 0.4
+"""Share of a pass that a draft may cost: beyond it choosing lost up to 15 % in measurements, and never gained 10 %."""
 COPY_CHANCES = (0.0, 0.3, 0.4, 0.55, 0.65, 0.75, 0.93)
 """Chance that a copied byte is right, by `bit_length` of the match, until the row's own passes say: of Python files."""
 
@@ -40,6 +44,12 @@ class Costs:
     """to take a draft from a head"""
     look: float = 0.0
     """to look for something to copy, and to choose"""
+
+    @property
+    def may_pay(self) -> bool:
+        """Whether drafts can bring enough to look for them: not where a pass computes rather than reads, as with many
+        texts at a time."""
+        return self.extra(1) < DEAR * self.passes[0]
 
     def extra(self, drafts: int) -> float:
         """Of a pass that verifies so many drafts, beyond one that verifies none."""
@@ -64,7 +74,7 @@ class Habit:
     """Something that is done while it pays, and now and then to see whether it would."""
 
     def __init__(self) -> None:
-        self.gain = Mean(1.0)
+        self.gain = Mean(0.0)
         """bytes that a pass with it brought, beyond what it cost in bytes"""
         self.tried = self.rested = 0
         self.rest = FIRST_TRIES
@@ -122,13 +132,19 @@ class Chooser:
         index: whether they are from an index.
         """
         chance, gain = 1.0, 0.0
-        best, number = max(0.0, self.heads.gain.value if self.depth else 0.0), 0
+        best, number = self._expected_of_heads(), 0
         for drafts in range(1, min(count, len(self.costs.passes) - 1) + 1):
             chance *= self._copy_right(index, match + drafts - 1).value
             gain += chance - self.rate * (self.costs.passes[drafts] - self.costs.passes[drafts - 1])
             if gain > best:
                 best, number = gain, drafts
         return number
+
+    def _expected_of_heads(self) -> float:
+        """Bytes, beyond their cost."""
+        if not self.depth:
+            return 0.0
+        return UNTRIED if self.heads.tried < FIRST_TRIES else max(0.0, self.heads.gain.value)
 
     def wants_heads(self) -> bool:
         """Whether the heads are asked: while they pay, and now and then to see whether they would."""

@@ -85,7 +85,10 @@ class Options:
             return shape
         return () if self.mode in ("ar", "copy") else chain(depth)
 
-    def _costs(self, model: ByteMTP, rows: int) -> Costs:
+    def _costs(self, model: ByteMTP, rows: int) -> Costs | None:
+        """For mode "auto"."""
+        if self.mode != "auto" or not rows:
+            return None
         return costs_of(model, rows, self.engine, greedy=self.temperature == 0)
 
     def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
@@ -95,14 +98,11 @@ class Options:
         copies = self.mode in ("copy", "auto")
         if self.index is not None and not copies:
             raise UserError(f"an index is for the modes 'copy' and 'auto', but the mode is {self.mode!r}")
-        drafting = Drafting(
-            self.shape(model),
-            self.mode == "tree",
-            draft,
-            COPIED if copies else 0,
-            self.index,
-            self._costs(model, slots or len(rows)) if self.mode == "auto" else None,
-        )
+        shape, costs = self.shape(model), self._costs(model, slots or len(rows))
+        if costs is not None and not costs.may_pay:
+            drafting = Drafting()
+        else:
+            drafting = Drafting(shape, self.mode == "tree", draft, COPIED if copies else 0, self.index, costs)
         return VerifyLoop(model, rows, drafting, engine=self.engine, slots=slots)
 
 
