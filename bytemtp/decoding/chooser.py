@@ -23,7 +23,7 @@ KEPT = 1 - 1 / 64
 """Weight that each pass leaves to those before it: some 64 are remembered."""
 FIRST_TRIES = 6
 """Passes after which heads that did not pay rest; they are tried again after so many, then after twice as many, ..."""
-LONGEST_REST = 256
+LONGEST_REST = 64
 UNTRIED = 1.0
 """Bytes beyond their cost that heads are expected to bring before they were tried."""
 DEAR = 0.4
