@@ -13,6 +13,7 @@ from bytemtp.decoding.chooser import FIRST_TRIES, Chooser, Costs
 from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.generate import Options, generate, generate_batch
 from bytemtp.decoding.loop import COPIED
+from bytemtp.index import main
 
 FLAT = Costs((1e-3,) * 16, heads=0.0)
 """Drafts cost nothing."""
@@ -68,11 +69,9 @@ def test_a_seed_draws_the_same_text_again(prompts, temperature, seed):
     assert [out.data for out in first] == [out.data for out in again]
 
 
-def test_an_index_is_copied_from(tmp_path):
+def test_an_index_is_copied_from(table, tmp_path):
     """What the model writes, in a file: the whole text then comes in pieces of COPIED bytes."""
-    pytest.importorskip("bytemtp.index")
-    from bytemtp.index import main
-
+    table["now"] = MIDDLE
     model = model_for("parallel", n_future=1)
     text = generate(model, b"abc", 120).data
     (tmp_path / "file.txt").write_bytes(b"abc" + text)
