@@ -49,7 +49,8 @@ def test_what_is_reported_of_a_run(trained_run, new, tmp_path, capsys):
         assert row["mode"] != "ar" or row["speed_up"] == row["over_float32"] == 1
         assert row["mode"] != "ar" or row["behind_prompt"]["bytes_per_forward"] <= 1
         assert (row["of_best_fixed"] is None) == (row["mode"] != "auto")
-    assert [(cost["dtype"], cost["batch"]) for cost in run["costs"]] == [("float32", 1), ("float32", 2)]
+    costs = [(cost["dtype"], cost["batch"], cost["greedy"]) for cost in run["costs"]]
+    assert costs == [("float32", batch, greedy) for batch in (1, 2) for greedy in (False, True)]
     print_runs(report)
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 5 + len(rows) and "2.0 to 2.0 GB/s; rounds: 2, of which" in printed
@@ -152,7 +153,7 @@ def test_costs_are_measured_anew_although_some_are_known(trained_run, monkeypatc
     (file,) = tmp_path.glob("costs-*")
     before = file.read_text()
     real = costs.measure
-    slower = lambda *args: costs.Costs([2 * cost for cost in real(*args).passes], 1.0)  # noqa: E731
+    slower = lambda *args, **how: costs.Costs([2 * cost for cost in real(*args, **how).passes], 1.0)  # noqa: E731
     monkeypatch.setattr(costs, "measure", slower)
     (again,) = bench_runs([trained_run], TEXTS, plan)["runs"][0]["costs"]
     assert again["heads"] == 1.0 != known[0]["heads"] and file.read_text() != before
