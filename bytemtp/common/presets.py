@@ -36,7 +36,7 @@ def _paper(
 def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_size: int) -> Settings:
     """The recipe that won on two cores (experiments/recipe): rows of 64 bytes that grow to 512, and Muon."""
     return Settings(
-        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim, transitions=True),
+        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim),
         TrainConfig(
             steps=steps,
             batch_size=batch_size,
