@@ -10,7 +10,7 @@ from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.decoding.chooser import Chooser
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import masked, sample_id
+from bytemtp.decoding.sampling import masked, sample_id, top_candidates
 from bytemtp.decoding.tree import Draft, DraftTree, Shape, chain
 
 
@@ -24,6 +24,8 @@ class CopiedChain(DraftTree):
 
     def begin(self) -> None:
         super().begin()
+        if self.row.stopped_by:  # its batch mates go on
+            return
         self.copies.extend(bytes(self.row.data[self.read :]))
         self.read = len(self.row.data)
         match, copied = self.copies.continuation(min(self.most, self.row.left - 1))
@@ -77,15 +79,15 @@ class AutoChain(CopiedChain):
         """Draft one id more, if it is worth its place."""
         row, greedy = self.row, self.row.rule.temperature == 0
         legal = row.legal([draft.id for draft in self.drafts])
-        q = row.rule.distribution(logits, legal)
-        probability = largest_probability(masked(logits, legal)) if greedy else float(q.max())
+        q = None if greedy else row.rule.distribution(logits, legal)
+        probability = largest_probability(masked(logits, legal)) if q is None else float(q.max())
         self.chance *= self.chooser.head_right(depth, probability)
         self.is_open = self.chooser.is_worth(depth, self.chance)
         if not self.is_open:
             return None
-        id_ = int(q.argmax()) if greedy else sample_id(q, row.random.random())
+        id_ = top_candidates(logits, legal, 1)[0] if q is None else sample_id(q, row.random.random())
         self.probabilities.append(probability)
-        self._append(id_, None if greedy else q)
+        self._append(id_, q)
         return id_
 
     def learn(self, accepted: int) -> None:

@@ -131,11 +131,12 @@ class Chooser:
 
         index: whether they are from an index.
         """
-        chance, gain = 1.0, 0.0
+        rate, chance, kept = self.rate, 1.0, 0.0
         best, number = self._expected_of_heads(), 0
         for drafts in range(1, min(count, len(self.costs.passes) - 1) + 1):
             chance *= self._copy_right(index, match + drafts - 1).value
-            gain += chance - self.rate * (self.costs.passes[drafts] - self.costs.passes[drafts - 1])
+            kept += chance
+            gain = kept - rate * self.costs.extra(drafts)
             if gain > best:
                 best, number = gain, drafts
         return number

@@ -69,7 +69,7 @@ class Drafting:
     index: Index | None = None
     """where else they may be copied from"""
     costs: Costs | None = None
-    """choose between copies, heads and nothing by these (auto.py); heads then draft chains no longer than the shape"""
+    """choose between copies, heads and nothing by these (chooser.py); heads draft chains no longer than the shape"""
 
     @property
     def most(self) -> int:

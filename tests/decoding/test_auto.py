@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from test_loop import ENGINES, TOPOLOGIES, model_for
 
 from bytemtp.decoding import costs as costs_module
+from bytemtp.decoding.chains import AutoChain, CopiedChain
 from bytemtp.decoding.chooser import FIRST_TRIES, Chooser, Costs
+from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.generate import Options, generate, generate_batch
 from bytemtp.decoding.loop import COPIED
@@ -67,6 +69,18 @@ def test_a_seed_draws_the_same_text_again(prompts, temperature, seed):
     options = dict(mode="auto", temperature=temperature, seed=seed)
     first, again = (generate_batch(model_for("linear"), prompts, 24, **options) for _ in range(2))
     assert [out.data for out in first] == [out.data for out in again]
+
+
+@pytest.mark.parametrize("chain", [CopiedChain, lambda *them: AutoChain(*them, Chooser(FLAT, 0, may_rest=True))])
+def test_nothing_is_drafted_for_a_text_that_has_ended(chain):
+    """While others of its batch go on: such drafts were verified once, to no end."""
+    row = Options().row(b"abcabc", 0, 30)
+    tree = chain(row, Copies(), COPIED)
+    tree.begin()
+    assert tree.drafts
+    row.stopped_by = "stop"
+    tree.begin()
+    assert not tree.drafts
 
 
 def test_an_index_is_copied_from(table, tmp_path):
