@@ -2,45 +2,17 @@
 
     python -m corpora.python_library --out DIR [--add FOLDER ...]
 
-DIR/train.tar.zst, DIR/heldout.tar.zst (5 %, by hash of the content) and DIR/manifest.json with name, size, SHA-256 and
-split of each file.  Each file is there once, however often it lies on disk; those above 1 MiB (generated tables) are
-left out, and so are tests and installed packages.  Bytes are taken as they are.  The same sources give the same files.
+A corpus of sources.py, whose manifest also names the version of Python.
 """
 
 import argparse
-import hashlib
-import io
-import json
-import os
 import platform
 import sysconfig
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import zstandard
 
 from bytemtp.common.cli import run_main
-from bytemtp.common.errors import UserError
-
-HELD_OUT_SHARE = 0.05
-MAX_FILE_BYTES = 1 << 20
-COMPRESSION_LEVEL = 12
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-
-Split = Literal["train", "heldout"]
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One line of the manifest."""
-
-    name: str
-    bytes: int
-    sha256: str
-    split: Split
+from corpora.sources import build, summary
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,76 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--add", type=Path, action="append", default=[], metavar="FOLDER", help="more sources, such as site-packages"
     )
     options = parser.parse_args(arguments)
-    print(summary(build(options.out, [Path(sysconfig.get_paths()["stdlib"]), *options.add])))
-
-
-def build(out: Path, folders: Sequence[Path]) -> dict[str, Any]:
-    """Write the corpus of all `folders` and return its manifest.  UserError if they hold no Python source."""
-    contents = _collect(folders)
-    if not contents:
-        raise UserError(f"no .py file below {', '.join(map(str, folders))}; name folders with Python sources")
-    out.mkdir(parents=True, exist_ok=True)
-    files = [_describe(name, data) for name, data in contents.items()]
-    manifest: dict[str, Any] = {"python": platform.python_version(), "archives": {}}
-    for split in ("train", "heldout"):
-        chosen = [file for file in files if file.split == split]
-        archive = _archive([(file.name, contents[file.name]) for file in chosen])
-        (out / f"{split}.tar.zst").write_bytes(archive)
-        manifest["archives"][f"{split}.tar.zst"] = {
-            "files": len(chosen),
-            "bytes": sum(file.bytes for file in chosen),
-            "compressed_bytes": len(archive),
-            "sha256": hashlib.sha256(archive).hexdigest(),
-        }
-    manifest["files"] = [asdict(file) for file in files]
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return manifest
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    archives = manifest["archives"]
-    total = sum(archive["bytes"] for archive in archives.values())
-    parts = [f"{name} {archive['files']} files, {archive['bytes'] / 1e6:.1f} MB" for name, archive in archives.items()]
-    return f"Python {manifest['python']}, {total / 1e6:.1f} MB: {'; '.join(parts)}"
-
-
-def _collect(folders: Sequence[Path]) -> dict[str, bytes]:
-    """Name to content, sorted by name, each content once."""
-    found: dict[str, bytes] = {}
-    seen: set[bytes] = set()
-    for folder in folders:
-        for path in _python_files(folder):
-            data = path.read_bytes()
-            digest = hashlib.sha256(data).digest()
-            if data and len(data) <= MAX_FILE_BYTES and digest not in seen:
-                seen.add(digest)
-                found[f"{folder.name}/{path.relative_to(folder).as_posix()}"] = data
-    return dict(sorted(found.items()))
-
-
-def _python_files(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name one with Python sources")
-    for parent, children, names in os.walk(folder):
-        children[:] = sorted(set(children) - LEFT_OUT)
-        yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
-
-
-def _describe(name: str, data: bytes) -> SourceFile:
-    digest = hashlib.sha256(data).hexdigest()
-    held_out = int(digest[:8], 16) < HELD_OUT_SHARE * 2**32
-    return SourceFile(name, len(data), digest, "heldout" if held_out else "train")
-
-
-def _archive(members: Sequence[tuple[str, bytes]]) -> bytes:
-    """A .tar.zst whose bytes depend on names and contents only: no dates, no owners."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL, write_checksum=True).compress(buffer.getvalue())
+    folders = [Path(sysconfig.get_paths()["stdlib"]), *options.add]
+    version = platform.python_version()
+    print(f"Python {version}, {summary(build(options.out, folders, about={'python': version}))}")
 
 
 if __name__ == "__main__":

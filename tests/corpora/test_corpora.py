@@ -10,6 +10,7 @@ import corpora
 from bytemtp.common.errors import UserError
 from bytemtp.data.stream import stream
 from corpora import python_library, tiny_text
+from corpora import sources as source_files
 
 TINY = Path(corpora.__file__).parent / "tiny.txt"
 
@@ -25,7 +26,7 @@ def sources(tmp_path: Path) -> Path:
         "package/__init__.py": b"",
         "test/test_module.py": b"assert False\n",
         "site-packages/other.py": b"other\n",
-        "table.py": b"#" * (python_library.MAX_FILE_BYTES + 1),
+        "table.py": b"#" * (source_files.MAX_FILE_BYTES + 1),
         "data.txt": b"not a source\n",
     }
     for name, data in files.items():
@@ -34,8 +35,8 @@ def sources(tmp_path: Path) -> Path:
     return folder
 
 
-def test_python_library(sources: Path, tmp_path: Path) -> None:
-    manifest = python_library.build(tmp_path / "out", [sources])
+def test_sources(sources: Path, tmp_path: Path) -> None:
+    manifest = source_files.build(tmp_path / "out", [sources])
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
     names = [file["name"] for file in manifest["files"]]
     assert names == [f"lib/module_{number:02}.py" for number in range(40)] + ["lib/package/latin.py"]
@@ -57,14 +58,14 @@ def read(path: Path) -> list[bytes]:
     return [document.encode("latin-1") for document in documents[:-1]]
 
 
-def test_python_library_gives_the_same_bytes_again(sources: Path, tmp_path: Path) -> None:
+def test_sources_give_the_same_bytes_again(sources: Path, tmp_path: Path) -> None:
     """Dates, owners and the order of a folder's entries must not show."""
-    first = python_library.build(tmp_path / "1", [sources])
+    first = source_files.build(tmp_path / "1", [sources])
     for path in sources.rglob("*.py"):
         path.touch()
     (sources / "module_00.py").rename(sources / "aside")
     (sources / "aside").rename(sources / "module_00.py")
-    assert python_library.build(tmp_path / "2", [sources]) == first
+    assert source_files.build(tmp_path / "2", [sources]) == first
     for name in ("train.tar.zst", "heldout.tar.zst", "manifest.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
@@ -75,13 +76,20 @@ def test_python_library_command(sources: Path, tmp_path: Path, capsys: pytest.Ca
     assert line.startswith("Python 3.")
     assert " MB: train.tar.zst " in line
     assert line.count("\n") == 1
-    with pytest.raises(UserError, match="missing is no folder; name one with Python sources"):
+    with pytest.raises(UserError, match="missing is no folder; name one with source files"):
         python_library.main(["--out", str(tmp_path / "out"), "--add", str(tmp_path / "missing")])
 
 
+def test_sources_command(sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source_files.main([str(sources), "--suffix", ".txt", ".md", "--out", str(tmp_path / "out")])
+    assert "train.tar.zst" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [file["name"] for file in manifest["files"]] == ["lib/data.txt"]
+
+
 def test_no_sources(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no \.py file below .*; name folders with Python sources"):
-        python_library.build(tmp_path / "out", [tmp_path])
+    with pytest.raises(UserError, match=r"no \.py file below .*; name folders that have some"):
+        source_files.build(tmp_path / "out", [tmp_path])
 
 
 def test_tiny_text_is_what_its_generator_writes() -> None:
