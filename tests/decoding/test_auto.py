@@ -203,7 +203,7 @@ def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
     costs_of(model, 1, "torch")
     costs_of(model, 1, "auto", greedy=False)
     assert len(measured) == 5
-    for file in (tmp_path / "bytemtp").glob("costs-*"):
+    for file in (tmp_path / "bytemtp").glob("pass-costs-*"):
         file.write_text("{")
     assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == 6
 
