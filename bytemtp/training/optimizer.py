@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bytemtp.common.settings import TrainConfig
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.muon import StackedMuon
 
 BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
@@ -25,7 +26,7 @@ MOMENTUM = 0.95
 
 LONGEST_WARMUP = 0.1
 """Share of a run by the clock, whose number of steps nobody knows."""
-STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), StackedMuon: ("momentum_buffer",)}
 
 
 class Optimizers:
@@ -96,9 +97,9 @@ def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.op
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, betas=BETAS, fused=True)
 
 
-def muon(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.optim.Muon:
+def muon(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> StackedMuon:
     group = {"params": named, "weight_decay": train.weight_decay}
-    return torch.optim.Muon([group], lr=train.lr, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw")
+    return StackedMuon([group], lr=train.lr, momentum=MOMENTUM)
 
 
 def learning_rate(train: TrainConfig, step: int, elapsed_s: float) -> float:
