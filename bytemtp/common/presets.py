@@ -43,6 +43,7 @@ def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_
             seq_len=512,
             first_seq_len=64,
             lr=3e-3,
+            embedding_lr=10,
             warmup=100,
             optimizer="muon",
             far_rows=0.25,

@@ -138,6 +138,8 @@ class TrainConfig:
     """share of the run after which sequences have seq_len bytes"""
     lr: float = 1e-3
     """peak learning rate"""
+    embedding_lr: float = 1.0
+    """the byte embedding's learning rate, in those of the rest: it learns best at ten or more beside Muon"""
     far_rows: float = 1.0
     """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -202,7 +204,8 @@ class TrainConfig:
             not (self.minutes and self.epochs),
             f"train.minutes is {self.minutes:g} and train.epochs {self.epochs}; a run has one length, so set one to 0",
         )
-        _require(self.lr > 0, f"train.lr is {self.lr}; it must be above 0")
+        for name in ("lr", "embedding_lr"):
+            _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be above 0")
         _require(0 <= self.final_lr <= 1, f"train.final_lr is {self.final_lr}; it must be from 0 to 1")
         _require(
             self.batch_size % self.accumulate == 0,

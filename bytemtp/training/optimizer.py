@@ -24,6 +24,7 @@ BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
 """Of Muon (Jordan et al. 2024)."""
 
+EMBEDDING = "embed.weight"
 LONGEST_WARMUP = 0.1
 """Share of a run by the clock, whose number of steps nobody knows."""
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), StackedMuon: ("momentum_buffer",)}
@@ -87,10 +88,16 @@ def is_layer_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.optim.AdamW:
-    """Decoupled decay on matrices only: decaying a norm's scale would pull it from 1 to 0, not towards simplicity."""
-    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2]
+    """Decoupled decay on matrices only: decaying a norm's scale would pull it from 1 to 0, not towards simplicity.
+
+    The embedding has a learning rate of its own, in whose units its decay is as slow as that of other matrices.
+    """
+    scale = train.embedding_lr
+    embedding = [(name, parameter) for name, parameter in named if name == EMBEDDING]
+    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2 and name != EMBEDDING]
     scales = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
     groups = [
+        {"params": embedding, "weight_decay": train.weight_decay / scale, "lr_scale": scale},
         {"params": matrices, "weight_decay": train.weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
@@ -133,4 +140,4 @@ SCHEDULES = {"cosine": cosine, "wsd": wsd}
 
 def set_learning_rate(optimizer: Optimizers | torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ from bytemtp.training import auto
 from bytemtp.training.auto import pick_compile
 from bytemtp.training.batches import collect_valid, seq_len_at
 from bytemtp.training.loss import HeadLosses, backward, trained_targets
-from bytemtp.training.optimizer import Optimizers, learning_rate
+from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import drop_lines_after
 from bytemtp.training.trainer import Trainer, TrainOutcome, train
 from bytemtp.training.watch import Watch
@@ -751,6 +751,25 @@ def test_muon_takes_the_matrices_of_the_layers_and_nothing_else(qk_norm: bool) -
     muon.step()
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in names)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_embedding_has_its_own_learning_rate(name: Literal["adamw", "muon"]) -> None:
+    """Ten times the rate moves it ten times as far in a first step, whose size is the rate; all else stays the same."""
+    moves = []
+    for scale in (1.0, 10.0):
+        model = ByteMTP(SETTINGS.model)
+        optimizer = Optimizers(model, settings(optimizer=name, embedding_lr=scale, weight_decay=0.0).train)
+        set_learning_rate(optimizer, 1e-3)
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        ids = torch.arange(20)[None]
+        backward(model, ids, torch.zeros_like(ids))
+        optimizer.step()
+        moves.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
+    for key, move in moves[0].items():
+        expected = 10 * move if key == "embed.weight" else move
+        torch.testing.assert_close(moves[1][key], expected, rtol=1e-3, atol=1e-6)
+        assert move.any()
 
 
 def is_between_hidden(name: str) -> bool:
