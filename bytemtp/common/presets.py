@@ -46,7 +46,6 @@ def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_
             embedding_lr=10.0,
             warmup=100,
             optimizer="muon",
-            zero_init=True,
             far_rows=0.25,
             valid_every=2000,
             checkpoint_every=2000,

@@ -187,8 +187,6 @@ class TrainConfig:
     """trunk: whatever head 1's logits come from stays as --init gave it, and only the other heads learn"""
     epochs: int = 0
     """train for this many passes over the data; they are counted first and then set `steps`.  0 means by steps"""
-    zero_init: bool = False
-    """begin with zeros in the matrices that write into the residual stream: every layer begins as the identity"""
 
     def __post_init__(self) -> None:
         _check_numbers("train", self, MAX_COUNT)

@@ -7,13 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import ModelConfig, TrainConfig
 from bytemtp.model.initial import check_shape, find_source, freeze_path, load_source, source_config, take
-from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP
 
 
@@ -40,14 +37,6 @@ def check_size(config: ModelConfig) -> None:
             f"model.layers {config.layers}, model.dim {config.dim} and model.ffn_dim {config.ffn_dim} are at least "
             f"{needed / 2**30:,.0f} GiB of weights, and this machine has {there / 2**30:,.0f}; lower one of them"
         )
-
-
-def begin_as_identity(model: ByteMTP) -> None:
-    """Zeros in the matrices that write into the residual stream."""
-    for block in model.modules():
-        if isinstance(block, Block):
-            for matrix in (block.attention_out, block.ffn_out):
-                nn.init.zeros_(matrix.weight)
 
 
 def start_from(model: ByteMTP, source: Path, seed: int) -> None:

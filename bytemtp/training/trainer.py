@@ -53,7 +53,7 @@ from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_r
 from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere, with_absolute_paths
 from bytemtp.training.run_folder import check_outside, claim, clear, incoming, locked, on_disk, remove_partial
-from bytemtp.training.start import begin_as_identity, check_frozen, check_size, freeze, record_source, start_from
+from bytemtp.training.start import check_frozen, check_size, freeze, record_source, start_from
 from bytemtp.training.watch import Watch
 
 Sampler = Callable[[ByteMTP], bytes]
@@ -115,8 +115,6 @@ def train(
         # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
         torch.manual_seed(settings.train.seed)
         model = ByteMTP(settings.model, settings.train.seed).to(place.value)
-        if settings.train.zero_init:
-            begin_as_identity(model)
         if "init" in info and not (resume and latest(run)):
             start_from(model, Path(info["init"]), settings.train.seed)
         freeze(model, settings.train)

@@ -45,7 +45,6 @@ from bytemtp.training.batches import collect_valid, seq_len_at
 from bytemtp.training.loss import HeadLosses, backward, trained_targets
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import drop_lines_after
-from bytemtp.training.start import begin_as_identity
 from bytemtp.training.trainer import Trainer, TrainOutcome, train
 from bytemtp.training.watch import Watch
 
@@ -771,22 +770,6 @@ def test_the_embedding_has_its_own_learning_rate(name: Literal["adamw", "muon"])
         expected = 10 * move if key == "embed.weight" else move
         torch.testing.assert_close(moves[1][key], expected, rtol=1e-3, atol=1e-6)
         assert move.any()
-
-
-def test_layers_may_begin_as_the_identity() -> None:
-    model = ByteMTP(SETTINGS.model)
-    begin_as_identity(model)
-    ids = torch.arange(12)[None]
-    context = model.context(ids, 8)
-    assert torch.equal(model.run_trunk(context), model.embed(ids[:, :8]))
-    model.trunk[0].get_parameter("ffn_out.weight").data += 1
-    assert not torch.equal(model.run_trunk(context), model.embed(ids[:, :8]))
-
-
-def test_a_run_with_zero_init_learns_in_all_layers(tmp_path: Path, corpus: str) -> None:
-    train(changed(SETTINGS, **{"train.zero_init": True}), [corpus], tmp_path / "run", device="cpu")
-    model = load_model(tmp_path / "run")
-    assert all(parameter.any() for parameter in model.trunk.parameters())
 
 
 def is_between_hidden(name: str) -> bool:
