@@ -25,6 +25,7 @@ from bytemtp.model.checkpoint import best
 from bytemtp.model.initial import source_config, with_path_of
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import pick_preset
+from bytemtp.training.distributed import ALONE, World, joined
 from bytemtp.training.trainer import TrainOutcome, train
 
 SAMPLE_TEMPERATURE = 0.8
@@ -66,7 +67,7 @@ class Command:
     """auto, cpu, cuda or cuda:N"""
     settings: Annotated[tyro.conf.FlagConversionOff[Settings], tyro.conf.arg(name="")] = PRESETS[DEFAULT_PRESET]
 
-    def main(self) -> None:
+    def main(self, world: World = ALONE) -> None:
         outcome = train(
             self.settings,
             self.paths,
@@ -78,6 +79,7 @@ class Command:
             preset=self.preset,
             init=self.init,
             sample=lambda model: show(model, self.settings),
+            world=world,
         )
         report(outcome, self.out)
         if outcome.signal and not outcome.finished:
@@ -85,7 +87,8 @@ class Command:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    read_command(sys.argv[1:] if arguments is None else arguments).main()
+    with joined() as world:
+        read_command(sys.argv[1:] if arguments is None else arguments).main(world)
 
 
 def read_command(arguments: Sequence[str]) -> Command:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 
+import torch
+
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, TrainConfig, changed
@@ -21,6 +23,8 @@ from bytemtp.data.leave_out import held_out_paths
 from bytemtp.data.rows import EmptySplit
 from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, as_text, find
 from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
+from bytemtp.training.distributed import ALONE, World
+from bytemtp.training.loss import rows_of
 
 VALID_SEED = 0
 """Order of the validation rows, the same in all runs, so that their bits per byte can be compared."""
@@ -42,6 +46,26 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
         _check_valid_paths(settings.data.valid_paths, sources)
 
 
+def check_shares(settings: Settings, world: World) -> None:
+    """UserError unless each micro-batch, and what far heads learn from of it, gives all processes as many rows.
+
+    Rows are dealt in turn, so the first k * size rows of a micro-batch are the first k of each process.
+    """
+    train, size = settings.train, world.size
+    for seq_len in {train.seq_len, seq_len_at(train, 0, 0.0)}:
+        rows = train.batch_size * (train.seq_len // seq_len) // train.accumulate
+        if rows % size:
+            raise UserError(
+                f"train.batch_size {train.batch_size} in {train.accumulate} rounds are {rows} rows of {seq_len} bytes "
+                f"each, which {size} processes cannot share evenly; make it a multiple of {train.accumulate * size}"
+            )
+        if settings.model.n_future > 1 and (far := rows_of(rows, train.far_rows)) % size:
+            raise UserError(
+                f"train.far_rows {train.far_rows} of {rows} rows are {far}, which {size} processes cannot share "
+                f"evenly; make it a multiple of {size / rows:g}"
+            )
+
+
 def sources_of(settings: Settings, paths: Sequence[str], skip_log: SkipLog) -> list[Source]:
     """The files to train on.  UserError if there are none."""
     data = settings.data
@@ -54,15 +78,22 @@ def try_corpus(settings: Settings, paths: Sequence[str]) -> None:
     with training_rows(settings, paths, None, seq_len=settings.train.seq_len, pin_memory=False) as rows:
         next(rows)
     if settings.data.valid_paths or settings.data.valid_fraction:
-        with suppress(EmptySplit), _valid_rows(settings, paths, 1, pin_memory=False) as rows:
+        with suppress(EmptySplit), _valid_rows(settings, paths, 1, pin_memory=False, world=ALONE) as rows:
             next(rows)
 
 
 def training_rows(
-    settings: Settings, paths: Sequence[str], cursor: Cursor | None, *, seq_len: int, pin_memory: bool
+    settings: Settings,
+    paths: Sequence[str],
+    cursor: Cursor | None,
+    world: World = ALONE,
+    *,
+    seq_len: int,
+    pin_memory: bool,
 ) -> Stream:
     """Batches of rows of `seq_len` bytes without end, from a cursor on; as many bytes a batch as `train` says.
 
+    Of several processes each gets its share of every batch and, since rows are dealt in turn, of every micro-batch.
     Rows of another length than `train.seq_len` come in another order, so that growing rows do not begin with the same
     documents again.
     """
@@ -71,7 +102,7 @@ def training_rows(
     return stream(
         paths,
         seq_len,
-        train.batch_size * (train.seq_len // seq_len),
+        train.batch_size * (train.seq_len // seq_len) // world.size,
         train.seed if seq_len == train.seq_len else train.seed + FIRST_ROWS_SEED,
         n_future=settings.model.n_future,
         epochs=None,
@@ -82,6 +113,8 @@ def training_rows(
         held_out=data.valid_paths,
         sweeps=max(1, data.sweeps),  # 0 in the config.toml of a run from before there were sweeps
         **data.reading(),
+        rank=world.rank,
+        world_size=world.size,
         cursor=cursor,
         pin_memory=pin_memory,
     )
@@ -97,22 +130,30 @@ def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
     return train.first_seq_len if is_first and 0 < train.first_seq_len < train.seq_len else train.seq_len
 
 
-def collect_valid(settings: Settings, paths: Sequence[str], *, pin_memory: bool) -> list[Batch]:
-    """The first `train.valid_bytes` of held-out rows, in batches of one round of forward, kept in memory."""
+def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE, *, pin_memory: bool) -> list[Batch]:
+    """The first `train.valid_bytes` of held-out rows, in batches of one round of forward, kept in memory.
+
+    Of several processes each has its share, of a few rows perhaps none.
+    """
     train, data = settings.train, settings.data
     if not data.valid_paths and not data.valid_fraction:
         log("validation: none, because data.valid_fraction is 0")
         return []
     round_rows = train.batch_size // train.accumulate
     try:
-        with _valid_rows(settings, paths, round_rows, pin_memory) as rows:
+        with _valid_rows(settings, paths, round_rows // world.size, pin_memory, world) as rows:
             batches = list(islice(rows, -(-train.valid_bytes // (round_rows * train.seq_len))))
     except EmptySplit:
         log("warning: no document fell into the validation split; there will be no validation")
         return []
-    count = sum(len(batch.octets) for batch in batches)
+    count = count_rows(batches, world)
     log(f"validation: {count * train.seq_len:,} bytes in {count:,} rows")
     return batches
+
+
+def count_rows(batches: Sequence[Batch], world: World) -> int:
+    """Of all processes."""
+    return int(world.sum(torch.tensor(sum(len(batch.octets) for batch in batches))))
 
 
 def with_sweeps(settings: Settings, paths: Sequence[str]) -> Settings:
@@ -145,7 +186,7 @@ def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:
     return changed(settings, **{"train.steps": steps})
 
 
-def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_memory: bool) -> Stream:
+def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_memory: bool, world: World) -> Stream:
     """The held-out rows once, in an order of their own."""
     data = settings.data
     return stream(
@@ -158,6 +199,8 @@ def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_m
         valid_fraction=0.0 if data.valid_paths else data.valid_fraction,
         exclude=() if data.valid_paths else data.exclude,  # what is named for it is wanted
         **data.reading(),
+        rank=world.rank,
+        world_size=world.size,
         pin_memory=pin_memory,
     )
 

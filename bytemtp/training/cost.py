@@ -50,8 +50,8 @@ class Memory:
         return self.weights + self.activations
 
 
-def memory(settings: Settings, dtype: torch.dtype) -> Memory:
-    """Of a step on one device, with matrix products in `dtype`."""
+def memory(settings: Settings, dtype: torch.dtype, processes: int = 1) -> Memory:
+    """Of a step on one device, with matrix products in `dtype`, if so many processes share each micro-batch."""
     train = settings.train
     with torch.device("meta"):
         model = ByteMTP(settings.model)
@@ -66,7 +66,8 @@ def memory(settings: Settings, dtype: torch.dtype) -> Memory:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     )
-    return Memory(weights, train.batch_size // train.accumulate * train.seq_len * activation_bytes(settings, half))
+    rows = train.batch_size // train.accumulate // processes
+    return Memory(weights, rows * train.seq_len * activation_bytes(settings, half))
 
 
 def activation_bytes(settings: Settings, half: int) -> int:
@@ -92,19 +93,19 @@ def layer_bytes(config: ModelConfig, half: int) -> int:
     return norms + attention + 4 * half * config.ffn_dim  # gate, up, the gate's SiLU, the product
 
 
-def check_memory(settings: Settings, device: torch.device) -> None:
+def check_memory(settings: Settings, device: torch.device, processes: int = 1) -> None:
     """Say what a step will hold, and what to do where that is more than there is.
 
     UserError if the weights and what belongs to them do not fit: no setting of the run could help.
     """
     train, room = settings.train, device_memory(device)
-    need = memory(settings, pick_dtype(train.dtype, device).value)
+    need = memory(settings, pick_dtype(train.dtype, device).value, processes)
     if need.weights > room:
         raise UserError(
             f"weights, gradients and optimizer take some {need.weights / GB:.0f} GB and {device} has "
             f"{room / GB:.0f}: this model needs several cards, which training cannot share out; choose a smaller one"
         )
-    rows = train.batch_size // train.accumulate
+    rows = train.batch_size // train.accumulate // processes
     parts = f"{need.weights / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows} rows"
     log(f"memory: some {need.total / GB:.1f} GB of {room / GB:.0f} ({parts})")
     if need.total > room:

@@ -55,6 +55,15 @@ class HeadLosses:
     end_counts: Int[Tensor, " n"]
     """the part of `counts` whose target is the end of a document"""
 
+    @staticmethod
+    def none(n: int, device: torch.device) -> "HeadLosses":
+        """Those of no row."""
+        nats, counts = (
+            torch.zeros(n, dtype=torch.float64, device=device),
+            torch.zeros(n, dtype=torch.int64, device=device),
+        )
+        return HeadLosses(nats, counts, nats, counts)
+
     def __add__(self, other: "HeadLosses") -> "HeadLosses":
         return HeadLosses(
             self.nats + other.nats,

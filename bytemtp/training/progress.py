@@ -158,6 +158,16 @@ class Progress:
                 board.add_scalar(f"{line.split}/bpb_head_{i + 1}", bits, line.step)
 
 
+class NoProgress(Progress):
+    """That of a process that is not the first: it writes no file."""
+
+    def __init__(self) -> None:
+        self._bar = self._board = None
+
+    def write(self, line: MetricsLine) -> None:
+        """Not at all."""
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Keep the lines of metrics.jsonl up to `step`.  What a kill or a power cut has spoilt goes, too."""
     data = path.read_bytes() if path.exists() else b""

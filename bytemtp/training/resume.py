@@ -15,6 +15,7 @@ from bytemtp.data.sources import absolute
 from bytemtp.model.checkpoint import latest
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.batches import with_steps_of_epochs
+from bytemtp.training.distributed import is_restarted, job
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.run_folder import on_disk
 
@@ -59,6 +60,12 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
     return settings, info
 
 
+def goes_on(run: Path) -> bool:
+    """Whether `run` is what this very torchrun job was at before its processes were started again."""
+    config = run / "config.toml"
+    return is_restarted() and config.exists() and load_settings(config)[1].get("job") == job()
+
+
 def with_absolute_paths(settings: Settings) -> Settings:
     """The settings as they can be read from any folder."""
     return changed(settings, **{"data.valid_paths": [*map(absolute, settings.data.valid_paths)]})
@@ -90,17 +97,18 @@ def warn_of_schedule(run: Path, old: TrainConfig, new: TrainConfig) -> None:
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say so if something has changed that bit-for-bit equality hangs on."""
-    for name in ("device", "threads", "torch"):
+    for name in ("device", "threads", "processes", "torch"):
         if before.get(name, now[name]) != now[name]:
             log(f"warning: the run had {name} {before[name]} and goes on with {now[name]}: not bit for bit")
 
 
-def facts(model: ByteMTP) -> dict[str, Any]:
+def facts(model: ByteMTP, processes: int) -> dict[str, Any]:
     """What the weights depend on beside the settings, for `config.toml`."""
     return {
         "parameters": model.num_parameters(),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "bytemtp": bytemtp.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

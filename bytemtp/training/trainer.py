@@ -18,7 +18,7 @@ Try:  python -m bytemtp.train --help
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add
@@ -30,15 +30,17 @@ import torch
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_output, writing
 from bytemtp.common.runtime import pick_device
-from bytemtp.common.settings import Settings, TrainConfig, head_weights, to_toml
+from bytemtp.common.settings import Settings, TrainConfig, head_weights, load_settings, to_toml
 from bytemtp.data.sources import absolute
 from bytemtp.data.stream import Batch, Cursor, Stream
-from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save
+from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save, step_folder
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
 from bytemtp.training.batches import (
     check_paths,
+    check_shares,
     collect_valid,
+    count_rows,
     seq_len_at,
     training_rows,
     try_corpus,
@@ -47,11 +49,12 @@ from bytemtp.training.batches import (
 )
 from bytemtp.training.corpus import files_of, has_moved, write_files
 from bytemtp.training.cost import Flops, check_memory, peak_flops, told_if_full
+from bytemtp.training.distributed import ALONE, World, job
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
-from bytemtp.training.progress import MetricsLine, Progress, finite, peak_memory_bytes
-from bytemtp.training.resume import check_resumable, facts, warn_if_elsewhere, with_absolute_paths
+from bytemtp.training.progress import MetricsLine, NoProgress, Progress, finite, peak_memory_bytes
+from bytemtp.training.resume import check_resumable, facts, goes_on, warn_if_elsewhere, with_absolute_paths
 from bytemtp.training.run_folder import check_outside, claim, clear, incoming, locked, on_disk, remove_partial
 from bytemtp.training.start import check_frozen, check_size, freeze, record_source, start_from
 from bytemtp.training.watch import Watch
@@ -85,6 +88,7 @@ def train(
     preset: str = "",
     init: Path | None = None,
     sample: Sampler | None = None,
+    world: World = ALONE,
 ) -> TrainOutcome:
     """Train a model into the folder `run`, or go on with the run there.
 
@@ -92,25 +96,20 @@ def train(
     preset: the name of where `settings` started from, only to be written down.
     init: a run, a step folder or a Hugging Face folder whose weights to start from (`bytemtp.model.initial`).
     sample: makes the bytes that are shown after each validation.
+    world: the processes that call this together, with the same arguments (`bytemtp.training.distributed`).
 
     UserError for bad input, a folder that is taken or in use or cannot be written, a damaged checkpoint, too little
     memory, or a loss or weights that are not finite.
     """
     if stop_after < 0:
         raise UserError(f"stop_after is {stop_after}; it must be a step, or 0 to train to the end")
-    with writing(run):
-        claim(run, resume=resume, overwrite=overwrite)
-    settings = with_absolute_paths(settings)
-    info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]}
-    info |= record_source(init, run, resume=resume)
-    if resume:
-        settings, info = check_resumable(run, settings, info)
-    else:
-        check_paths(paths, settings)
-    check_frozen(settings.train, has_source="init" in info)
-    check_size(settings.model)
+    settings, info, resume = world.share(
+        lambda: plan(settings, paths, run, resume=resume, overwrite=overwrite, preset=preset, init=init)
+    )
+    check_shares(settings, world)
     place = pick_device(device)
-    check_memory(settings, place.value)
+    world.check_device(place.value)
+    check_memory(settings, place.value, world.size)
     with told_if_full(settings.train):
         # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
         torch.manual_seed(settings.train.seed)
@@ -118,43 +117,73 @@ def train(
         if "init" in info and not (resume and latest(run)):
             start_from(model, Path(info["init"]), settings.train.seed)
         freeze(model, settings.train)
-        with locked(run):
-            claim(run, resume=resume, overwrite=overwrite)  # another process may have been there meanwhile
-            if resume:
-                with writing(run):
-                    remove_partial(run)
-            else:
-                settings = begin(run, settings, info["paths"])
+        with locked(run) if world.is_first else nullcontext():
+            settings = world.share(lambda: begin(run, settings, info["paths"], resume=resume, overwrite=overwrite))
             settings = choose(settings, model, place)
-            return _train_here(settings, run, model, info, stop_after, sample, resume=resume)
+            moved, files = world.share(lambda: write_down(settings, run, info, facts(model, world.size), resume=resume))
+            corpus = on_disk(info["paths"], run)
+            with Trainer(settings, corpus, run, model, sample, world, moved=moved) as trainer:
+                outcome = trainer.run(stop_after)
+            if world.is_first:
+                write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
+            return outcome
 
 
-def _train_here(
+def plan(
     settings: Settings,
+    paths: Sequence[str],
     run: Path,
-    model: ByteMTP,
-    info: dict[str, Any],
-    stop_after: int,
-    sample: Sampler | None,
     *,
     resume: bool,
-) -> TrainOutcome:
-    """Write down what is trained on in a folder that is ours, and train.  info: what config.toml says of the run."""
-    warn_if_elsewhere(info, facts(model))
+    overwrite: bool,
+    preset: str,
+    init: Path | None,
+) -> tuple[Settings, dict[str, Any], bool]:
+    """What to train: the settings, what config.toml says of the run, and whether it goes on.  It writes nothing."""
+    if goes_on(run):
+        settings, preset, init = load_settings(run / "config.toml")[0], "", None
+        resume, overwrite = True, False
+    with writing(run):
+        claim(run, resume=resume, overwrite=overwrite)
+    settings = with_absolute_paths(settings)
+    info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]}
+    info |= record_source(init, run, resume=resume) | ({"job": job()} if job() else {})
+    if resume:
+        settings, info = check_resumable(run, settings, info)
+    else:
+        check_paths(paths, settings)
+    check_frozen(settings.train, has_source="init" in info)
+    check_size(settings.model)
+    return settings, info, resume
+
+
+def write_down(
+    settings: Settings, run: Path, info: dict[str, Any], now: dict[str, Any], *, resume: bool
+) -> tuple[bool, list[bytes]]:
+    """Write down what is trained on in a folder that is ours: whether the files have moved since, and the files.
+
+    info: what config.toml says of the run; now: what is to be added to it.
+    """
+    warn_if_elsewhere(info, now)
     files = files_of(settings, info["paths"]) if resume else []
     moved = resume and has_moved(run, settings, files)
-    write_output(run / "config.toml", to_toml(settings, info | facts(model)))
+    write_output(run / "config.toml", to_toml(settings, info | now))
     if not resume:
         files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
         write_files(run, files)
-    with Trainer(settings, on_disk(info["paths"], run), run, model, sample, moved=moved) as trainer:
-        outcome = trainer.run(stop_after)
-    write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
-    return outcome
+    return moved, files
 
 
-def begin(run: Path, settings: Settings, paths: Sequence[str]) -> Settings:
-    """Take the place of an old run, once the corpus has shown that it can be read; the settings with its size in."""
+def begin(run: Path, settings: Settings, paths: Sequence[str], *, resume: bool, overwrite: bool) -> Settings:
+    """Tidy up the run, or take the place of an old one once the corpus has shown that it can be read.
+
+    Returns the settings with the size of the corpus in.
+    """
+    claim(run, resume=resume, overwrite=overwrite and not resume)  # another process may have been there meanwhile
+    if resume:
+        with writing(run):
+            remove_partial(run)
+        return settings
     check_outside(run, [*paths, *settings.data.valid_paths])
     with incoming(run, paths, settings.data) as now:
         settings = with_steps_of_epochs(with_sweeps(settings, now), now)
@@ -175,25 +204,31 @@ class Trainer:
         run: Path,
         model: ByteMTP,
         sample: Sampler | None,
+        world: World = ALONE,
         *,
         moved: bool = False,
     ) -> None:
         """moved: the place in the data where the run stopped is none any more; go on with the next epoch."""
-        self.settings, self.paths, self.folder, self.model, self.sample = settings, paths, run, model, sample
+        self.settings, self.paths, self.folder, self.model, self.world = settings, paths, run, model, world
+        self.sample = sample if world.is_first else None
         self.train = settings.train
         self.head_weights = head_weights(self.train.head_weights, settings.model.n_future)
         self.optimizer = Optimizers(model, self.train)
         self.state = self._restore()
+        world.check_agreed("the newest checkpoint at step", self.state.step)
         if moved and self.state.cursor is not None:
             self.state = replace(self.state, cursor=asdict(Cursor(**self.state.cursor).next_epoch()))
         self.unlogged = _unpack(self.state.unlogged, model.device)
+        if self.unlogged is not None and not world.is_first:  # which has what was summed over all
+            self.unlogged = self._no_losses()
         self.lr = 0.0
         self.watch = Watch(model.device)
         self.flops = Flops.of_model(model, self.train.far_rows)
         self.peak = peak_flops(model.device, model.dtype)
         self._checks_every_step = model.device.type == "cpu"  # where nobody has to wait for it
         self._pin_memory = model.device.type == "cuda"
-        self.valid = collect_valid(settings, paths, pin_memory=self._pin_memory)
+        self.valid = collect_valid(settings, paths, world, pin_memory=self._pin_memory)
+        self.valid_rows = count_rows(self.valid, world)
         self.valid_losses: HeadLosses | None = None
         self._timed_bytes, self._timed_seconds, self._timed_flops = 0, 0.0, 0.0
         self._told: set[str] = set()
@@ -203,7 +238,10 @@ class Trainer:
         with ExitStack() as stack:
             self.batches = self._open_rows()
             stack.callback(lambda: self.batches.close())
-            progress = Progress(self.folder, self.train, self.state.step, self.state.elapsed_s)
+            opened = self.world.is_first
+            progress = (
+                Progress(self.folder, self.train, self.state.step, self.state.elapsed_s) if opened else NoProgress()
+            )
             self.progress = stack.enter_context(progress)
             self.interrupts = stack.enter_context(Interrupts())
             self._exits = stack.pop_all()
@@ -217,7 +255,7 @@ class Trainer:
         finished = self._is_finished()
         if finished and self.state.step == 0:
             self._validate()
-        while not (finished or self.interrupts.signal or 0 < stop_after <= self.state.step):
+        while not (finished or self._signal() or 0 < stop_after <= self.state.step):
             self._step()
             finished = self._is_finished()
             if finished or self._is_due(self.train.log_every):
@@ -227,7 +265,16 @@ class Trainer:
             if self.state.is_best or self._is_due(self.train.checkpoint_every):
                 self._save()
         checkpoint = self._save()
-        return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self.interrupts.signal)
+        return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self._signal())
+
+    def _signal(self) -> int:
+        """That came to any of the processes."""
+        return self.world.largest(self.interrupts.signal)
+
+    def _elapsed(self) -> float:
+        """By the first process's clock, where anything depends on it."""
+        now = time.monotonic() - self._started
+        return self.world.share(lambda: now) if self.train.minutes else now
 
     def _open_rows(self) -> Stream:
         """The rows to go on with: those of the cursor, unless they are to have another length from here on."""
@@ -236,7 +283,8 @@ class Trainer:
         fields = self.state.cursor if seq_len == before else None
         self.state = replace(self.state, seq_len=seq_len, cursor=fields)
         cursor = None if fields is None else Cursor(**fields)
-        return training_rows(self.settings, self.paths, cursor, seq_len=seq_len, pin_memory=self._pin_memory)
+        pin_memory = self._pin_memory
+        return training_rows(self.settings, self.paths, cursor, self.world, seq_len=seq_len, pin_memory=pin_memory)
 
     def _grow(self) -> None:
         """Go over to rows of `train.seq_len` when it is time."""
@@ -262,7 +310,7 @@ class Trainer:
         self._advance(batch, time.monotonic() - began)
 
     def _backward(self, batch: Batch) -> HeadLosses:
-        """Gradients of the whole batch, in `accumulate` rounds."""
+        """Gradients of the whole batch, in `accumulate` rounds; losses of this process's rows."""
         rows = len(batch.octets) // self.train.accumulate
         there = batch.to(self.model.device)
         parts = [*zip(there.ids.split(rows), there.document_ids.split(rows), strict=True)]
@@ -270,21 +318,23 @@ class Trainer:
         self._timed_flops += self.flops.of(len(batch.octets) * self.state.seq_len, sum(x.pairs for x in layouts))
         share, mode = self.train.far_rows, self.train.backward
         counts = None
-        if len(parts) > 1:
+        if len(parts) * self.world.size > 1:
             counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
+            counts = self.world.sum(counts)
         rounds = [
             backward(self.model, *part, counts, mode, self.head_weights, share, layout)
             for part, layout in zip(parts, layouts, strict=True)
         ]
+        self.world.sum_gradients(self.model.parameters())
         return reduce(add, rounds)
 
     def _advance(self, batch: Batch, seconds: float) -> None:
-        new_bytes = len(batch.octets) * self.state.seq_len
+        new_bytes = len(batch.octets) * self.state.seq_len * self.world.size
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             bytes_seen=self.state.bytes_seen + new_bytes,
-            elapsed_s=time.monotonic() - self._started,
+            elapsed_s=self._elapsed(),
             cursor=asdict(batch.cursor),
         )
         self._timed_bytes += new_bytes
@@ -326,12 +376,12 @@ class Trainer:
         self._catch_up()
         self._check_weights()
         apply(self.settings, self.model, compiled=False)
-        if self.valid:
+        if self.valid_rows:
             began = time.monotonic()
-            self.valid_losses = reduce(add, [self._evaluate(batch) for batch in self.valid])
+            self.valid_losses = self._total(reduce(add, map(self._evaluate, self.valid), self._no_losses()))
             if not math.isfinite(self.valid_losses.mean):
                 self._give_up(f"validation after step {self.state.step} has loss {self.valid_losses.mean}")
-            size = sum(len(batch.octets) for batch in self.valid) * self.train.seq_len
+            size = self.valid_rows * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
             self._note_best(self.valid_losses)
         if self.sample is not None and self.train.sample_bytes:
@@ -343,6 +393,13 @@ class Trainer:
         layout = self.model.layout(rows, self.train.seq_len, batch.document_ids)
         return evaluate(self.model, there.ids, there.document_ids, layout)
 
+    def _total(self, losses: HeadLosses) -> HeadLosses:
+        """Of all processes."""
+        return HeadLosses(**{name: self.world.sum(values) for name, values in vars(losses).items()})
+
+    def _no_losses(self) -> HeadLosses:
+        return HeadLosses.none(self.settings.model.n_future, self.model.device)
+
     def _note_best(self, losses: HeadLosses) -> None:
         bits, so_far = to_compare(losses, self.train), self.state.best_bpb
         if math.isfinite(bits) and (so_far is None or bits < so_far):
@@ -351,8 +408,9 @@ class Trainer:
     def _log_unlogged(self) -> None:
         self._catch_up()
         if self.unlogged is not None:
-            mfu = self._timed_flops / self._timed_seconds / self.peak if self.peak else None
-            self._write("train", self.unlogged, self._timed_bytes / self._timed_seconds, mfu)
+            flops = float(self.world.sum(torch.tensor(self._timed_flops, dtype=torch.float64))) / self.world.size
+            mfu = flops / self._timed_seconds / self.peak if self.peak else None
+            self._write("train", self._total(self.unlogged), self._timed_bytes / self._timed_seconds, mfu)
         self.unlogged, self._timed_bytes, self._timed_seconds, self._timed_flops = None, 0, 0.0, 0.0
         for name, reason in self.batches.skipped:
             if name not in self._told:
@@ -385,7 +443,10 @@ class Trainer:
     def _save(self) -> Path:
         self._catch_up()
         self._check_weights()
-        state = replace(self.state, unlogged=_pack(self.unlogged), elapsed_s=time.monotonic() - self._started)
+        unlogged = {} if self.unlogged is None else _pack(self._total(self.unlogged))
+        if not self.world.is_first:
+            return step_folder(self.folder, self.state.step)
+        state = replace(self.state, unlogged=unlogged, elapsed_s=time.monotonic() - self._started)
         return save(self.folder, state, self.model, self.optimizer, self.train.keep_checkpoints)
 
     def _restore(self) -> TrainState:
@@ -406,8 +467,8 @@ def to_compare(losses: HeadLosses, train: TrainConfig) -> float:
     return losses.bits_per_byte[0] if train.freeze == "none" else losses.mean / math.log(2)
 
 
-def _pack(losses: HeadLosses | None) -> dict[str, list[Any]]:
-    return {} if losses is None else {name: values.tolist() for name, values in vars(losses).items()}
+def _pack(losses: HeadLosses) -> dict[str, list[Any]]:
+    return {name: values.tolist() for name, values in vars(losses).items()}
 
 
 def _unpack(unlogged: dict[str, list[Any]], device: torch.device) -> HeadLosses | None:

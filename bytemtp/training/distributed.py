@@ -1,0 +1,196 @@
+"""Several processes that `torchrun` starts: each has all weights and learns from its share of each micro-batch.
+
+    every process     its rows -> gradients -> their sum over the processes -> the same step
+    the first alone   the run folder, the log, samples
+
+So N processes take the very steps of one.  What ends a run (a signal, the clock) they agree on, so that none waits for
+one that has left; when one dies, the others notice at their next meeting.  Gradients are added up by hand: PyTorch's
+DistributedDataParallel does not survive several backward passes through shared parameters (`bytemtp.training.loss`).
+
+Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN
+"""
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from bytemtp.common.errors import UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=1)
+"""The first process may count a large corpus while the others wait.  Whoever dies closes its connections at once."""
+BUCKET = 2**24
+"""Most gradients that are added up at a time, unless a single parameter has more: what is copied for it stays small."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a job, and which of them this one is.  With one process nothing here does anything."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, function: Callable[[], T]) -> T:
+        """What `function` says on the first process; on the others it is not called."""
+        if self.size == 1:
+            return function()
+        box = [function() if self.is_first else None]
+        with _meeting():
+            dist.broadcast_object_list(box, device=torch.device("cpu"))
+        return cast(T, box[0])
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over the processes, without gradient."""
+        return x if self.size == 1 else _reduced(x.detach().clone())
+
+    def largest(self, number: int) -> int:
+        return number if self.size == 1 else int(_reduced(torch.tensor(number), dist.ReduceOp.MAX))
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Replace gradients by their sums over the processes: the same parameters have one everywhere."""
+        if self.size == 1:
+            return
+        for bucket in buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+            flat = _reduced(torch.cat([gradient.flatten() for gradient in bucket]))
+            for gradient, part in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def check_device(self, device: torch.device) -> None:
+        """UserError if two processes would share a CUDA device."""
+        if self.size > 1 and device.type == "cuda" and device.index != _local_rank():
+            raise UserError(
+                f"process {self.rank} of {self.size} would train on {device}, which another one has; start no more "
+                f"processes than there are cards ({torch.cuda.device_count()}), and name none of them in --device"
+            )
+
+    def check_agreed(self, what: str, number: int) -> None:
+        """UserError unless it is the same on all processes."""
+        if self.largest(number) != number:
+            raise UserError(
+                f"process {self.rank} finds {what} {number} and another one {self.largest(number)}; "
+                "all of them must see the same files, so put --out on a disk that they share"
+            )
+
+
+ALONE = World()
+
+
+def buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, BUCKET numbers or a single gradient at a time."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and sum(x.numel() for x in bucket) + gradient.numel() > BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Inside, the processes of this torchrun job can meet; without torchrun, or with one process, nothing is set up.
+
+    The first process alone writes to standard error.  Of an error that ends the job only the process that had it first
+    says anything: the others, which then lose it, exit with status 2.  UserError if they cannot meet.
+    """
+    world = _world()
+    if world.size == 1:
+        yield world
+        return
+    store = _meet(world)
+    try:
+        with nullcontext() if world.is_first else _silence():
+            yield world
+    except Exception:
+        if store.add("failed", 1) > 1:
+            raise SystemExit(2) from None
+        raise
+    except SystemExit:  # a stop that all have agreed on
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def job() -> str:
+    """Name of the torchrun job that this process belongs to, the same after a restart; empty without torchrun."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"{name} of process {os.getppid()} on {platform.node()}" if name else ""
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started this job's processes before (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _world() -> World:
+    if not {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return ALONE
+    return World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+
+
+def _local_rank() -> int:
+    return int(os.environ["LOCAL_RANK"])
+
+
+def _meet(world: World) -> Any:
+    """Connect the processes: by gloo on the host, also with CUDA, where decisions then wait for no device.
+
+    Returns the store of keys and values (`torch.distributed.Store`) through which they have met.
+    """
+    has_cuda = torch.cuda.is_available()
+    if has_cuda:
+        torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if has_cuda else "gloo",
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=PATIENCE,
+        )
+    except RuntimeError as error:
+        raise UserError(f"process {world.rank} of {world.size} cannot reach the others: {_first_line(error)}") from None
+    return store
+
+
+@contextmanager
+def _meeting() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # as are all of torch.distributed's
+        raise UserError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one: {_first_line(error)}; "
+            "go on with --resume"
+        ) from None
+
+
+def _reduced(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """In place."""
+    with _meeting():
+        dist.all_reduce(x, operation)
+    return x
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stderr(nowhere):
+        yield
