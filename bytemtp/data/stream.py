@@ -291,7 +291,7 @@ class Batcher:
                 missing -= len(taken)
                 ids.append(group.ids[taken])
                 lengths.append(group.lengths[taken])
-                after = self._cursor(group, number - self.world_size, start.corpus)
+                after = self._cursor(group, number - self.world_size, start)
                 if missing == 0:
                     yield self._batch(ids, lengths, after)
                     ids, lengths, missing = [], [], self.batch_size
@@ -299,20 +299,20 @@ class Batcher:
             yield self._batch(ids, lengths, after)
 
     def _share(self, group: RowGroup, row: int) -> tuple[NDArray[np.int64], int]:
-        """The group's rows that this rank takes, from row number `row` on, and the number of the first of them."""
+        """The group's rows that this rank takes, dealt from number `row` on, and the number of the first."""
         count = len(group.ids)
         begin = max(group.first_row, row)
-        begin += (self.rank - begin) % self.world_size
+        begin += (self.rank + row - begin) % self.world_size
         order = permutation(count, self.ids.seed, ROWS, group.first_row) if self.ids.shuffle else np.arange(count)
         return order[begin - group.first_row :: self.world_size], begin
 
-    def _cursor(self, group: RowGroup, number: int, corpus: str) -> Cursor:
+    def _cursor(self, group: RowGroup, number: int, start: Cursor) -> Cursor:
         """The cursor behind row `number` of a group: the same on all ranks, so it counts rounds of one row a rank."""
-        row = number - number % self.world_size + self.world_size
+        row = number - (number - start.row) % self.world_size + self.world_size
         end = group.first_row + len(group.ids)
         if row >= end:
-            return Cursor(*group.following, first_row=end, row=row, corpus=corpus)
-        return Cursor(*group.start, first_row=group.first_row, row=row, corpus=corpus)
+            return Cursor(*group.following, first_row=end, row=row, corpus=start.corpus)
+        return Cursor(*group.start, first_row=group.first_row, row=row, corpus=start.corpus)
 
     def _batch(self, ids: list[NDArray[np.int16]], lengths: list[NDArray[np.int64]], cursor: Cursor) -> Batch:
         rows = np.concatenate(ids)

@@ -12,6 +12,7 @@ Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN
 
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ PATIENCE = timedelta(days=1)
 """The first process may count a large corpus while the others wait.  Whoever dies closes its connections at once."""
 BUCKET = 2**24
 """Most gradients that are added up at a time, unless a single parameter has more: what is copied for it stays small."""
+
+
+class LostProcess(UserError):
+    """Another process has died, and had trouble of its own or was killed."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ def joined() -> Iterator[World]:
     try:
         with nullcontext() if world.is_first else _silence():
             yield world
-    except Exception:
-        if store.add("failed", 1) > 1:
+    except Exception as error:
+        if not _is_first(store, error):
             raise SystemExit(2) from None
         raise
     except SystemExit:  # a stop that all have agreed on
@@ -164,7 +169,7 @@ def _meet(world: World) -> Any:
             timeout=PATIENCE,
         )
     except RuntimeError as error:
-        raise UserError(f"process {world.rank} of {world.size} cannot reach the others: {_first_line(error)}") from None
+        raise UserError(f"process {world.rank} of {world.size} cannot reach the others: {_reason(error)}") from None
     return store
 
 
@@ -173,9 +178,9 @@ def _meeting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # as are all of torch.distributed's
-        raise UserError(
-            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one: {_first_line(error)}; "
-            "go on with --resume"
+        raise LostProcess(
+            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one: {_reason(error)}; "
+            "find out why that one died, then go on with --resume"
         ) from None
 
 
@@ -186,8 +191,17 @@ def _reduced(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) 
     return x
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """The first sentence, without the place in the source."""
+    return re.sub(r"^\[\S+\] ", "", str(error).strip().partition("\n")[0]).partition(". ")[0]
+
+
+def _is_first(store: Any, error: Exception) -> bool:
+    """Whether this process is the first of all to have an error."""
+    try:
+        return bool(store.add("failed", 1) == 1)
+    except RuntimeError:  # the store has died with its process, the first one where there is no torchrun
+        return not isinstance(error, LostProcess)
 
 
 @contextmanager
