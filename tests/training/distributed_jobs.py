@@ -163,6 +163,8 @@ def misfortune(folder: Path, job: str) -> None:
             train_here = command(folder, job, "--train.batch_size=5")
         case "signal":
             before_step(1, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        case "compiled":  # for torchrun only: it takes long
+            train_here = command(folder, job, "--train.compile=true")
         case "clock":
             seconds = count(step=0.1 if os.environ["RANK"] == "0" else 7.0)
             trainer.time.monotonic = lambda: float(next(seconds))  # type: ignore[attr-defined]

@@ -171,6 +171,17 @@ def test_a_killed_process_costs_a_restart_and_no_more(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_compiled_layers_make_no_difference(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone, both = torchrun(1, one, "compiled"), torchrun(2, two, "compiled")
+    assert (alone.returncode, both.returncode) == (0, 0), alone.stderr + both.stderr
+    assert "torch.compile: True (as asked)" in both.stderr
+    assert_alike(
+        tensors(one / "compiled" / "run", "model.safetensors"), tensors(two / "compiled" / "run", "model.safetensors")
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "message"), [("user error", "error: step 3 is one too many"), ("misspelt", "error: unknown setting '--tr")]
 )
@@ -204,7 +215,7 @@ def parts_of(batch: Batch, accumulate: int, far_rows: float) -> list[tuple[set[b
     return [(set(part), set(part[: rows_of(size, far_rows)])) for part in parts]
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.sampled_from([0.5, 1.0]), st.integers(1, 3))
 def test_micro_batches_and_far_rows_are_those_of_one_process(
     corpus: str, size: int, accumulate: int, rows: int, far_rows: float, size_later: int
@@ -230,7 +241,7 @@ def test_micro_batches_and_far_rows_are_those_of_one_process(
         cursor = dealt[0][-1].cursor
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(1, 3))
 def test_a_cursor_holds_for_any_number_of_processes(corpus: str, sizes: list[int], batch_size: int) -> None:
     """Also where the rows so far do not divide by it: a round of batches by each number of processes in turn."""
