@@ -83,9 +83,9 @@ class World:
 
     def check_agreed(self, what: str, number: int) -> None:
         """UserError unless it is the same on all processes."""
-        if self.largest(number) != number:
+        if (other := self.largest(number)) != number:
             raise UserError(
-                f"process {self.rank} finds {what} {number} and another one {self.largest(number)}; "
+                f"process {self.rank} finds {what} {number} and another one {other}; "
                 "all of them must see the same files, so put --out on a disk that they share"
             )
 
@@ -199,7 +199,8 @@ def _reason(error: Exception) -> str:
 def _is_first(store: Any, error: Exception) -> bool:
     """Whether this process is the first of all to have an error."""
     try:
-        return bool(store.add("failed", 1) == 1)
+        # The store may outlive a restart.
+        return bool(store.add(f"failed in {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
     except RuntimeError:  # the store has died with its process, the first one where there is no torchrun
         return not isinstance(error, LostProcess)
 

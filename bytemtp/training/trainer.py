@@ -238,10 +238,8 @@ class Trainer:
         with ExitStack() as stack:
             self.batches = self._open_rows()
             stack.callback(lambda: self.batches.close())
-            opened = self.world.is_first
-            progress = (
-                Progress(self.folder, self.train, self.state.step, self.state.elapsed_s) if opened else NoProgress()
-            )
+            place = self.state.step, self.state.elapsed_s
+            progress = Progress(self.folder, self.train, *place) if self.world.is_first else NoProgress()
             self.progress = stack.enter_context(progress)
             self.interrupts = stack.enter_context(Interrupts())
             self._exits = stack.pop_all()

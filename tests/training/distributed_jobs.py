@@ -142,10 +142,17 @@ def fail(kind: type[Exception], message: str) -> None:
     raise kind(message)
 
 
+OPTIONS = {
+    "misspelt": ["--train.stepz=3"],
+    "uneven": ["--train.batch_size=5"],
+    "clock": ["--train.minutes=0.1"],
+    "compiled": ["--train.compile=true"],  # for torchrun only: it takes long
+}
+
+
 def misfortune(folder: Path, job: str) -> None:
     """One process has trouble, or hears of it alone."""
     torch.set_default_dtype(torch.float64)
-    train_here = command(folder, job)
     match job:
         case "user error":
             before_step(1, 3, lambda: fail(UserError, "step 3 is one too many"))
@@ -157,19 +164,12 @@ def misfortune(folder: Path, job: str) -> None:
         case "taken":
             (folder / job / "run").mkdir(parents=True, exist_ok=True)
             (folder / job / "run" / "letter.txt").write_text("dear")
-        case "misspelt":
-            train_here = command(folder, job, "--train.stepz=3")
-        case "uneven":
-            train_here = command(folder, job, "--train.batch_size=5")
         case "signal":
             before_step(1, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        case "compiled":  # for torchrun only: it takes long
-            train_here = command(folder, job, "--train.compile=true")
         case "clock":
             seconds = count(step=0.1 if os.environ["RANK"] == "0" else 7.0)
             trainer.time.monotonic = lambda: float(next(seconds))  # type: ignore[attr-defined]
-            train_here = command(folder, job, "--train.minutes=0.1")
-    train_here()
+    command(folder, job, *OPTIONS.get(job, ()))()
 
 
 MISFORTUNES = ("user error", "bug", "killed", "taken", "misspelt", "uneven", "signal", "clock")

@@ -186,11 +186,12 @@ def test_compiled_layers_make_no_difference(tmp_path: Path) -> None:
     ("job", "message"), [("user error", "error: step 3 is one too many"), ("misspelt", "error: unknown setting '--tr")]
 )
 def test_torchrun_ends_at_once_when_one_process_does(tmp_path: Path, job: str, message: str) -> None:
-    outcome = torchrun(2, tmp_path, job)
+    """One line from each time that it was started."""
+    outcome = torchrun(2, tmp_path, job, "--max-restarts=1")
     assert outcome.returncode == 1
     errors = re.findall("^error: .*", outcome.stderr, re.M)
-    assert len(errors) == 1
-    assert errors[0].startswith(message)
+    assert len(errors) == 2
+    assert all(error.startswith(message) for error in errors)
     assert outcome.stderr.count("Traceback") <= 1  # torchrun's
 
 
@@ -290,6 +291,16 @@ def test_a_card_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     ALONE.check_device(torch.device("cuda", 0))
     with pytest.raises(UserError, match="process 1 of 2 would train on cuda:0, which another one has; start no more"):
         World(1, 2).check_device(torch.device("cuda", 0))
+
+
+def test_processes_that_see_other_checkpoints_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ALONE.check_agreed("the newest checkpoint at step", 3)
+    monkeypatch.setattr(World, "largest", lambda self, number: max(number, 7))
+    World(1, 2).check_agreed("the newest checkpoint at step", 7)
+    with pytest.raises(
+        UserError, match="process 1 finds the newest checkpoint at step 0 and another one 7; all of them"
+    ):
+        World(1, 2).check_agreed("the newest checkpoint at step", 0)
 
 
 def test_memory_is_that_of_a_share() -> None:
