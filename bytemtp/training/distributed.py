@@ -53,25 +53,31 @@ class World:
         if self.size == 1:
             return function()
         box = [function() if self.is_first else None]
-        with _meeting():
+        with _meeting(self):
             dist.broadcast_object_list(box, device=torch.device("cpu"))
         return cast(T, box[0])
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum over the processes, without gradient."""
-        return x if self.size == 1 else _reduced(x.detach().clone())
+        return x if self.size == 1 else self._reduced(x.detach().clone())
 
     def largest(self, number: int) -> int:
-        return number if self.size == 1 else int(_reduced(torch.tensor(number), dist.ReduceOp.MAX))
+        return number if self.size == 1 else int(self._reduced(torch.tensor(number), dist.ReduceOp.MAX))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace gradients by their sums over the processes: the same parameters have one everywhere."""
         if self.size == 1:
             return
         for bucket in buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
-            flat = _reduced(torch.cat([gradient.flatten() for gradient in bucket]))
+            flat = self._reduced(torch.cat([gradient.flatten() for gradient in bucket]))
             for gradient, part in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
                 gradient.copy_(part.view_as(gradient))
+
+    def _reduced(self, x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+        """In place."""
+        with _meeting(self):
+            dist.all_reduce(x, operation)
+        return x
 
     def check_device(self, device: torch.device) -> None:
         """UserError if two processes would share a CUDA device."""
@@ -116,9 +122,11 @@ def joined() -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    store = _meet(world)
+    with _meeting(world):
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
     try:
         with nullcontext() if world.is_first else _silence():
+            _connect(world, store)
             yield world
     except Exception as error:
         if not _is_first(store, error):
@@ -151,44 +159,28 @@ def _local_rank() -> int:
     return int(os.environ["LOCAL_RANK"])
 
 
-def _meet(world: World) -> Any:
-    """Connect the processes: by gloo on the host, also with CUDA, where decisions then wait for no device.
+def _connect(world: World, store: Any) -> None:
+    """By gloo on the host, also with CUDA: decisions then wait for no device.
 
-    Returns the store of keys and values (`torch.distributed.Store`) through which they have met.
+    store: keys and values that all processes see (`torch.distributed.Store`).
     """
     has_cuda = torch.cuda.is_available()
     if has_cuda:
         torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if has_cuda else "gloo",
-            store=store,
-            rank=world.rank,
-            world_size=world.size,
-            timeout=PATIENCE,
-        )
-    except RuntimeError as error:
-        raise UserError(f"process {world.rank} of {world.size} cannot reach the others: {_reason(error)}") from None
-    return store
+    backend = "cpu:gloo,cuda:nccl" if has_cuda else "gloo"
+    with _meeting(world):
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
 
 
 @contextmanager
-def _meeting() -> Iterator[None]:
+def _meeting(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # as are all of torch.distributed's
         raise LostProcess(
-            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one: {_reason(error)}; "
+            f"process {world.rank} of {world.size} has lost another one: {_reason(error)}; "
             "find out why that one died, then go on with --resume"
         ) from None
-
-
-def _reduced(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """In place."""
-    with _meeting():
-        dist.all_reduce(x, operation)
-    return x
 
 
 def _reason(error: Exception) -> str:
