@@ -45,8 +45,9 @@ class Chain(DraftTree):
     def _grow(self, depth: int, logits: Float[np.ndarray, "h v"]) -> list[int]:
         """Draft the ids from that depth on that are worth their places."""
         row, temperature = self.row, self.row.rule.temperature
-        legal = row.legal([draft.id for draft in self.drafts])
-        draws, logits = (self.draws, logits) if legal is None else (NUMPY, masked(logits, legal))
+        draws = self.draws
+        if row.utf8_state is not None:
+            draws, logits = NUMPY, masked(logits, row.legal([draft.id for draft in self.drafts]))
         if temperature == 0:
             ids = logits[: self.worth(depth, logits)].argmax(-1).tolist()
         else:

@@ -263,8 +263,8 @@ def test_a_pass_in_one_call_is_that_in_pieces(shape, topology, passes, window, d
     model, start = model_of(shape, topology, dtype=dtype), np.zeros(3, dtype=np.int64)
     one, other = (NativeEngine(model, 3, window) for _ in range(2))
     for seed, lengths in enumerate(map(np.array, passes)):
-        ids = ids_of(seed, 3, lengths.max())
-        other._make_room(start, lengths.max())
+        ids = ids_of(seed, 3, int(lengths.max()))
+        other._make_room(start, int(lengths.max()))
         expected = other._verify_tree(start, ids, lengths, None)
         np.testing.assert_array_equal(one.verify(start, ids, lengths), expected)
         assert one.hidden_by_head.keys() == other.hidden_by_head.keys()

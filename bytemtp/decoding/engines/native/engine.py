@@ -140,7 +140,7 @@ class NativeEngine:
         for i, block in enumerate(blocks):
             number = self.number[block]
             caches, norms = (self.memory.k[number], self.memory.v[number]), self.weights.head_norms[block]
-            array[i] = Layer(*(part.ctypes.data for part in (*self.weights.blocks[block], *caches, *norms)))
+            array[i] = Layer(*(address(part) for part in (*self.weights.blocks[block], *caches, *norms)))
         return array
 
     def verify(
