@@ -5,7 +5,8 @@ several, likeliest or drawn, only well-formed UTF-8) is the same for all drafter
 
 Sources: drafts by the model's own heads (Stern et al. 2018), by another model (Leviathan et al. 2023).
 Try:  bytemtp.generate(model, b"def ", 100, mode="draft", draft=other_model)
-Shapes:  b rows, c ids of a chunk, n length of the id buffer, v vocabulary.
+Shapes:  b rows, c ids of a chunk, n length of the id buffer, h drafting heads, v
+vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from bytemtp.decoding.engines.engine import Engine
+from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.tree import DraftTree
 
 
@@ -33,6 +35,11 @@ class Drafter(Protocol):
         Before asking for the next, the caller writes the best draft at depth i to position start + accepted + i.  The
         iterator has to be exhausted.  The logits of rows that want no draft are of no meaning.
         """
+
+    def all_drafts(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"]
+    ) -> Float32[np.ndarray, "b h v"] | None:
+        """What `drafts` gives in turn, if it does not depend on the ids (else None) and some row accepted one."""
 
     def follow(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], ids: Int[np.ndarray, "b n"]
@@ -62,6 +69,13 @@ class HeadDrafter:
                 yield logits
             else:  # by the id that head 1 gave, then by each one that the caller has drafted meanwhile
                 yield logits + self.transitions[i, ids[row, start + accepted + i]]
+
+    def all_drafts(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"]
+    ) -> Float32[np.ndarray, "b h v"] | None:
+        if self.transitions is None and isinstance(self.engine, NativeEngine) and self.engine.drafts_at_once:
+            return self.engine.all_drafts(start, accepted, self.heads)
+        return None
 
     def follow(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], ids: Int[np.ndarray, "b n"]
@@ -93,6 +107,11 @@ class ModelDrafter:
             yield logits[np.arange(len(pending)), pending - 1]
             read = read + pending
         self.read = np.minimum(read, known)
+
+    def all_drafts(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"]
+    ) -> Float32[np.ndarray, "b h v"] | None:
+        return None
 
     def follow(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], ids: Int[np.ndarray, "b n"]

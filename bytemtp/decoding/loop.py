@@ -36,14 +36,16 @@ import torch
 from jaxtyping import Bool, Float32, Int
 
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding.chains import AutoChain, CopiedChain
+from bytemtp.decoding.chains import AutoChain, Chain, CopiedChain
 from bytemtp.decoding.chooser import Chooser, Costs
 from bytemtp.decoding.copies import Copies, Index
 from bytemtp.decoding.drafters import Drafter, HeadDrafter, ModelDrafter, ids_from
+from bytemtp.decoding.engines.native.draws import CompiledDraws
+from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.select import make_engine, window_of
 from bytemtp.decoding.judge import Float64Judge
 from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import masked, verify_chain, verify_siblings
+from bytemtp.decoding.sampling import NUMPY, masked, verify_siblings
 from bytemtp.decoding.tree import Draft, DraftTree, Shape, branches_of, depth_of
 from bytemtp.decoding.verdicts import Verdicts
 from bytemtp.model.model import ByteMTP
@@ -89,17 +91,18 @@ class VerifyLoop:
         self.begun, self.prompt_seconds = time.perf_counter(), 0.0
         slots = min(slots or len(rows), len(rows))
         self.model, self.drafting, self.rows, self.waiting = model, drafting, rows[:slots], deque(rows[slots:])
-        self.trees = [self._tree(row) for row in self.rows]
         capacity = 2 + max((len(row.prompt) + row.left for row in rows), default=0) + drafting.most
         back = max((row.left for row in rows), default=0) if self.waiting else 0
         self.engine = make_engine(engine, model, slots, capacity, 1 + drafting.most, back)
+        self.draws = CompiledDraws() if isinstance(self.engine, NativeEngine) else NUMPY
+        self.trees = [self._tree(row) for row in self.rows]
         # bfloat16 errs by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)
         if drafting.model is not None:
             self.drafter = ModelDrafter(make_engine(engine, drafting.model, slots, capacity, back=back), self.trees)
-        self.known = np.array([1 + len(row.prompt) for row in self.rows])
+        self.known = np.zeros(slots, dtype=np.int64)
         """ids of each row that are decided; what lies behind them is drafted or old"""
         self.start = np.zeros_like(self.known)
         """ids of each row that the engine has in its cache"""
@@ -107,19 +110,21 @@ class VerifyLoop:
         """ids beyond the known ones that a pass decides, drafts or reads, at most"""
         self.ids = np.zeros((slots, 0), dtype=np.int64)
         """known ids, then drafts; engines and drafters only read them"""
-        self._make_room()
         for slot, row in enumerate(self.rows):
-            self._write(slot, 0, EOT, *row.prompt)
+            self._know(slot, EOT, *row.prompt)
 
     def _tree(self, row: Row) -> DraftTree:
-        drafting = self.drafting
+        drafting, draws = self.drafting, self.draws
+        if drafting.as_tree:
+            return DraftTree(row, drafting.shape)
         if not drafting.copied:
-            return DraftTree(row, drafting.shape, "heads" if drafting.model is None else "model")
+            return Chain(row, len(drafting.shape), "heads" if drafting.model is None else "model", draws)
         copies = Copies(drafting.index)
         if drafting.costs is None:
-            return CopiedChain(row, copies, drafting.copied)
+            return CopiedChain(row, copies, drafting.copied, draws=draws)
         rests = self.model.config.topology in ("linear", "replicated")  # these heads have no cache that must be kept up
-        return AutoChain(row, copies, drafting.copied, Chooser(drafting.costs, len(drafting.shape), may_rest=rests))
+        chooser = Chooser(drafting.costs, len(drafting.shape), may_rest=rests)
+        return AutoChain(row, copies, drafting.copied, chooser, draws)
 
     def run(self) -> None:
         """Decode all rows to their ends."""
@@ -130,7 +135,7 @@ class VerifyLoop:
         """The same, one pass at a time."""
         self._refill()
         self._prefill()
-        while self._running().any():
+        while any(not row.stopped_by for row in self.rows):
             accepted = self._verify()
             self._draft(accepted)
             self.start = self.start + accepted
@@ -143,15 +148,14 @@ class VerifyLoop:
         """Since the start."""
         return time.perf_counter() - self.begun
 
-    def _make_room(self) -> None:
-        """In the buffer, for a pass: it grows with the texts."""
-        needed, size = int(self.known.max(initial=0)) + self.ahead, self.ids.shape[1]
-        if needed > size:
-            self.ids = np.pad(self.ids, ((0, 0), (0, max(needed, 2 * size) - size)))
-
-    def _write(self, slot: int, position: int, *ids: int) -> None:
-        """Put ids of a row into the buffer: nothing else writes to it."""
-        self.ids[slot, position : position + len(ids)] = ids
+    def _know(self, slot: int, *ids: int) -> None:
+        """These are the next ids of a row.  The buffer grows with the texts: there is always room for a pass."""
+        known, size = int(self.known[slot]), self.ids.shape[1]
+        end = known + len(ids)
+        if end + self.ahead > size:
+            self.ids = np.pad(self.ids, ((0, 0), (0, max(end + self.ahead, 2 * size) - size)))
+        self.ids[slot, known:end] = ids
+        self.known[slot] = end
 
     def _running(self) -> Bool[np.ndarray, " b"]:
         return np.array([not row.stopped_by for row in self.rows])
@@ -166,9 +170,8 @@ class VerifyLoop:
         for slot in ended:
             while self.waiting and self.rows[slot].stopped_by:
                 last, row = self.rows[slot].prompt, self.waiting.popleft()
-                self.rows[slot], self.trees[slot], self.known[slot] = row, self._tree(row), 1 + len(row.prompt)
-                self._make_room()
-                self._write(slot, 0, EOT, *row.prompt)
+                self.rows[slot], self.trees[slot], self.known[slot] = row, self._tree(row), 0
+                self._know(slot, EOT, *row.prompt)
                 has_read = last == row.prompt and self.start[slot] >= len(last)
                 self._begin(slot, slot, len(last) if has_read else 0)
         return bool(ended)
@@ -209,43 +212,41 @@ class VerifyLoop:
 
     def _verify(self) -> Int[np.ndarray, " b"]:
         """Run the pending ids and the drafts, and accept; returns how many ids of each row's chunk stay."""
-        self._make_room()
         pending = self._pending()
-        ids, lengths = self._chunk(pending)
+        counts = pending.tolist()
+        ids, lengths = self._chunk(counts)
         branches = branches_of(self.trees, pending, ids.shape[1]) if self.drafting.as_tree else None
-        logits = self.engine.verify(self.start, ids, lengths, branches)
-        paths = [
-            self._accept(slot, logits[slot, : lengths[slot]], int(pending[slot])) for slot in range(len(self.rows))
-        ]
+        logits = self.engine.verify(self.start, ids, np.array(lengths), branches)
+        kept = [self._accept(slot, logits[slot, count - 1 : lengths[slot]]) for slot, count in enumerate(counts)]
         if branches is not None:
+            paths = [[*range(count), *(count + i for i in some)] for count, some in zip(counts, kept, strict=True)]
             longest = max(map(len, paths))
             self.engine.keep_path(self.start, np.array([[*path, *range(len(path), longest)] for path in paths]))
-        return np.array([len(path) for path in paths])
+        return pending + np.array(list(map(len, kept)))
 
-    def _chunk(self, pending: Int[np.ndarray, " b"]) -> tuple[Int[np.ndarray, "b c"], Int[np.ndarray, " b"]]:
+    def _chunk(self, pending: list[int]) -> tuple[Int[np.ndarray, "b c"], list[int]]:
         """The pending ids and the drafts behind them, and how many they are in each row."""
-        lengths = pending + np.array([len(tree.drafts) for tree in self.trees])
-        ids = np.zeros((len(lengths), int(lengths.max())), dtype=np.int64)
-        for slot, tree in enumerate(self.trees):
-            first, start = int(pending[slot]), int(self.start[slot])
+        lengths = [first + len(tree.drafts) for first, tree in zip(pending, self.trees, strict=True)]
+        ids = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+        for slot, (first, start) in enumerate(zip(pending, self.start.tolist(), strict=True)):
             ids[slot, :first] = self.ids[slot, start : start + first]
-            ids[slot, first : lengths[slot]] = [draft.id for draft in tree.drafts]
+            if drafts := self.trees[slot].drafts:
+                ids[slot, first : lengths[slot]] = [draft.id for draft in drafts]
         return ids, lengths
 
-    def _accept(self, slot: int, logits: Float32[np.ndarray, "c v"], pending: int) -> list[int]:
-        """Decide ids for one row; returns the places in the chunk that stay: the pending ids and the right drafts."""
-        row, tree, path = self.rows[slot], self.trees[slot], list(range(pending))
+    def _accept(self, slot: int, logits: Float32[np.ndarray, "c v"]) -> list[int]:
+        """Decide ids for one row, from the last pending id on; returns the numbers of the drafts that stay."""
+        row, tree = self.rows[slot], self.trees[slot]
         if row.stopped_by:
-            return path
-        verdicts = Verdicts(row, logits[pending - 1 :])
-        row.begin_pass((len(draft.path) for draft in tree.drafts), tree.source)
-        if verdicts.greedy or self.drafting.as_tree or not tree.drafts:
+            return []
+        verdicts = Verdicts(row, logits, self.draws)
+        if verdicts.greedy or not tree.drafts or not isinstance(tree, Chain):
             kept = self._accept_one_by_one(slot, verdicts)
         else:
-            kept = self._accept_together(slot, verdicts)
-        row.end_pass(len(kept))
+            kept = self._accept_together(slot, verdicts, tree)
+        row.count_pass([len(draft.path) for draft in tree.drafts], len(kept), tree.source)
         tree.learn(len(kept))
-        return path + [pending + draft for draft in kept]
+        return kept
 
     def _accept_one_by_one(self, slot: int, verdicts: Verdicts) -> list[int]:
         """Of a tree of drafts, and where decoding is greedy; returns the numbers of the drafts that stay."""
@@ -260,12 +261,11 @@ class VerifyLoop:
             kept.append(siblings[chosen])
         return kept
 
-    def _accept_together(self, slot: int, verdicts: Verdicts) -> list[int]:
-        """Of a chain of drawn drafts: as many stay as `verify_chain` says."""
-        row, tree = self.rows[slot], self.trees[slot]
-        ids = [draft.id for draft in tree.drafts]
-        q = np.stack([draft.q for draft in tree.drafts if draft.q is not None])  # they all have one
-        stay, last = verify_chain(verdicts.along(ids), ids, q, row.random)
+    def _accept_together(self, slot: int, verdicts: Verdicts, tree: Chain) -> list[int]:
+        """Of a chain where decoding draws: as many stay as `verify_chain` says."""
+        row, ids = self.rows[slot], [draft.id for draft in tree.drafts]
+        q = np.asarray(tree.laws) if len(tree.laws) else None
+        stay, last = self.draws.verify_chain(verdicts.along(ids), ids, q, row.random)
         for number, id_ in enumerate([*ids[:stay], last]):
             if row.stopped_by:
                 return list(range(number))
@@ -274,8 +274,7 @@ class VerifyLoop:
 
     def _append(self, slot: int, id_: int, draft: int) -> None:
         """Decide an id.  draft: the depth of the draft that it was, or 0."""
-        self._write(slot, int(self.known[slot]), id_)
-        self.known[slot] += 1
+        self._know(slot, id_)
         self.rows[slot].append(id_, draft=draft)
 
     def _next(self, slot: int, verdicts: Verdicts, place: int, siblings: list[Draft]) -> tuple[int | None, int]:
@@ -283,13 +282,16 @@ class VerifyLoop:
         row = self.rows[slot]
         if not verdicts.greedy:
             drafts = [(draft.id, draft.q) for draft in siblings if draft.q is not None]  # they all have one
+            if not drafts:
+                return None, self.draws.sample_ids(verdicts.distribution(place)[None], [row.random.random()])[0]
             return verify_siblings(verdicts.distribution(place), drafts, row.random)
         id_, certain = verdicts.argmax(place)
         if not certain and self.judge is not None:
             row.near_ties += 1
             logits = self.judge.logits(self.ids[slot, : self.known[slot]])
             id_ = int(masked(logits, row.legal()).argmax())
-        return next((number for number, draft in enumerate(siblings) if draft.id == id_), None), id_
+        ids = [draft.id for draft in siblings]
+        return ids.index(id_) if id_ in ids else None, id_
 
     def _draft(self, accepted: Int[np.ndarray, " b"]) -> None:
         """Draft the bytes of the next pass."""
@@ -297,9 +299,14 @@ class VerifyLoop:
             tree.begin()
         if not any(tree.wants(1) or tree.follows() for tree in self.trees):
             return
+        together = self.drafter.all_drafts(self.start, accepted)
+        if together is not None:
+            for slot, tree in enumerate(self.trees):
+                tree.grow_all(together[slot])
+            return
         for depth, logits in enumerate(self.drafter.drafts(self.start, accepted, self.ids), 1):
             for slot, tree in enumerate(self.trees):
                 if tree.wants(depth):
                     id_ = tree.grow(depth, logits[slot])
                     # What reads ids ahead reads the best chain; behind its end it reads EOT, as in training.
-                    self._write(slot, int(self.known[slot]) - 1 + depth, EOT if id_ is None else id_)
+                    self.ids[slot, self.known[slot] - 1 + depth] = EOT if id_ is None else id_

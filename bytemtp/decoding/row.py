@@ -5,7 +5,7 @@ row = Row(b"def ", number=0, max_bytes=100, rule=Rule(), seed=0, stop=(b"\n\n",)
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,6 @@ class Row:
         """that were decided by `Float64Judge`"""
         self.utf8_state = state_after(prompt) if utf8 else None
         """where in a character the text ends, if only well-formed UTF-8 is wanted"""
-        self._begun = ("", 0, 0)
-        """source, number and depth of the drafts of the pass that goes on"""
         self._passes: Counter[Pass] = Counter()
 
     @property
@@ -81,13 +79,9 @@ class Row:
         elif not self.left:
             self.stopped_by = "max_bytes"
 
-    def begin_pass(self, depths: Iterable[int], source: str = "heads") -> None:
-        """A pass verifies drafts of these depths, which are from there."""
-        depths = list(depths)
-        self._begun = source, len(depths), max(depths, default=0)
-
-    def end_pass(self, accepted: int) -> None:
-        self._passes[Pass(*self._begun, accepted)] += 1
+    def count_pass(self, depths: Sequence[int], accepted: int, source: str = "heads") -> None:
+        """A pass verified drafts of these depths, which were from there."""
+        self._passes[Pass(source, len(depths), max(depths, default=0), accepted)] += 1
 
     @property
     def passes(self) -> int:

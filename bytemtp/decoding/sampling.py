@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.vocab import VOCAB_SIZE
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,13 @@ class Rule:
         self, logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None = None
     ) -> Float64[np.ndarray, "*l v"]:
         """Probabilities in float64: legal ids only, then temperature, then top-k, then top-p of what is left."""
-        logits = masked(logits.astype(np.float64), legal)
+        logits = masked(logits, legal)
         if self.temperature == 0:
             return (np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None]).astype(np.float64)
-        with np.errstate(over="ignore"):  # a temperature near 0 makes it -inf, and the odds 0
-            odds = np.exp((logits - logits.max(-1, keepdims=True)) / self.temperature)
-        probabilities = odds / odds.sum(-1, keepdims=True)
+        return self.cut(softmax(logits, self.temperature))
+
+    def cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
+        """What top-k and top-p leave of them."""
         return self._cut(probabilities) if self.top_k or self.top_p < 1 else probabilities
 
     def _cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
@@ -68,6 +70,13 @@ class Rule:
         cut = np.zeros_like(probabilities)
         np.put_along_axis(cut, ids, ordered, -1)
         return cut / cut.sum(-1, keepdims=True)
+
+
+def softmax(logits: Float[np.ndarray, "*l v"], temperature: float) -> Float64[np.ndarray, "*l v"]:
+    logits = logits.astype(np.float64)
+    with np.errstate(over="ignore"):  # a temperature near 0 makes it -inf, and the odds 0
+        odds = np.exp((logits - logits.max(-1, keepdims=True)) / temperature)
+    return odds / odds.sum(-1, keepdims=True)
 
 
 def masked(logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None) -> Float[np.ndarray, "*l v"]:
@@ -187,3 +196,29 @@ def chain_laws(
     h = np.divide(totals, ends, out=np.ones_like(ends), where=ends > 0)
     rests[totals == 0] = p[totals == 0]  # as in `residual`; where P < 1, h = 0
     return h * np.append(np.cumprod(1 - h[:0:-1])[::-1], 1.0), rests
+
+
+class Draws:
+    """What the loop decides about logits where every id may follow: by NumPy.  `CompiledDraws` decides the same."""
+
+    def leads(self, logits: Float[np.ndarray, "l v"], margin: float) -> tuple[list[int], list[bool]]:
+        """At each position the likeliest id, and whether its lead is at least that share of the largest logit."""
+        best, lead = top_two(logits)
+        least = (margin * np.abs(logits[:, :VOCAB_SIZE]).max(-1)).tolist()
+        return best, [one >= other for one, other in zip(lead, least, strict=True)]
+
+    def softmax(self, logits: Float[np.ndarray, "l v"], temperature: float) -> Float64[np.ndarray, "l v"]:
+        return softmax(logits, temperature)
+
+    def sample_ids(self, q: Float64[np.ndarray, "l v"], uniforms: Sequence[float]) -> list[int]:
+        """An id from each of the distributions; see `sample_id`."""
+        return [sample_id(law, uniform) for law, uniform in zip(q, uniforms, strict=True)]
+
+    def verify_chain(
+        self, p: Float64[np.ndarray, "c1 v"], ids: Sequence[int], q: Float64[np.ndarray, "c v"] | None, random: Random
+    ) -> tuple[int, int]:
+        """See `verify_chain`; without q the drafts were not drawn."""
+        return verify_chain(p, ids, np.eye(p.shape[1])[ids] if q is None else q, random)
+
+
+NUMPY = Draws()

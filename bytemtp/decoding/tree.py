@@ -5,14 +5,13 @@ A chain of drafts is the shape (0,), (0, 0), (0, 0, 0), ...  A `DraftTree` fills
 
     check([[0], [0, 0], [1]])        # ((0,), (1,), (0, 0))
 
-Shapes:  b rows, c ids of a chunk, v vocabulary.
+Shapes:  b rows, c ids of a chunk, h drafting heads, v vocabulary.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int
@@ -57,13 +56,12 @@ def depth_of(shape: Shape) -> int:
     return max(map(len, shape), default=0)
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """One candidate for a byte to come."""
 
     id: int
     q: Float64[np.ndarray, " v"] | None
-    """the distribution that it was drawn from; None in greedy decoding"""
+    """the distribution that it was drawn from; None in greedy decoding, and in chains, which have all in one"""
     parent: int
     """index of the draft before it in its tree's list; -1 if it follows the decided text"""
     path: tuple[int, ...]
@@ -102,6 +100,12 @@ class DraftTree:
             for rank, (id_, q) in enumerate(self._candidates(logits, parent, self.children_of[path])):
                 self.drafts.append(Draft(id_, q, parent, (*path, rank)))
         return next((draft.id for draft in self.drafts if draft.path == (0,) * depth), None)
+
+    def grow_all(self, logits: Float32[np.ndarray, "h v"]) -> None:
+        """Draft at all depths, where no logits depend on drafts."""
+        for depth, one in enumerate(logits, 1):
+            if self.wants(depth):
+                self.grow(depth, one)
 
     def children(self, parent: int) -> list[int]:
         """Indices of the drafts that follow the draft with index `parent`; -1 is the decided text."""

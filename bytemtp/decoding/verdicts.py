@@ -8,7 +8,7 @@ from jaxtyping import Float32, Float64
 
 from bytemtp.common.vocab import VOCAB_SIZE
 from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import masked, top_two
+from bytemtp.decoding.sampling import NUMPY, Draws, masked, top_two
 
 MARGIN = 2e-5
 """Smallest lead of the best logit over the second that is trusted, as a share of the largest logit: that is what
@@ -18,22 +18,23 @@ float32 errs in proportion to, on our models by a tenth of this at most (a test 
 class Verdicts:
     """What head 1 says after a row's decided ids (place 0), and after each of its drafts."""
 
-    def __init__(self, row: Row, logits: Float32[np.ndarray, "c v"]) -> None:
+    def __init__(self, row: Row, logits: Float32[np.ndarray, "c v"], draws: Draws = NUMPY) -> None:
         self.row, self.logits = row, logits
         self.greedy = row.rule.temperature == 0
+        if row.utf8_state is not None:
+            return
         if self.greedy:
-            self.best, self.lead = top_two(logits)
-            self.margin = (MARGIN * np.abs(logits[:, :VOCAB_SIZE]).max(-1)).tolist()
-        elif row.utf8_state is None:
-            self.distributions = row.rule.distribution(logits)
+            self.best, self.certain = draws.leads(logits, MARGIN)
+        else:
+            self.distributions = row.rule.cut(draws.softmax(logits, row.rule.temperature))
 
     def argmax(self, place: int) -> tuple[int, bool]:
         """The likeliest id, and whether its lead over the second is wide enough to be trusted."""
         mask = self.row.legal()
         if mask is None:
-            return self.best[place], self.lead[place] >= self.margin[place]
+            return self.best[place], self.certain[place]
         (id_,), (lead,) = top_two(masked(self.logits[place], mask)[None])
-        return id_, lead >= self.margin[place]
+        return id_, bool(lead >= MARGIN * np.abs(self.logits[place, :VOCAB_SIZE]).max())
 
     def distribution(self, place: int) -> Float64[np.ndarray, " v"]:
         mask = self.row.legal()

@@ -22,8 +22,9 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig, Topology
 from bytemtp.decoding.engines import ring, select
 from bytemtp.decoding.engines.engine import Branches
+from bytemtp.decoding.engines.native import engine as native_engine
 from bytemtp.decoding.engines.native import library as native_library
-from bytemtp.decoding.engines.native.engine import NativeEngine, angles, supports
+from bytemtp.decoding.engines.native.engine import NativeEngine, supports
 from bytemtp.decoding.engines.native.weights import pack, packed
 from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.decoding.generate import generate
@@ -48,16 +49,19 @@ if platform.machine() == "x86_64":
 
 @pytest.fixture(autouse=True, scope="module", params=sorted(BUILDS))
 def build(request):
-    """The library as it is compiled for another processor; and short rings, which go round several times."""
+    """The library as it is compiled for another processor; and short rings, which go round several times, and short
+    stretches of angles."""
+    caches = native_library.library, native_library.team, native_engine.angles, native_engine.stretch_of_angles
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native_library, "PROCESSOR", BUILDS[request.param])
         patch.setattr(ring, "SLOTS", 64)
         patch.setattr(ring, "STEP_BACK", 16)
-        native_library.library.cache_clear()
-        native_library.team.cache_clear()
+        patch.setattr(native_engine, "STRETCH", 32)
+        for one in caches:
+            one.cache_clear()
         yield request.param
-    native_library.library.cache_clear()
-    native_library.team.cache_clear()
+    for one in caches:
+        one.cache_clear()
 
 
 def model_of(shape, topology, seed=0, dtype=torch.float32):
@@ -246,6 +250,29 @@ def test_no_bit_depends_on_what_else_is_computed(dtype, shape, topology, sizes, 
         np.testing.assert_array_equal(drafted[i][1], expected[i][0])
 
 
+@settings(max_examples=20)
+@given(
+    shape=st.sampled_from(sorted(SHAPES)),
+    topology=st.sampled_from(TOPOLOGIES),
+    passes=st.lists(st.lists(st.integers(0, 20), min_size=3, max_size=3).filter(any), min_size=1, max_size=4),
+    window=st.sampled_from([40, 7]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_a_pass_in_one_call_is_that_in_pieces(shape, topology, passes, window, dtype):
+    """Rows of any lengths, some without ids: all logits, and all that the other heads read, to the last bit."""
+    model, start = model_of(shape, topology, dtype=dtype), np.zeros(3, dtype=np.int64)
+    one, other = (NativeEngine(model, 3, window) for _ in range(2))
+    for seed, lengths in enumerate(map(np.array, passes)):
+        ids = ids_of(seed, 3, int(lengths.max()))
+        other._make_room(start, int(lengths.max()))
+        expected = other._verify_tree(start, ids, lengths, None)
+        np.testing.assert_array_equal(one.verify(start, ids, lengths), expected)
+        assert one.hidden_by_head.keys() == other.hidden_by_head.keys()
+        for i, hidden in one.hidden_by_head.items():
+            np.testing.assert_array_equal(hidden, other.hidden_by_head[i])
+        start = start + lengths
+
+
 def read(model, window, prompt):
     """An engine that has read it, in short pieces."""
     engine = NativeEngine(model, 1, window)
@@ -294,9 +321,12 @@ def test_each_build_has_a_file_of_its_own():
 
 
 def test_angles_are_those_of_the_model_whatever_stretch_they_are_in():
-    table = torch.cat(rope_at(torch.arange(3000), 24, 1e4, torch.float32), 1).numpy()
-    some = np.array([2999, 0, 5, 1023, 1024, 2047, 2048])
-    np.testing.assert_allclose(angles(some, 24, 1e4), table[some], atol=1e-6)
+    size = native_engine.STRETCH
+    table = torch.cat(rope_at(torch.arange(3 * size), 24, 1e4, torch.float32), 1).numpy()
+    for first, last in [(0, 0), (1, 1), (0, 1), (1, 2)]:
+        found, address = native_engine.angles(first, last, 24, 1e4)
+        assert found.ctypes.data - address == first * size * 2 * 24 * 4
+        np.testing.assert_allclose(found, table[first * size : (last + 1) * size], atol=1e-6)
 
 
 def test_changed_weights_are_packed_again():
@@ -371,7 +401,7 @@ def test_a_compiler_that_fails_is_named(monkeypatch, tmp_path):
 
 def test_a_library_with_another_layout_is_refused(monkeypatch, tmp_path):
     """A member more in step.cpp, unknown to library.py: read as it is, all that lies behind it would be garbage."""
-    source = native_library.SOURCE.read_text().replace("int count, chunk;", "int count, chunk, extra, more;")
+    source = native_library.SOURCE.read_text().replace("const float* angles; ", "const float *angles, *more; ", 1)
     changed = tmp_path / "step.cpp"
     changed.write_text(source)
     monkeypatch.setattr(native_library, "SOURCE", changed)

@@ -72,8 +72,7 @@ def test_a_row_counts_its_passes(lengths):
     row = Row(b"", 0, 10, Rule(), 0, (), utf8=False)
     passes = [chain_pass(length, min(length, accepted), source) for length, accepted, source in lengths]
     for one in passes:
-        row.begin_pass(range(1, one.depth + 1), source=one.source)
-        row.end_pass(one.accepted)
+        row.count_pass(range(1, one.depth + 1), one.accepted, one.source)
     stats = row.stats(1.0)
     assert stats["forwards"] == len(passes)
     assert pass_stats(passes).items() <= stats.items()
@@ -81,8 +80,7 @@ def test_a_row_counts_its_passes(lengths):
 
 def test_a_row_counts_trees_by_their_depth():
     row = Row(b"", 0, 10, Rule(), 0, (), utf8=False)
-    row.begin_pass([1, 1, 2, 1, 2])
-    row.end_pass(1)
+    row.count_pass([1, 1, 2, 1, 2], 1)
     stats = row.stats(1.0)
     assert stats["acceptance_histogram_by_draft_length"] == {2: [0, 1, 0]}
     assert stats["sources"] == {"heads": {"steps": 1, "draft_tokens": 5, "accepted_draft_tokens": 1}}

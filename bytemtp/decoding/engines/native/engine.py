@@ -24,7 +24,7 @@ from jaxtyping import Float32, Int, UInt8
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.decoding.engines.engine import Branches
-from bytemtp.decoding.engines.native.library import Layer, Pass, Shape, Tokens, library, team
+from bytemtp.decoding.engines.native.library import Chunk, Layer, Pass, Shape, Tokens, address, library, team
 from bytemtp.decoding.engines.native.memory import CacheShape
 from bytemtp.decoding.engines.native.weights import Packed, packed
 from bytemtp.decoding.engines.ring import moves, round_up, slots_for
@@ -53,17 +53,13 @@ def stretch_of_angles(number: int, head_dim: int, theta: float) -> Float32[np.nd
     return torch.cat(rope_at(positions, head_dim, theta, torch.float32), 1).numpy()
 
 
-def angles(positions: Int[np.ndarray, " t"], head_dim: int, theta: float) -> Float32[np.ndarray, "t 2 k"]:
-    """Cosines and sines of any positions."""
-    numbers, places = np.divmod(positions, STRETCH)
-    stretches = set(numbers.tolist())
-    if len(stretches) == 1:
-        return stretch_of_angles(stretches.pop(), head_dim, theta)[places]
-    out = np.empty((len(positions), 2, head_dim), np.float32)
-    for number in stretches:
-        here = numbers == number
-        out[here] = stretch_of_angles(number, head_dim, theta)[places[here]]
-    return out
+@lru_cache(maxsize=2)
+def angles(first: int, last: int, head_dim: int, theta: float) -> tuple[Float32[np.ndarray, "n 2 k"], int]:
+    """Cosines and sines of all positions from one stretch to another; and the address where those of position 0 lie, or
+    would lie."""
+    stretches = [stretch_of_angles(number, head_dim, theta) for number in range(first, last + 1)]
+    table = stretches[0] if first == last else np.concatenate(stretches)
+    return table, table.ctypes.data - first * STRETCH * table.strides[0]
 
 
 @dataclass(frozen=True)
@@ -112,6 +108,11 @@ class NativeEngine:
         self.verified = [layer for layer in layers if isinstance(layer, Block)]
         self.threads = torch.get_num_threads()
         self.team = team(self.threads)
+        self.dim, self.slots = config.dim, 0
+        self.chunk = Chunk(
+            pointer(self.shape), None, len(self.verified), len(self.path), self.threads, self.window, PADDED_VOCAB_SIZE,
+            VOCAB_SIZE, self.weights.embed.ctypes.data, self.weights.unembed.ctypes.data,
+        )  # fmt: skip
         # Ids that deepseek modules read once more, and head 1's hidden states, which they read.
         self.redo = config.n_future - 1 if config.topology == "deepseek" else 0
         self.first_hidden = np.zeros((rows, 0, config.dim), np.float32)
@@ -120,12 +121,14 @@ class NativeEngine:
 
     def _make_room(self, start: Int[np.ndarray, " b"], length: int) -> None:
         """For `length` ids from `start` on."""
-        slots = slots_for(self.memory.slots, int(start.max()) + length, self.window + self.redo + length + self.back)
+        end = max(start.tolist()) + length
+        slots = slots_for(self.memory.slots, end, self.window + self.redo + length + self.back)
         if slots > self.memory.slots:
             self.memory.grow(slots, start)
         if self.shape.slots != slots:
-            self.shape.slots = slots
+            self.shape.slots = self.slots = slots
             self.links, self.verify_layers = self._layers(self.link_blocks), self._layers(self.verified)
+            self.chunk.layers = self.verify_layers
             if self.redo:
                 old, self.first_hidden = self.first_hidden, np.zeros((self.rows, slots, self.shape.dim), np.float32)
                 row, (source, to) = np.arange(self.rows)[:, None], moves(start, old.shape[1], slots)
@@ -137,7 +140,7 @@ class NativeEngine:
         for i, block in enumerate(blocks):
             number = self.number[block]
             caches, norms = (self.memory.k[number], self.memory.v[number]), self.weights.head_norms[block]
-            array[i] = Layer(*(part.ctypes.data for part in (*self.weights.blocks[block], *caches, *norms)))
+            array[i] = Layer(*(address(part) for part in (*self.weights.blocks[block], *caches, *norms)))
         return array
 
     def verify(
@@ -147,7 +150,38 @@ class NativeEngine:
         lengths: Int[np.ndarray, " b"],
         branches: Branches | None = None,
     ) -> Float32[np.ndarray, "b c v"]:
-        self._make_room(start, ids.shape[1])
+        """As step.cpp's `verify_chains` does it all at once; trees, which are rare, call by call."""
+        begins, shape = start.tolist(), ids.shape
+        if max(begins) + shape[1] > self.slots:
+            self._make_room(start, shape[1])
+        if branches is not None:
+            return self._verify_tree(start, ids, lengths, branches)
+        chunk = self.chunk
+        hidden = np.empty((1 + len(self.path), *shape, self.dim), np.float32)
+        logits = np.empty((*shape, PADDED_VOCAB_SIZE), np.float32)
+        begins = [begin for begin, count in zip(begins, lengths.tolist(), strict=True) if count] or [0]
+        _kept_alive, chunk.angles = self._angles(min(begins), max(begins) + shape[1])
+        chunk.rows, chunk.length = shape
+        chunk.start, chunk.lengths, chunk.ids = (
+            x.astype(np.int64, copy=False).tobytes() for x in (start, lengths, ids)
+        )
+        chunk.hidden, chunk.logits = address(hidden), address(logits)
+        self.functions.verify_chains(self.team, byref(chunk))
+        self.hidden_by_head = dict(zip((-1, *self.path), hidden, strict=True))
+        return logits
+
+    def _angles(self, first: int, end: int) -> tuple[Float32[np.ndarray, "n 2 k"], int]:
+        """See `angles`: for these positions."""
+        return angles(first // STRETCH, (end - 1) // STRETCH, self.shape.true_head_dim, self.model.config.rope_theta)
+
+    def _verify_tree(
+        self,
+        start: Int[np.ndarray, " b"],
+        ids: Int[np.ndarray, "b c"],
+        lengths: Int[np.ndarray, " b"],
+        branches: Branches | None,
+    ) -> Float32[np.ndarray, "b c v"]:
+        """Chains, too, if there are no branches: a test compares."""
         flat = self._flat(start, lengths, branches)
         x = self.weights.embed[ids[flat.row, flat.place]]
         hidden = self._stack(self.verify_layers, 0, len(self.verify_layers), flat, x, kept=len(self.path))
@@ -178,23 +212,34 @@ class NativeEngine:
         rows = np.flatnonzero(accepted)
         if heads < 2 or not len(rows):
             return
-        if self.model.config.topology == "deepseek":
-            heads_logits = self._deepseek_logits(start, accepted, heads, ids)
-        else:
-            heads_logits = iter(self._head_logits(start, accepted, heads))
-        for logits in heads_logits:
+        if self.drafts_at_once:
+            yield from self.all_drafts(start, accepted, heads).transpose(1, 0, 2)
+            return
+        for logits in self._deepseek_logits(start, accepted, heads, ids):
             yield self._by_row(logits, rows, len(start))
 
-    def _head_logits(
+    @property
+    def drafts_at_once(self) -> bool:
+        """Whether no head reads what others draft: then `all_drafts` may be called in place of `drafts`."""
+        return self.model.config.topology != "deepseek"
+
+    def all_drafts(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int
-    ) -> Float32[np.ndarray, "h q v"]:
+    ) -> Float32[np.ndarray, "b h v"]:
+        """What `drafts` gives in turn, for rows of which at least one accepted an id."""
+        rows = np.flatnonzero(accepted)
+        logits = self._head_logits(start, accepted, rows, heads)
+        return self._by_row(np.ascontiguousarray(logits), rows, len(start))
+
+    def _head_logits(
+        self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], rows: Int[np.ndarray, " q"], heads: int
+    ) -> Float32[np.ndarray, "q h v"]:
         """Logits of heads 2 to `heads` at the last accepted id of each row that has one."""
-        rows, topology = np.flatnonzero(accepted), self.model.config.topology
-        last = accepted[rows] - 1
+        last, topology = accepted[rows] - 1, self.model.config.topology
         if topology == "replicated":
             x = self.hidden_by_head[-1][rows, last]
             logits = self._product(self.weights.other_unembeds, x, (heads - 1) * PADDED_VOCAB_SIZE, normed=True)
-            return without_padding(logits.reshape(len(rows), heads - 1, -1)).transpose(1, 0, 2)
+            return without_padding(logits.reshape(len(rows), heads - 1, -1))
         if topology == "linear":
             assert self.weights.linear is not None
             x = self._product(self.weights.linear, self.hidden_by_head[-1][rows, last], (heads - 1) * self.shape.dim)
@@ -205,7 +250,7 @@ class NativeEngine:
             hidden = self._causal_heads(heads, self._flat(start, accepted))
         else:
             hidden = self._parallel_heads(heads, self._flat(start, accepted))
-        return self._logits(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:2], -1)
+        return self._logits(hidden.reshape(-1, hidden.shape[-1])).reshape(*hidden.shape[:2], -1).transpose(1, 0, 2)
 
     def _causal_heads(self, heads: int, flat: FlatBatch) -> Float32[np.ndarray, "h q d"]:
         """Links of heads 2 to `heads`, each on the output of the one before."""
@@ -256,11 +301,11 @@ class NativeEngine:
         np.maximum(table[2] - (self.window - 1), 0, out=table[4])
         chunk = int(lengths.max(initial=0))
         ancestors = None if branches is None else self._ancestors(branches, row, place, chunk)
-        rope = angles(table[2], self.shape.true_head_dim, self.model.config.rope_theta)
+        rope, angles_at = self._angles(int(table[2].min(initial=0)), int(table[2].max(initial=0)) + 1)
         first, size = table.ctypes.data, count * table.itemsize
         structure = Tokens(
             count, chunk, *(first + i * size for i in range(5)),
-            None if ancestors is None else ancestors.ctypes.data, rope.ctypes.data,
+            None if ancestors is None else ancestors.ctypes.data, angles_at,
         )  # fmt: skip
         last = (begin + lengths - 1)[lengths > 0]
         return FlatBatch(row, place, table[1], table[5], last, structure, (table, ancestors, rope))
@@ -329,15 +374,15 @@ class NativeEngine:
         y = np.empty((len(x), out), np.float32) if onto is None else onto
         self.functions.run_product(
             self.team,
-            weight.ctypes.data,
+            address(weight),
             self.shape.bfloat16,
             x.shape[1],
             out,
             len(x),
             normed,
             onto is not None,
-            x.ctypes.data,
-            y.ctypes.data,
+            address(x),
+            address(y),
         )
         return y
 
@@ -357,10 +402,10 @@ class NativeEngine:
 
     @staticmethod
     def _by_row(
-        logits: Float32[np.ndarray, "q v"], rows: Int[np.ndarray, " q"], count: int
-    ) -> Float32[np.ndarray, "b v"]:
+        logits: Float32[np.ndarray, "q *h v"], rows: Int[np.ndarray, " q"], count: int
+    ) -> Float32[np.ndarray, "b *h v"]:
         if len(rows) == count:
             return logits
-        out = np.zeros((count, logits.shape[1]), np.float32)
+        out = np.zeros((count, *logits.shape[1:]), np.float32)
         out[rows] = logits
         return out

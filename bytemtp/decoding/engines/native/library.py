@@ -1,4 +1,5 @@
-"""step.cpp, compiled for this machine when it is first needed (some three seconds), kept in the user's cache folder.
+"""step.cpp and draws.cpp, compiled for this machine when they are first needed (some three seconds), kept in the user's
+cache folder.
 
 The structures below are those of step.cpp: whoever changes one changes both.
 
@@ -12,21 +13,25 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from ctypes import POINTER, c_int, c_int64, c_void_p
+from ctypes import POINTER, addressof, c_char, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
+DRAWS = SOURCE.with_name("draws.cpp")
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 PROCESSOR = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 """What the code may use.  step.cpp takes the widest vectors among it."""
 
 
-# What step.cpp has as well: four structures.  `check_layout` compares when the library is loaded.
+# What step.cpp has as well: five structures.  `check_layout` compares when the library is loaded.
 
 
 class Shape(ctypes.Structure):
@@ -66,7 +71,21 @@ class Pass(ctypes.Structure):
     ]
 
 
-STRUCTURES = (Shape, Layer, Tokens, Pass)
+class Chunk(ctypes.Structure):
+    """One call of `verify_chains`."""
+
+    _fields_ = [
+        ("shape", POINTER(Shape)),
+        ("layers", POINTER(Layer)),
+        *((name, c_int) for name in ("layer_count", "kept", "threads", "window", "outputs", "vocabulary")),
+        *((name, c_void_p) for name in ("embed", "unembed", "angles")),
+        *((name, c_int) for name in ("rows", "length")),
+        *((name, c_char_p) for name in ("start", "lengths", "ids")),
+        *((name, c_void_p) for name in ("hidden", "logits")),
+    ]
+
+
+STRUCTURES = (Shape, Layer, Tokens, Pass, Chunk)
 
 
 @dataclass(frozen=True)
@@ -104,9 +123,20 @@ def library() -> Library:
     lib.run_stack.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
     lib.run_side_by_side.argtypes = [c_void_p, POINTER(Pass), c_int]
     lib.run_product.argtypes = [c_void_p, c_void_p, *[c_int] * 6, c_void_p, c_void_p]
-    for function in (lib.run_stack, lib.run_side_by_side, lib.run_product):
-        function.restype = None
+    lib.verify_chains.argtypes = [c_void_p, POINTER(Chunk)]
+    lib.leads.argtypes = [c_void_p, c_int, c_int, c_int, c_float, c_void_p]
+    lib.softmax.argtypes = [c_void_p, c_int, c_int, c_double, c_void_p]
+    lib.sample_ids.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p]
+    lib.verify_chain.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p, c_double, c_double, POINTER(c_int64)]
+    lib.verify_chain.restype = c_int64
+    for name in ("run_stack", "run_side_by_side", "run_product", "verify_chains", "leads", "softmax", "sample_ids"):
+        getattr(lib, name).restype = None
     return Library(lib, lanes, panel)
+
+
+def address(array: Shaped[np.ndarray, "..."]) -> int:
+    """Of its first number, as `array.ctypes.data`, in a tenth of the time: for arrays that lie together."""
+    return addressof(c_char.from_buffer(array.data))
 
 
 def check_layout(lib: ctypes.CDLL) -> tuple[int, int]:
@@ -132,7 +162,7 @@ def _compile(command: list[str], path: Path) -> None:
     """Written beside and renamed: another process may be doing the same."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as file:
         part = Path(file.name)
-    done = subprocess.run([*command, "-o", str(part), str(SOURCE)], capture_output=True, text=True)
+    done = subprocess.run([*command, "-o", str(part), str(SOURCE), str(DRAWS)], capture_output=True, text=True)
     if done.returncode:
         part.unlink()
         first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
@@ -148,5 +178,5 @@ def _fingerprint(command: list[str]) -> str:
     if info.exists():
         lines = info.read_text(errors="replace").splitlines()
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), processor)
-    parts = [SOURCE.read_bytes(), " ".join(command).encode(), version, processor.encode()]
+    parts = [SOURCE.read_bytes(), DRAWS.read_bytes(), " ".join(command).encode(), version, processor.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

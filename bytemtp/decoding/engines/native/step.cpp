@@ -265,7 +265,7 @@ struct Tokens {
   const int* first;                  // [t] its row's first token: what lies before that one's slot is decided
   const int* oldest;                 // [t] first position that it sees
   const uint8_t* above;              // [t, chunk] which tokens of its row it sees; null: those before it, and itself
-  const float* angles;               // [t, 2, k] cosines and sines of its position, the first half of the sines negated
+  const float* angles;               // [n, 2, k] by position: cosines and sines, the first half of the sines negated
 };
 
 struct Pass {
@@ -445,7 +445,7 @@ void attention(const Pass& pass, int l, int row, int group, float* scratch) {
     const float* value = key + shape.kv_heads * width;
     const int slot = tokens.slot[i] % shape.slots;
     norm_head(key, shape, pass.layers[l].k_norm);
-    rotate(key, shape, tokens.angles + (int64_t)i * 2 * shape.true_head_dim);
+    rotate(key, shape, tokens.angles + (int64_t)tokens.position[i] * 2 * shape.true_head_dim);
     for (int c = 0; c < width; c++) k[((int64_t)(slot / LANES) * width + c) * LANES + slot % LANES] = key[c];
     std::memcpy(v + (int64_t)slot * width, value, width * sizeof(float));
   }
@@ -456,7 +456,7 @@ void attention(const Pass& pass, int l, int row, int group, float* scratch) {
     for (int h = group * share; h < (group + 1) * share; h++) {
       float* q = pass.qkv + ((int64_t)l * tokens.count + i) * qkv_width + h * width;
       norm_head(q, shape, pass.layers[l].q_norm);
-      rotate(q, shape, tokens.angles + (int64_t)i * 2 * shape.true_head_dim);
+      rotate(q, shape, tokens.angles + (int64_t)tokens.position[i] * 2 * shape.true_head_dim);
       const int oldest = tokens.oldest[i];
       float* out = pass.attended + (((int64_t)l * pass.query_count + n) * shape.heads + h) * width;
       float* weights = scratch + (int64_t)queries.count * (shape.slots + LANES);
@@ -617,12 +617,51 @@ void product_step(void* argument, int member) {
   p.bfloat16 ? product_step_of<Bfloat16>(p, member) : product_step_of<Float32>(p, member);
 }
 
+// A pass over chains: in each row the first `lengths` of the ids follow one another from `start` on.
+struct Chunk {
+  const Shape* shape;
+  const Layer* layers;
+  int layer_count, kept, threads;
+  int window;
+  int outputs, vocabulary;               // v, and how many of them are ids: the logits of the others are -infinity
+  const float* embed;                    // [v, d]
+  const void* unembed;                   // packed
+  const float* angles;                   // as in Tokens
+  int rows, length;                      // b, c: t is b c at most
+  const int64_t *start, *lengths, *ids;  // [b], [b], [b, c]
+  float *hidden, *logits;                // [1 + kept, b, c, d], [b, c, v]; 0 where a row has fewer ids
+};
+
+// What Tokens needs of each id, and its embedding; returns how many there are.
+int lay_out(const Chunk& c, int** parts) {
+  int t = 0;
+  for (int row = 0; row < c.rows; row++)
+    for (int place = 0; place < c.lengths[row]; place++, t++) {
+      const int slot = (int)c.start[row] + place, dim = c.shape->dim;
+      const int values[] = {row, slot, slot, t - place, std::max(slot - c.window + 1, 0), t};
+      for (int i = 0; i < 6; i++) parts[i][t] = values[i];
+      const int64_t id = c.ids[(int64_t)row * c.length + place];
+      std::memcpy(c.hidden + (int64_t)t * dim, c.embed + id * dim, dim * sizeof(float));
+    }
+  return t;
+}
+
+// Vectors [t, size] to their rows and places [b, c, size], which begin at the same address or behind it.
+void spread(const Chunk& c, int t, const float* from, float* to, int size) {
+  for (int row = c.rows - 1; row >= 0; row--)
+    for (int place = c.length - 1; place >= 0; place--) {
+      float* there = to + ((int64_t)row * c.length + place) * size;
+      if (place >= c.lengths[row]) std::memset(there, 0, size * sizeof(float));
+      else std::memmove(there, from + (int64_t)--t * size, size * sizeof(float));
+    }
+}
+
 }  // namespace
 
 extern "C" {
 
 // native/library.py compares the sizes with its own, and reads the two constants.
-extern const int64_t layout[] = {sizeof(Shape), sizeof(Layer), sizeof(Tokens), sizeof(Pass), LANES, PANEL};
+extern const int64_t layout[] = {sizeof(Shape), sizeof(Layer), sizeof(Tokens), sizeof(Pass), sizeof(Chunk), LANES, PANEL};
 
 void* team_new(int threads) { return new Team(threads); }
 
@@ -645,6 +684,36 @@ void run_product(
     void* team, const void* w, int bfloat16, int in, int out, int rows, int normed, int added, const float* x, float* y) {
   Product product{static_cast<Team*>(team), w, bfloat16, in, out, rows, normed, added, x, y};
   product.team->run(product_step, &product);
+}
+
+// From ids to head 1's logits.
+void verify_chains(void* team, const Chunk* chunk) {
+  const Chunk& c = *chunk;
+  const int size = c.rows * c.length, d = c.shape->dim, v = c.outputs;
+  thread_local std::vector<int> numbers;
+  thread_local std::vector<float> scratch;
+  numbers.resize(std::max(numbers.size(), (size_t)6 * size));
+  int* parts[6];
+  for (int i = 0; i < 6; i++) parts[i] = numbers.data() + i * size;
+  const int t = lay_out(c, parts);
+  const Tokens tokens{t, c.length, parts[0], parts[1], parts[2], parts[3], parts[4], nullptr, c.angles};
+  float* kept = c.hidden + (int64_t)size * d;
+  const Shape& shape = *c.shape;
+  const int64_t queries = (int64_t)t * shape.heads * shape.head_dim;
+  const int64_t qkv = queries + (int64_t)2 * t * shape.kv_heads * shape.head_dim, inner = (int64_t)t * shape.ffn;
+  const int64_t all = qkv + queries + inner + c.threads * floats_of_scores(shape.slots);
+  scratch.resize(std::max(scratch.size(), (size_t)all));
+  float* room = scratch.data();
+  const Pass pass{&shape, c.layers, c.layer_count, &tokens, t, parts[5], c.hidden, kept,
+                  room, room + qkv, room + qkv + queries, room + qkv + queries + inner};
+  if (t && c.layer_count) run_stack(team, &pass, c.rows, c.kept);
+  const float* last = c.kept ? kept + (int64_t)(c.kept - 1) * t * d : c.hidden;
+  run_product(team, c.unembed, c.shape->bfloat16, d, v, t, 1, 0, last, c.logits);
+  for (int r = 0; r < t; r++) std::fill(c.logits + (int64_t)r * v + c.vocabulary, c.logits + (int64_t)(r + 1) * v, -INFINITY);
+  if (t == size) return;
+  spread(c, t, c.logits, c.logits, v);
+  for (int k = c.kept - 1; k >= 0; k--) spread(c, t, kept + (int64_t)k * t * d, kept + (int64_t)k * size * d, d);
+  spread(c, t, c.hidden, c.hidden, d);
 }
 
 }  // extern "C"
