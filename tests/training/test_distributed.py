@@ -127,7 +127,8 @@ def test_trouble_of_one_process_ends_all_with_one_line(jobs: Path, job: str, sta
     assert job in MISFORTUNES
     found, text = ended(jobs, job)
     assert found == statuses
-    (told,) = (line for line in text if re.match(r"(error|\w+Error): ", line))
+    # Twice where both have it by themselves and the first process, which has the store, is gone before the other asks.
+    (told,) = {line for line in text if re.match(r"(error|\w+Error): ", line)}
     assert re.match(message, told)
     assert "GLHF" not in told  # gloo's
     assert ("Traceback (most recent call last):" in text) == (job == "bug")
