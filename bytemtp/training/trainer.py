@@ -381,14 +381,19 @@ class Trainer:
                 self._give_up(f"validation after step {self.state.step} has loss {self.valid_losses.mean}")
             size = self.valid_rows * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
-            self._note_best(self.valid_losses)
+            if self.state.seq_len == self.train.seq_len:
+                self._note_best(self.valid_losses)
         if self.sample is not None and self.train.sample_bytes:
             self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")
         apply(self.settings, self.model)
 
     def _evaluate(self, batch: Batch) -> HeadLosses:
+        """While rows are short, with a window of their length: the model has not learned yet what lies farther back."""
         there, rows = batch.to(self.model.device), len(batch.octets)
-        layout = self.model.layout(rows, self.train.seq_len, batch.document_ids)
+        window = self.settings.model.window
+        if self.state.seq_len < self.train.seq_len:
+            window = min(window or self.state.seq_len, self.state.seq_len)
+        layout = self.model.layout(rows, self.train.seq_len, batch.document_ids, window)
         return evaluate(self.model, there.ids, there.document_ids, layout)
 
     def _total(self, losses: HeadLosses) -> HeadLosses:

@@ -14,7 +14,9 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import reduce
 from itertools import takewhile
+from operator import add
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -42,7 +44,7 @@ from bytemtp.train import main, read_command
 from bytemtp.training import auto
 from bytemtp.training.auto import pick_compile
 from bytemtp.training.batches import collect_valid, seq_len_at
-from bytemtp.training.loss import HeadLosses, backward, trained_targets
+from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import drop_lines_after
 from bytemtp.training.trainer import Trainer, TrainOutcome, train
@@ -925,6 +927,24 @@ def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) 
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert weights(tmp_path / "cut") != weights_of(settings(), corpus, tmp_path / "plain")
     assert {line["bytes_seen"] // line["step"] for line in lines(tmp_path / "whole") if line["step"]} == {4 * 32}
+
+
+def test_short_rows_are_validated_with_a_window_of_their_length(corpus: str, tmp_path: Path) -> None:
+    """And are not compared with what the model can do once it has seen longer ones."""
+    growing = settings(first_seq_len=8, grow_at=0.5, valid_every=3)
+    train(growing, [corpus], tmp_path / "run", device="cpu")
+    valid = {line["step"]: line["bpb_per_head"] for line in lines(tmp_path / "run") if line["split"] == "valid"}
+    train(growing, [corpus], tmp_path / "short", device="cpu", stop_after=3)
+    model = load_model(tmp_path / "short")
+    rows = collect_valid(growing, [corpus], pin_memory=False)
+
+    def bits(window: int) -> list[float]:
+        layouts = [model.layout(len(x.ids), growing.train.seq_len, x.document_ids, window) for x in rows]
+        losses = [evaluate(model, x.ids, x.document_ids, there) for x, there in zip(rows, layouts, strict=True)]
+        return reduce(add, losses).bits_per_byte
+
+    assert valid[3] == pytest.approx(bits(8)) and valid[3] != pytest.approx(bits(0))
+    assert best(tmp_path / "short") is None and best(tmp_path / "run") is not None
 
 
 def weights_of(plan: Settings, corpus: str, run: Path) -> str:
