@@ -5,8 +5,7 @@ several, likeliest or drawn, only well-formed UTF-8) is the same for all drafter
 
 Sources: drafts by the model's own heads (Stern et al. 2018), by another model (Leviathan et al. 2023).
 Try:  bytemtp.generate(model, b"def ", 100, mode="draft", draft=other_model)
-Shapes:  b rows, c ids of a chunk, n length of the id buffer, h drafting heads, v
-vocabulary.
+Shapes:  b rows, c ids of a chunk, n length of the id buffer, h drafting heads, v vocabulary.
 """
 
 from collections.abc import Iterator, Sequence

@@ -25,6 +25,7 @@ MOMENTUM = 0.95
 """Of Muon (Jordan et al. 2024)."""
 
 EMBEDDING = "embed.weight"
+"""Name of the parameter that `train.embedding_lr` is for."""
 LONGEST_WARMUP = 0.1
 """Share of a run by the clock, whose number of steps nobody knows."""
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), StackedMuon: ("momentum_buffer",)}
