@@ -19,6 +19,7 @@ from bytemtp.train import Command as Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "corpora/README.md", ROOT / "tests/README.md"]
+PAGES += sorted(ROOT.glob("experiments/**/README.md"))
 DOCS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 USERS_DOCS = {page: text for page, text in DOCS.items() if page.startswith(("README", "docs/"))}
 

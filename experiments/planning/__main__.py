@@ -1,0 +1,136 @@
+"""Does predicting several bytes ahead teach a model to look ahead?  See README.md.
+
+Settings that begin with graph. say what the questions are: degree, length, names, how many are trained on (count) and
+scored (heldout), and how many a row of training holds (per_row).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from matplotlib.figure import Figure
+
+import bytemtp
+from bytemtp.bench.turns import markdown_table
+from bytemtp.common.cli import run_main
+from bytemtp.common.runtime import pick_device
+from bytemtp.reports.figures import COLOURS, describe, literal
+from experiments.grid import RUNS, Cell, Experiment, Line, main, train
+from experiments.planning.graphs import Question, Star, questions, write_corpus
+from experiments.tables import by_cell, draw_dots, mean_and_sd, paired
+
+TRAIN_SEED, HELDOUT_SEED = 0, 1
+"""Of the questions, the same for all cells; --seeds are those of the weights and of the order."""
+FIGURES = {"exact": "the whole path", "first": "first step", "arm": "some arm"}
+BATCH = 250
+"""Questions decoded at a time."""
+_writing = Lock()
+
+
+def score(cell: Cell) -> dict[str, Any]:
+    star, heldout = star_of(cell.settings), heldout_of(cell.settings)
+    # Rows of whole documents, each with its end; with two or more, most begin with the end before them, as prompts do.
+    trained = train(
+        cell, corpus(cell, star, heldout), **{"train.seq_len": cell.settings["graph.per_row"] * (star.bytes + 1)}
+    )
+    return trained | accuracy(heldout, answers(cell.folder, heldout, star.length))
+
+
+def star_of(settings: dict[str, Any]) -> Star:
+    return Star(*(settings[f"graph.{name}"] for name in ("degree", "length", "names")))
+
+
+def heldout_of(settings: dict[str, Any]) -> list[Question]:
+    return list(questions(star_of(settings), settings["graph.heldout"], HELDOUT_SEED))
+
+
+def corpus(cell: Cell, star: Star, heldout: Sequence[Question]) -> Path:
+    """The file to train on, written once for all cells with these graphs."""
+    count = cell.settings["graph.count"]
+    path = RUNS / cell.experiment / "data" / f"{star.degree}-{star.length}-{star.names}-{count}.jsonl.zst"
+    with _writing:
+        if not path.exists():
+            write_corpus(path, star, count, TRAIN_SEED, {question.prompt for question in heldout})
+    return path
+
+
+def answers(run: Path, asked: Sequence[Question], length: int) -> list[bytes]:
+    """What the model writes greedily after each prompt, as many bytes as a path has."""
+    model = bytemtp.load(run, pick_device().value)
+    prompts = [question.prompt.encode() for question in asked]
+    batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
+    return [one.data for batch in batches for one in bytemtp.generate_batch(model, batch, length)]
+
+
+def accuracy(asked: Sequence[Question], written: Sequence[bytes]) -> dict[str, float]:
+    """Shares of the answers that are right, that begin with the right step, and that are some arm, right or wrong."""
+    pairs = [(question, answer.decode("latin-1")) for question, answer in zip(asked, written, strict=True)]
+    return {
+        "exact": sum(answer == question.answer for question, answer in pairs) / len(pairs),
+        "first": sum(answer[:2] == question.answer[:2] for question, answer in pairs) / len(pairs),
+        "arm": sum(answer in question.arms for question, answer in pairs) / len(pairs),
+    }
+
+
+def table(lines: Sequence[Line]) -> str:
+    """Percentages; then, for each graph, every model against its first one."""
+    cells = by_cell(lines)
+    header = ["cell", "seeds", *(f"{what}, %" for what in FIGURES.values()), "chance, %", "minutes a run"]
+    first = markdown_table([row(name, of_cell) for name, of_cell in cells.items()], header)
+    differences = [
+        [f"{name} minus {model_of(base)}", *paired(cells[name], cells[base], "exact", ".1f", 100)]
+        for base, *others in by_graph(cells).values()
+        for name in others
+    ]
+    second = markdown_table(differences, ["difference of the whole path, points", "seeds", "mean", "p"])
+    return f"{first}\n\n{second}" if differences else first
+
+
+def row(name: str, lines: Sequence[Line]) -> list[str]:
+    return [
+        name,
+        str(len(lines)),
+        *(mean_and_sd([100 * line[figure] for line in lines], ".1f") for figure in FIGURES),
+        f"{100 * chance(lines):.0f}",
+        mean_and_sd([line["minutes"] for line in lines], ".1f"),
+    ]
+
+
+def chance(lines: Sequence[Line]) -> float:
+    """Of a first step that is guessed."""
+    return 1 / lines[0]["key"]["settings"]["graph.degree"]
+
+
+def by_graph(cells: dict[str, list[Line]]) -> dict[str, list[str]]:
+    """`G(2,4), n=1` belongs to G(2,4); a graph's cells stay in order."""
+    graphs: dict[str, list[str]] = {}
+    for name in cells:
+        graphs.setdefault(name.rpartition(", ")[0], []).append(name)
+    return graphs
+
+
+def model_of(name: str) -> str:
+    return name.rpartition(", ")[2]
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """A panel a graph: a row a model, dots for the seeds, a dashed line at what guessing the first step gives."""
+    cells = by_cell(lines)
+    graphs = by_graph(cells)
+    picture = Figure(figsize=(3.2 * len(graphs), 2.4), dpi=150, layout="constrained")
+    for axes, (graph, names) in zip(picture.subplots(1, len(graphs), squeeze=False)[0], graphs.items(), strict=True):
+        for place, name in enumerate(names):
+            draw_dots(axes, [100 * line["exact"] for line in cells[name]], place, COLOURS[place])
+        axes.axvline(100 * chance(cells[names[0]]), color=COLOURS[-1], linewidth=0.8, linestyle="--")
+        axes.set_yticks(range(len(names)), [literal(model_of(name)) for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(-4, 104)
+        describe(axes, "exact paths (%); dashed: chance", "", graph)
+    return picture
+
+
+EXPERIMENT = Experiment("planning", score, table, draw)
+
+if __name__ == "__main__":
+    run_main(lambda: main(EXPERIMENT))
