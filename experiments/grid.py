@@ -103,6 +103,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
     """Run what is not finished and print the preset's table."""
     presets = experiment.presets()
     options = parser(experiment.name, presets).parse_args(arguments)
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}; it must be 1 or more")
     todo = missing(cells_of(experiment, options.preset, options.seeds, options.only), read_lines(experiment.results))
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the trainings
@@ -142,7 +144,7 @@ def cells_of(
     options = {name: value for name, value in grid.items() if name not in ("common", "cells")}
     return [
         Cell(experiment.name, preset, name, seed, grid["common"] | changes, options)
-        for seed in seeds
+        for seed in dict.fromkeys(seeds)
         for name, changes in grid["cells"].items()
         if only is None or name in only
     ]

@@ -25,9 +25,9 @@ def by_cell(lines: Sequence[Line]) -> dict[str, list[Line]]:
 
 
 def mean_and_sd(values: Sequence[float], form: str) -> str:
-    """`1.57 ± 0.01`; without a spread where there is one value."""
+    """`1.57 ± 0.01`; without a spread where there is one value.  A sign that `form` asks for is the mean's."""
     mean = format(statistics.mean(values), form)
-    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
+    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else mean
 
 
 def paired(a: Sequence[Line], b: Sequence[Line], figure: str, form: str, scale: float = 1.0) -> list[str]:

@@ -4,17 +4,20 @@ Settings that begin with graph. say what the questions are: degree, length, name
 scored (heldout), and how many a row of training holds (per_row).
 """
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 
 import bytemtp
 from bytemtp.bench.turns import markdown_table
 from bytemtp.common.cli import run_main
 from bytemtp.common.runtime import pick_device
+from bytemtp.common.vocab import EOT
 from bytemtp.reports.figures import COLOURS, describe, literal
 from experiments.grid import RUNS, Cell, Experiment, Line, main, train
 from experiments.planning.graphs import Question, Star, questions, write_corpus
@@ -22,9 +25,9 @@ from experiments.tables import by_cell, draw_dots, mean_and_sd, paired
 
 TRAIN_SEED, HELDOUT_SEED = 0, 1
 """Of the questions, the same for all cells; --seeds are those of the weights and of the order."""
-FIGURES = {"exact": "the whole path", "first": "first step", "arm": "some arm"}
+FIGURES = {"exact": "the whole path", "first": "first step", "along": "along some arm"}
 BATCH = 250
-"""Questions decoded at a time."""
+"""Questions asked at a time."""
 _writing = Lock()
 
 
@@ -34,7 +37,8 @@ def score(cell: Cell) -> dict[str, Any]:
     trained = train(
         cell, corpus(cell, star, heldout), **{"train.seq_len": cell.settings["graph.per_row"] * (star.bytes + 1)}
     )
-    return trained | accuracy(heldout, answers(cell.folder, heldout, star.length))
+    model = bytemtp.load(cell.folder, pick_device().value)
+    return trained | accuracy(heldout, answers(model, heldout)) | {"ahead": ahead(model, heldout)}
 
 
 def star_of(settings: dict[str, Any]) -> Star:
@@ -48,35 +52,63 @@ def heldout_of(settings: dict[str, Any]) -> list[Question]:
 def corpus(cell: Cell, star: Star, heldout: Sequence[Question]) -> Path:
     """The file to train on, written once for all cells with these graphs."""
     count = cell.settings["graph.count"]
-    path = RUNS / cell.experiment / "data" / f"{star.degree}-{star.length}-{star.names}-{count}.jsonl.zst"
+    name = f"G-{star.degree}-{star.length}-of-{star.names}-{count}-without-{len(heldout)}.jsonl.zst"
+    path = RUNS / cell.experiment / "data" / name
     with _writing:
         if not path.exists():
             write_corpus(path, star, count, TRAIN_SEED, {question.prompt for question in heldout})
     return path
 
 
-def answers(run: Path, asked: Sequence[Question], length: int) -> list[bytes]:
+def answers(model: bytemtp.ByteMTP, asked: Sequence[Question]) -> list[bytes]:
     """What the model writes greedily after each prompt, as many bytes as a path has."""
-    model = bytemtp.load(run, pick_device().value)
-    prompts = [question.prompt.encode() for question in asked]
-    batches = [prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)]
-    return [one.data for batch in batches for one in bytemtp.generate_batch(model, batch, length)]
+    return [
+        one.data
+        for batch in batches(asked)
+        for one in bytemtp.generate_batch(model, [q.prompt.encode() for q in batch], len(batch[0].answer))
+    ]
+
+
+@torch.no_grad()
+def ahead(model: bytemtp.ByteMTP, asked: Sequence[Question]) -> list[float]:
+    """By head, how often it knows its node of the path when the prompt has just ended: head 1 the centre, and so on."""
+    heads = min(model.config.n_future, len(asked[0].answer))
+    right = torch.zeros(heads)
+    for batch in batches(asked):
+        ids = torch.tensor([[EOT, *q.prompt.encode()] for q in batch], device=model.device)
+        path = torch.tensor([[*q.answer.encode()] for q in batch])
+        right += (model(ids)[:heads, :, -1].argmax(-1).cpu() == path.T[:heads]).sum(1)
+    return (right / len(asked)).tolist()
+
+
+def batches(asked: Sequence[Question]) -> list[Sequence[Question]]:
+    return [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
 
 
 def accuracy(asked: Sequence[Question], written: Sequence[bytes]) -> dict[str, float]:
-    """Shares of the answers that are right, that begin with the right step, and that are some arm, right or wrong."""
-    pairs = [(question, answer.decode("latin-1")) for question, answer in zip(asked, written, strict=True)]
+    """Shares of the answers that are right, that begin with the right step, and that go along some arm.
+
+    The last node does not count for the third: a model may copy it from the prompt, whichever arm it has taken.
+    """
+    pairs = [(q, answer.decode("latin-1")) for q, answer in zip(asked, written, strict=True)]
     return {
-        "exact": sum(answer == question.answer for question, answer in pairs) / len(pairs),
-        "first": sum(answer[:2] == question.answer[:2] for question, answer in pairs) / len(pairs),
-        "arm": sum(answer in question.arms for question, answer in pairs) / len(pairs),
+        "exact": sum(answer == q.answer for q, answer in pairs) / len(pairs),
+        "first": sum(answer[:2] == q.answer[:2] for q, answer in pairs) / len(pairs),
+        "along": sum(answer[:-1] in {arm[:-1] for arm in q.arms} for q, answer in pairs) / len(pairs),
     }
 
 
 def table(lines: Sequence[Line]) -> str:
     """Percentages; then, for each graph, every model against its first one."""
     cells = by_cell(lines)
-    header = ["cell", "seeds", *(f"{what}, %" for what in FIGURES.values()), "chance, %", "minutes a run"]
+    header = [
+        "cell",
+        "seeds",
+        *(f"{what}, %" for what in FIGURES.values()),
+        "chance, %",
+        "by head, from the prompt, %",
+        "minutes a run",
+    ]
     first = markdown_table([row(name, of_cell) for name, of_cell in cells.items()], header)
     differences = [
         [f"{name} minus {model_of(base)}", *paired(cells[name], cells[base], "exact", ".1f", 100)]
@@ -88,11 +120,13 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def row(name: str, lines: Sequence[Line]) -> list[str]:
+    heads = [line["ahead"] for line in lines]
     return [
         name,
         str(len(lines)),
         *(mean_and_sd([100 * line[figure] for line in lines], ".1f") for figure in FIGURES),
         f"{100 * chance(lines):.0f}",
+        " ".join(f"{100 * share:.0f}" for share in map(statistics.mean, zip(*heads, strict=True))),
         mean_and_sd([line["minutes"] for line in lines], ".1f"),
     ]
 

@@ -48,7 +48,7 @@ def keys_of(lines):
 def test_each_cell_is_run_once(experiment, capsys):
     grid.main(experiment, ["--seeds", "0", "1", "--jobs", "1", "--only", "one"])
     assert keys_of(read_lines(experiment.results)) == [("one", 0, 8), ("one", 1, 9)]
-    grid.main(experiment, ["--seeds", "1", "--jobs", "2"])
+    grid.main(experiment, ["--seeds", "1", "1", "--jobs", "2"])
     assert keys_of(read_lines(experiment.results)) == [("one", 0, 8), ("one", 1, 9), ("two, wide", 1, 17)]
     assert "1 cells to run" in capsys.readouterr().err
     assert {"commit", "hardware", "threads"} <= read_lines(experiment.results)[0].keys()
@@ -74,21 +74,26 @@ def test_a_cell_with_other_settings_is_another_one(experiment):
     assert keys_of(experiment.lines("cpu")) == [("one", 0, 8), ("two, wide", 0, 24)]
 
 
-def test_a_cell_that_fails_is_one_line_and_leaves_the_others(experiment):
+def test_a_cell_that_fails_leaves_those_before_it(experiment):
     def score(cell):
-        if cell.name == "one":
+        if cell.name != "one":
             raise UserError("no luck")
         return {"size": 0}
 
     failing = Experiment("toy", score, str, tables.dots)
     with pytest.raises(UserError, match="no luck"):
-        grid.main(failing, ["--seeds", "0", "--jobs", "2"])
-    assert keys_of(read_lines(failing.results)) == [("two, wide", 0, 0)]
+        grid.main(failing, ["--seeds", "0", "1", "--jobs", "1"])
+    assert keys_of(read_lines(failing.results)) == [("one", 0, 0)]
 
 
 def test_an_unknown_cell_is_told(experiment):
     with pytest.raises(UserError, match="unknown cell 'three'; choose from 'one', 'two, wide'"):
         grid.main(experiment, ["--only", "three"])
+
+
+def test_no_jobs_are_told(experiment):
+    with pytest.raises(UserError, match="--jobs is 0; it must be 1 or more"):
+        grid.main(experiment, ["--jobs", "0"])
 
 
 def test_a_training_begins_anew_or_goes_on(tmp_path, monkeypatch):

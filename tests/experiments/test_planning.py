@@ -1,15 +1,20 @@
 """Star graphs: the question has one answer, every row of training holds whole questions, and scores count."""
 
+import json
+from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
+import torch
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 import bytemtp
 from bytemtp.common.errors import UserError
 from experiments.grid import cells_of
-from experiments.planning.__main__ import EXPERIMENT, accuracy, answers, by_graph, corpus, heldout_of, star_of
+from experiments.planning.__main__ import EXPERIMENT, accuracy, ahead, answers, by_graph, corpus, heldout_of, star_of
 from experiments.planning.graphs import NAMES, Question, Star, questions, write_corpus
 
 SMALL = st.tuples(st.integers(1, 5), st.integers(2, 6)).flatmap(
@@ -69,9 +74,8 @@ def test_nothing_held_out_is_trained_on(tmp_path):
 
 
 def documents(path) -> list[str]:
-    with bytemtp.stream([str(path)], 1, 1, shuffle=False) as batches:
-        text = "".join("\n" if batch.ids[0, 0] == 256 else chr(batch.ids[0, 0]) for batch in batches)
-    return (text + "\n").split("\n")[:-1] if not text.endswith("\n") else text.split("\n")[:-1]
+    lines = zstandard.decompress(path.read_bytes()).splitlines()
+    return [json.loads(line)["text"] for line in lines]
 
 
 @pytest.mark.parametrize("preset", EXPERIMENT.presets())
@@ -80,7 +84,7 @@ def test_rows_of_training_hold_whole_questions(preset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for cell in cells_of(EXPERIMENT, preset, [0]):
         star, per_row = star_of(cell.settings), cell.settings["graph.per_row"]
-        few = cell.__class__(**{**vars(cell), "settings": cell.settings | {"graph.count": 40}})
+        few = replace(cell, settings=cell.settings | {"graph.count": 40})
         path = corpus(few, star, heldout_of(few.settings | {"graph.heldout": 2}))
         with bytemtp.stream([str(path)], per_row * (star.bytes + 1), 1, n_future=2, seed=3) as batches:
             for batch in islice(batches, 5):
@@ -105,15 +109,32 @@ def test_models_of_a_graph_differ_in_their_heads_alone():
 
 def test_accuracy_counts():
     asked = [Question("", ("abc", "ade")), Question("", ("xyz", "xuv"))]
-    assert accuracy(asked, [b"abc", b"xyz"]) == {"exact": 1, "first": 1, "arm": 1}
-    assert accuracy(asked, [b"abe", b"xuv"]) == {"exact": 0, "first": 0.5, "arm": 0.5}
-    assert accuracy(asked, [b"", b"\xffyz"]) == {"exact": 0, "first": 0, "arm": 0}
+    assert accuracy(asked, [b"abc", b"xyz"]) == {"exact": 1, "first": 1, "along": 1}
+    assert accuracy(asked, [b"abe", b"xuz"]) == {"exact": 0, "first": 0.5, "along": 1}
+    assert accuracy(asked, [b"", b"xav"]) == {"exact": 0, "first": 0, "along": 0}
+
+
+ASKED = list(questions(Star(2, 4, 9), 5, seed=0))
 
 
 def test_answers_are_what_the_decoder_writes(trained_run, monkeypatch):
-    asked = list(questions(Star(2, 3, 9), 5, seed=0))
     monkeypatch.setattr("experiments.planning.__main__.BATCH", 2)
     model = bytemtp.load(trained_run)
-    assert answers(trained_run, asked, 3) == [
-        bytemtp.generate(model, question.prompt.encode(), 3).data for question in asked
-    ]
+    assert answers(model, ASKED) == [bytemtp.generate(model, q.prompt.encode(), 4).data for q in ASKED]
+
+
+def test_each_head_is_asked_for_its_own_node(monkeypatch):
+    """Of a model whose head 1 is always right, head 2 never, head 3 for the first three questions."""
+    monkeypatch.setattr("experiments.planning.__main__.BATCH", 2)
+    by_prompt = {q.prompt: [q.answer[0], "?", q.answer[2] if q in ASKED[:3] else "?"] for q in ASKED}
+
+    class Model:
+        config, device = SimpleNamespace(n_future=3), torch.device("cpu")
+
+        def __call__(self, ids):
+            assert (ids[:, 0] == 256).all()
+            known = [by_prompt[bytes(row[1:]).decode()] for row in ids.tolist()]
+            last = torch.tensor([[ord(node) for node in nodes] for nodes in known]).T
+            return torch.nn.functional.one_hot(last[:, :, None].expand(-1, -1, ids.shape[1]), 264).float()
+
+    assert ahead(Model(), ASKED) == pytest.approx([1, 0, 0.6])
