@@ -34,9 +34,8 @@ _writing = Lock()
 def score(cell: Cell) -> dict[str, Any]:
     star, heldout = star_of(cell.settings), heldout_of(cell.settings)
     # Rows of whole documents, each with its end; with two or more, most begin with the end before them, as prompts do.
-    trained = train(
-        cell, corpus(cell, star, heldout), **{"train.seq_len": cell.settings["graph.per_row"] * (star.bytes + 1)}
-    )
+    row_bytes = cell.settings["graph.per_row"] * (star.bytes + 1)
+    trained = train(cell, corpus(cell, star, heldout), **{"train.seq_len": row_bytes})
     model = bytemtp.load(cell.folder, pick_device().value)
     return trained | accuracy(heldout, answers(model, heldout)) | {"ahead": ahead(model, heldout)}
 
@@ -151,11 +150,12 @@ def model_of(name: str) -> str:
 def draw(lines: Sequence[Line]) -> Figure:
     """A panel a graph: a row a model, dots for the seeds, a dashed line at what guessing the first step gives."""
     cells = by_cell(lines)
-    graphs = by_graph(cells)
+    graphs, models = by_graph(cells), list(dict.fromkeys(map(model_of, cells)))
     picture = Figure(figsize=(3.2 * len(graphs), 2.4), dpi=150, layout="constrained")
     for axes, (graph, names) in zip(picture.subplots(1, len(graphs), squeeze=False)[0], graphs.items(), strict=True):
         for place, name in enumerate(names):
-            draw_dots(axes, [100 * line["exact"] for line in cells[name]], place, COLOURS[place])
+            colour = COLOURS[models.index(model_of(name))]
+            draw_dots(axes, [100 * line["exact"] for line in cells[name]], place, colour)
         axes.axvline(100 * chance(cells[names[0]]), color=COLOURS[-1], linewidth=0.8, linestyle="--")
         axes.set_yticks(range(len(names)), [literal(model_of(name)) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
