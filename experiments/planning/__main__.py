@@ -34,8 +34,8 @@ _writing = Lock()
 def score(cell: Cell) -> dict[str, Any]:
     star, heldout = star_of(cell.settings), heldout_of(cell.settings)
     # Rows of whole documents, each with its end; with two or more, most begin with the end before them, as prompts do.
-    row_bytes = cell.settings["graph.per_row"] * (star.bytes + 1)
-    trained = train(cell, corpus(cell, star, heldout), **{"train.seq_len": row_bytes})
+    rows = {"train.seq_len": cell.settings["graph.per_row"] * (star.bytes + 1), "train.first_seq_len": 0}
+    trained = train(cell, corpus(cell, star, heldout), **rows)
     model = bytemtp.load(cell.folder, pick_device().value)
     return trained | accuracy(heldout, answers(model, heldout)) | {"ahead": ahead(model, heldout)}
 
