@@ -33,11 +33,17 @@ _writing = Lock()
 
 def score(cell: Cell) -> dict[str, Any]:
     star, heldout = star_of(cell.settings), heldout_of(cell.settings)
-    # Rows of whole documents, each with its end; with two or more, most begin with the end before them, as prompts do.
-    rows = {"train.seq_len": cell.settings["graph.per_row"] * (star.bytes + 1), "train.first_seq_len": 0}
-    trained = train(cell, corpus(cell, star, heldout), **rows)
+    trained = train(cell, corpus(cell, star, heldout), **rows(star, cell.settings["graph.per_row"]))
     model = bytemtp.load(cell.folder, pick_device().value)
     return trained | accuracy(heldout, answers(model, heldout)) | {"ahead": ahead(model, heldout)}
+
+
+def rows(star: Star, count: int) -> dict[str, int]:
+    """Settings for rows of `count` whole documents, each with its end, from the first step on.
+
+    With two or more, most of them have the end of a document before them, as prompts do.
+    """
+    return {"train.seq_len": count * (star.bytes + 1), "train.first_seq_len": 0}
 
 
 def star_of(settings: dict[str, Any]) -> Star:
