@@ -66,9 +66,9 @@ def provenance(lines: Sequence[Line]) -> str:
         return ", ".join(sorted({str(line[name]) for line in lines if name in line})) or "not noted"
 
     minutes = sum(line.get("minutes", 0.0) for line in lines)
-    took = f"; {minutes:.0f} minutes of training in all" if minutes else ""
+    took = f", {minutes:.0f} minutes of training in all" if minutes else ""
     where = [f"{what}: {values(name)}." for name, what in SOURCES.items()]
-    return " ".join([f"{len(lines)} runs{took}.", *where])
+    return " ".join([f"Runs: {len(lines)}{took}.", *where])
 
 
 def dots(lines: Sequence[Line], figure: str, label: str) -> Figure:
