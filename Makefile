@@ -2,13 +2,14 @@
 #   make demo       corpora, ten minutes of training, bits per byte, decoding compared, pass@k in a sandbox
 #   make test       linters, types and quick tests          make test-all   also the slow proofs
 #   make bench      speed of data, training and decoding beside the peers
+#   make figures    tables and pictures of experiments/, drawn anew from their results
 #   make format     put the source into its one format
 
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: setup demo test test-all bench format
+.PHONY: setup demo test test-all bench figures format
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/ready
@@ -36,6 +37,9 @@ bench: setup
 	$(RUN) -m bytemtp.bench data
 	$(RUN) -m bytemtp.bench decode
 	$(RUN) -m bytemtp.bench execute
+
+figures: setup
+	$(RUN) -m experiments.readme
 
 format: setup
 	$(RUN) -m ruff check --fix .

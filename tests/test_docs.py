@@ -19,6 +19,7 @@ from bytemtp.train import Command as Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "corpora/README.md", ROOT / "tests/README.md"]
+PAGES += sorted(ROOT.glob("experiments/**/README.md"))
 DOCS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 USERS_DOCS = {page: text for page, text in DOCS.items() if page.startswith(("README", "docs/"))}
 
@@ -96,7 +97,9 @@ NAMED = [(page, path) for page, text in DOCS.items() for path in re.findall(r"[\
 
 @pytest.mark.parametrize(("page", "path"), sorted(set(NAMED)))
 def test_source_files_named_in_the_docs_exist(page, path):
-    assert any((folder / path).exists() for folder in (ROOT, ROOT / "bytemtp")), f"{page} names {path}"
+    assert any((folder / path).exists() for folder in (ROOT, ROOT / "bytemtp", (ROOT / page).parent)), (
+        f"{page} names {path}"
+    )
 
 
 def test_commands_of_the_docs_exist_with_their_options():

@@ -183,14 +183,19 @@ def train_and_score(place: Path, train: Sequence[str], heldout: Sequence[str], *
     Its log and its scores stand beside it: `place` must have no dot in its name.  UserError if a command fails.
     """
     run_module(place, "bytemtp.train", *train, "--out", str(place), "--overwrite", *options)
-    score = place.with_suffix(".bpb.json")
-    run_module(place, "bytemtp.evaluate", "bpb", str(place), *heldout, "--json", str(score))
     folder = latest(place)
     assert folder is not None  # the command has ended well
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    bits = json.loads(score.read_text(encoding="utf-8"))
+    return {"steps": state["step"], "bytes_seen": state["bytes_seen"], **bits_per_byte(place, heldout)}
+
+
+def bits_per_byte(place: Path, heldout: Sequence[str]) -> Report:
+    """What `python -m bytemtp.evaluate bpb` says of a run.  UserError if it fails."""
+    score = place.with_suffix(".bpb.json")
+    run_module(place, "bytemtp.evaluate", "bpb", str(place), *heldout, "--json", str(score))
+    bits: Report = json.loads(score.read_text(encoding="utf-8"))
     score.unlink()
-    return {"steps": state["step"], "bytes_seen": state["bytes_seen"], **bits}
+    return bits
 
 
 def train_peer(plan: Plan, place: Path, seed: int, data: DataConfig) -> Report:

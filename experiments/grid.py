@@ -1,0 +1,192 @@
+"""What all experiments have in common: cells of settings, trained from several seeds, each finished one kept.
+
+python -m experiments.NAME --seeds 0 1 2
+python -m experiments.NAME --preset paper --only "G(5,5), n=1" --jobs 1
+
+experiments/NAME/recipe.toml     by preset: what all cells share ([PRESET.common]), what each changes ([PRESET.cells])
+experiments/NAME/__main__.py     EXPERIMENT: how a cell is scored, and the table and picture of the finished ones
+experiments/NAME/results.jsonl   one line a finished cell and seed
+experiments/NAME/README.md       question and answer, with the tables that `python -m experiments.readme` makes
+
+A cell is one `python -m bytemtp.train` in a process of its own, and a score.  After a kill the same command goes on:
+finished cells are read from results.jsonl, and an unfinished training is resumed from its newest checkpoint.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from bytemtp.bench.quality import run_module
+from bytemtp.bench.turns import machine
+from bytemtp.common.errors import UserError
+from bytemtp.common.jsonl import JsonLinesFile, read_lines
+from bytemtp.common.runtime import log
+from bytemtp.model.checkpoint import latest
+
+FOLDER = Path(__file__).parent
+RUNS = Path("runs")
+SECTIONS = ("model.", "train.", "data.")
+"""Settings that are bytemtp's; others are the experiment's own."""
+Line = dict[str, Any]
+"""Of results.jsonl: `key` (preset as `grid`, cell, seed, settings), commit, hardware, threads, minutes, and figures."""
+_writing = Lock()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run."""
+
+    experiment: str
+    preset: str
+    name: str
+    seed: int
+    settings: dict[str, Any]
+    options: dict[str, Any]
+    """what the preset says beside `common` and `cells`, such as files"""
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"grid": self.preset, "cell": self.name, "seed": self.seed, "settings": self.settings}
+
+    @property
+    def folder(self) -> Path:
+        """The run's.  Its name has a digest of the settings, so that a run with other ones is never gone on with."""
+        name = re.sub(r"[^\w=-]+", "-", f"{self.preset}-{self.name}-seed{self.seed}")
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        return RUNS / self.experiment / f"{name}-{digest}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is special to one folder of experiments/."""
+
+    name: str
+    score: Callable[[Cell], dict[str, Any]]
+    """trains a cell (`train`) and scores it: the figures of its line"""
+    table: Callable[[Sequence[Line]], str]
+    """Markdown of the lines of one preset"""
+    draw: Callable[[Sequence[Line]], Figure]
+
+    @property
+    def folder(self) -> Path:
+        return FOLDER / self.name
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results.jsonl"
+
+    def presets(self) -> dict[str, Any]:
+        return tomllib.loads((self.folder / "recipe.toml").read_text(encoding="utf-8"))
+
+    def lines(self, preset: str) -> list[Line]:
+        """Of the cells that recipe.toml has now, with its settings, in its order."""
+        cells = [cell.key for cell in cells_of(self, preset, [0])]
+        lines = [(line["key"] | {"seed": 0}, line) for line in read_lines(self.results)]
+        known = [(cells.index(key), line["key"]["seed"], line) for key, line in lines if key in cells]
+        return [line for _, _, line in sorted(known, key=lambda entry: entry[:2])]
+
+
+def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
+    """Run what is not finished and print the preset's table."""
+    presets = experiment.presets()
+    options = parser(experiment.name, presets).parse_args(arguments)
+    if options.jobs < 1:
+        raise UserError(f"--jobs is {options.jobs}; it must be 1 or more")
+    todo = missing(cells_of(experiment, options.preset, options.seeds, options.only), read_lines(experiment.results))
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the trainings
+    torch.set_num_threads(threads)  # of the scores
+    about = {"commit": commit(), "hardware": machine()["device"], "threads": threads}
+    log(f"{experiment.name}: {len(todo)} cells to run, {options.jobs} at a time")
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda cell: run(experiment, cell, about), todo))
+    print(experiment.table(experiment.lines(options.preset)))
+
+
+def parser(name: str, presets: dict[str, Any]) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=f"Train and score the cells of experiments/{name}/recipe.toml, and print the table of all that is "
+        "finished.  A killed command goes on where it was.",
+    )
+    result.add_argument("--preset", choices=list(presets), default=next(iter(presets)))
+    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    result.add_argument("--only", nargs="+", metavar="CELL", help="these cells; all unless given")
+    result.add_argument(
+        "--jobs",
+        type=int,
+        default=1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)),
+        help="cells at a time, which share the processor's cores; a core each unless given, one cell on a GPU",
+    )
+    return result
+
+
+def cells_of(
+    experiment: Experiment, preset: str, seeds: Sequence[int], only: Sequence[str] | None = None
+) -> list[Cell]:
+    """A seed after the other, so that a run that ends early has whole seeds.  UserError for a cell that is none."""
+    grid = experiment.presets()[preset]
+    if unknown := set(only or ()) - set(grid["cells"]):
+        raise UserError(f"unknown cell {sorted(unknown)[0]!r}; choose from {', '.join(map(repr, grid['cells']))}")
+    options = {name: value for name, value in grid.items() if name not in ("common", "cells")}
+    return [
+        Cell(experiment.name, preset, name, seed, grid["common"] | changes, options)
+        for seed in dict.fromkeys(seeds)
+        for name, changes in grid["cells"].items()
+        if only is None or name in only
+    ]
+
+
+def missing(cells: Sequence[Cell], lines: Sequence[Line]) -> list[Cell]:
+    """Those without a line.  One that was measured with other settings counts as missing."""
+    keys = [line["key"] for line in lines]
+    return [cell for cell in cells if cell.key not in keys]
+
+
+def run(experiment: Experiment, cell: Cell, about: dict[str, Any]) -> None:
+    """Train, score, and append the line."""
+    log(f"{cell.name}, seed {cell.seed}: begins, see {cell.folder}.log")
+    line = {"key": cell.key, **about, **experiment.score(cell)}
+    with _writing:
+        JsonLinesFile(experiment.results).append([line])
+    log(f"{cell.name}, seed {cell.seed}: done")
+
+
+def train(cell: Cell, *paths: str | Path, **settings: Any) -> dict[str, Any]:
+    """Train a cell into its folder, or go on with what is there; the steps, bytes and minutes that it took.
+
+    settings: of bytemtp, by dotted name, that follow from the cell's.  UserError if the command fails.
+    """
+    chosen = cell.settings | settings | {"train.seed": cell.seed}
+    words = [f"--{name}={value}" for name, value in chosen.items() if name.startswith(SECTIONS)]
+    again = ["--resume"] if (cell.folder / "config.toml").exists() else []
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    run_module(cell.folder, "bytemtp.train", *map(str, paths), "--out", str(cell.folder), *again, *words)
+    newest = latest(cell.folder)
+    assert newest is not None  # the command has ended well
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    return {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}
+
+
+def commit() -> str:
+    """Of the code that runs; "+" where it has changes that are not committed, empty where there is no repository."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=FOLDER.parent, capture_output=True, text=True)
+
+    head = git("rev-parse", "--short=7", "HEAD").stdout.strip()
+    is_changed = git("diff", "--quiet", "HEAD", "--", "*.py", "*.cpp", "*.toml").returncode == 1
+    return head + "+" * is_changed

@@ -1,0 +1,89 @@
+"""Numbers of several seeds as text and as pictures: mean and spread, paired differences, a dot a seed.
+
+Try:  python -c "from experiments.tables import *; print(mean_and_sd([1.0, 2.0, 4.0], '.1f'))"
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bytemtp.common.errors import UserError
+from bytemtp.reports.figures import COLOURS, describe, literal
+from experiments.grid import Line
+
+SOURCES = {"hardware": "Hardware", "threads": "Threads a run", "commit": "Commit"}
+
+
+def by_cell(lines: Sequence[Line]) -> dict[str, list[Line]]:
+    """The lines of each cell, in order."""
+    cells: dict[str, list[Line]] = {}
+    for line in lines:
+        cells.setdefault(line["key"]["cell"], []).append(line)
+    return cells
+
+
+def mean_and_sd(values: Sequence[float], form: str) -> str:
+    """`1.57 ± 0.01`; without a spread where there is one value.  A sign that `form` asks for is the mean's."""
+    mean = format(statistics.mean(values), form)
+    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else mean
+
+
+def paired(a: Sequence[Line], b: Sequence[Line], figure: str, form: str, scale: float = 1.0) -> list[str]:
+    """Of the seeds that both cells have: how many, mean difference a - b with its spread, and the p-value.
+
+    p: two-sided, paired t-test.  Empty with fewer than two seeds, or where all differences are the same.
+    """
+    of_a, of_b = ({line["key"]["seed"]: scale * line[figure] for line in lines} for lines in (a, b))
+    seeds = sorted(of_a.keys() & of_b.keys())
+    if not seeds:
+        return ["0", "", ""]
+    x, y = ([of[seed] for seed in seeds] for of in (of_a, of_b))
+    differences = [p - q for p, q in zip(x, y, strict=True)]
+    return [str(len(seeds)), mean_and_sd(differences, "+" + form), p_value(x, y)]
+
+
+def p_value(x: Sequence[float], y: Sequence[float]) -> str:
+    if len(x) < 2 or statistics.stdev(p - q for p, q in zip(x, y, strict=True)) == 0:
+        return ""
+    return f"{ttest(x, y):.2g}"
+
+
+def ttest(x: Sequence[float], y: Sequence[float]) -> float:
+    """UserError without scipy."""
+    try:
+        from scipy.stats import ttest_rel
+    except ImportError:
+        raise UserError("a p-value needs scipy; pip install 'bytemtp[experiments]'") from None
+    return float(ttest_rel(x, y).pvalue)
+
+
+def provenance(lines: Sequence[Line]) -> str:
+    """One sentence on where the numbers of a table come from."""
+
+    def values(name: str) -> str:
+        return ", ".join(sorted({str(line[name]) for line in lines if name in line})) or "not noted"
+
+    minutes = sum(line.get("minutes", 0.0) for line in lines)
+    took = f", {minutes:.0f} minutes of training in all" if minutes else ""
+    where = [f"{what}: {values(name)}." for name, what in SOURCES.items()]
+    return " ".join([f"Runs: {len(lines)}{took}.", *where])
+
+
+def dots(lines: Sequence[Line], figure: str, label: str) -> Figure:
+    """A row a cell, a dot a seed, a stroke at the mean."""
+    cells = by_cell(lines)
+    picture = Figure(figsize=(7, 1 + 0.3 * len(cells)), dpi=150, layout="constrained")
+    axes = picture.subplots()
+    for place, of_cell in enumerate(cells.values()):
+        draw_dots(axes, [line[figure] for line in of_cell], place, COLOURS[0])
+    axes.set_yticks(range(len(cells)), [literal(name) for name in cells])
+    axes.invert_yaxis()
+    describe(axes, label, "")
+    return picture
+
+
+def draw_dots(axes: Axes, values: Sequence[float], place: float, colour: str) -> None:
+    axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, markersize=5)
+    axes.plot([statistics.mean(values)], [place], "|", color=colour, markersize=14, markeredgewidth=2)
