@@ -11,4 +11,4 @@ set -euo pipefail
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "${NODES:-1}" --node-rank "${NODE:-0}" --nproc-per-node "${GPUS:-gpu}" \
     --master-addr "${HOST:-127.0.0.1}" --master-port "${PORT:-29500}" \
-    --max-restarts "${RESTARTS:-3}" -m bytemtp.train "$@"
+    --max-restarts "${RESTARTS:-3}" --shutdown-timeout 540 -m bytemtp.train "$@"

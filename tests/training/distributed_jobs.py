@@ -63,7 +63,7 @@ FOUR: dict[str, dict[str, Any]] = {
 OF_JOB = {"one": CASES | FOUR, "two": CASES, "four": FOUR, "last": {}}
 RELAY = [("one", 3), ("two", 5), ("four", 9), ("last", 0)]
 """One run by several jobs in turn: each up to a step."""
-TIMEOUT = 200
+TIMEOUT = 500
 
 
 def run_cases(folder: Path, job: str) -> None:
