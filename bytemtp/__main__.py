@@ -11,6 +11,7 @@ COMMANDS = {
     "generate": "continue a prompt with a trained run",
     "evaluate": "bits per byte, pass@k, multiple choice, the fastest drafts",
     "index": "the text of files, for drafts that are copied from it",
+    "plan": "memory, FLOPs and days of a run on many GPUs, without any",
     "report": "curves of one run, or of several over each other",
     "export": "a Hugging Face folder that transformers loads",
     "bench": "speed and memory beside the peers",

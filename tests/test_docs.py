@@ -14,6 +14,7 @@ from bytemtp.evaluate import VERBS as EVALUATE_VERBS
 from bytemtp.export import Command as Export
 from bytemtp.generate.__main__ import Command as Generate
 from bytemtp.index import Command as Index
+from bytemtp.plan import Command as Plan
 from bytemtp.report import Command as Report
 from bytemtp.train import Command as Train
 
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Any]] = {
     "bytemtp.train": Train,
     "bytemtp.generate": Generate,
     "bytemtp.index": Index,
+    "bytemtp.plan": Plan,
     "bytemtp.report": Report,
     "bytemtp.export": Export,
     **{f"bytemtp.evaluate {verb}": kind for verb, kind in EVALUATE_VERBS.items()},

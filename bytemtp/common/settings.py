@@ -169,6 +169,9 @@ class TrainConfig:
     """sequential: one head at a time, memory does not grow with n_future; joint: all heads at once"""
     activation_checkpointing: bool = False
     """keep only each trunk layer's input and recompute the rest in the backward pass"""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """several processes: each has the whole model (ddp), or an N-th of its layers' weights, gradients and optimizer
+    (fsdp); auto takes fsdp where the whole does not fit on a CUDA device"""
     log_every: int = 10
     """steps between two train lines of metrics.jsonl"""
     valid_every: int = 200

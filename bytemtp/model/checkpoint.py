@@ -29,6 +29,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import PARTIAL, remove_folder, sync, write_file
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, load_settings
+from bytemtp.common.shards import split_like
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.model import ByteMTP
 
@@ -39,6 +40,14 @@ class OptimizerStates(Protocol):
 
     def states(self) -> Iterator[tuple[str, Tensor, dict[str, Any], tuple[str, ...]]]:
         """Name, parameter, state (to be read and written to) and that state's names, of every parameter."""
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """What a checkpoint needs of a model."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights by name."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ def _target(pointer: Path) -> Path | None:
     return pointer.parent / name if STEP.fullmatch(name) and (pointer.parent / name).is_dir() else None
 
 
-def save(run: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerStates, keep: int) -> Path:
+def save(run: Path, state: TrainState, model: Weights, optimizer: OptimizerStates, keep: int) -> Path:
     """Write the checkpoint of `state.step`, name it in `latest`, then delete all but the newest `keep` and the best.
 
     UserError if the disk does not take it; the checkpoints before it are then still there.
@@ -242,7 +251,7 @@ GIVE_A_RUN = "give a folder that `python -m bytemtp.train --out` wrote"
 ANOTHER = "use another checkpoint: write its folder's name into checkpoints/latest"
 
 
-def _write_files(folder: Path, state: TrainState, model: ByteMTP, optimizer: OptimizerStates) -> None:
+def _write_files(folder: Path, state: TrainState, model: Weights, optimizer: OptimizerStates) -> None:
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     save_file(_optimizer_tensors(optimizer), folder / OPTIMIZER)
     save_file(_generator_states(), folder / GENERATORS)
@@ -282,7 +291,7 @@ def _load_weights(model: ByteMTP, path: Path) -> None:
             raise UserError(
                 f"{path}: {name} has shape {list(weights[name].shape)}, the model {list(tensor.shape)}; {OTHER_MODEL}"
             )
-    model.load_state_dict(weights)
+    model.load_state_dict({name: split_like(weights[name], tensor) for name, tensor in expected.items()})
 
 
 VOCABULARY = f"not the {PADDED_VOCAB_SIZE} of our vocabulary (bytes, end of text, padding): no model of bytemtp"
@@ -304,7 +313,7 @@ def _load_optimizer(optimizer: OptimizerStates, path: Path) -> None:
             shape = torch.Size() if key == "step" else parameter.shape
             if tensor is None or tensor.shape != shape:
                 raise UserError(f"{path} holds no {key} of {name} with shape {list(shape)}; {OTHER_MODEL}")
-            state[key] = tensor.to(parameter.device)
+            state[key] = tensor.to(parameter.device) if key == "step" else split_like(tensor, parameter)
 
 
 def _generator_states() -> dict[str, Tensor]:

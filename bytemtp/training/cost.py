@@ -41,33 +41,53 @@ class Memory:
     """Bytes of a training step, roughly."""
 
     weights: int
-    """weights, their copies in the step's dtype, gradients, state of the optimizer"""
+    """with copies in the step's dtype; of sharded ones two layers' worth at a time"""
+    gradients: int
+    """of sharded weights with one layer's before and in their sum"""
+    moments: int
+    """state of the optimizer"""
     activations: int
     """of one micro-batch"""
 
     @property
+    def kept(self) -> int:
+        """What a smaller micro-batch would not change."""
+        return self.weights + self.gradients + self.moments
+
+    @property
     def total(self) -> int:
-        return self.weights + self.activations
+        return self.kept + self.activations
 
 
-def memory(settings: Settings, dtype: torch.dtype, processes: int = 1) -> Memory:
-    """Of a step on one device, with matrix products in `dtype`, if so many processes share each micro-batch."""
-    train = settings.train
+def memory(settings: Settings, dtype: torch.dtype, processes: int = 1, *, sharded: bool = False) -> Memory:
+    """Of a step on one device, with matrix products in `dtype`, if so many processes share each micro-batch.
+
+    sharded: they share out the layers' matrices, too (`bytemtp.training.sharding`).
+    """
+    train, half = settings.train, dtype.itemsize
     with torch.device("meta"):
         model = ByteMTP(settings.model)
     if train.freeze != "none":
         freeze_path(model)
-    half = dtype.itemsize
     copies = half if half < SINGLE else 0
-    weights = sum((SINGLE + copies) * parameter.numel() for parameter in model.parameters())
-    states = {True: SINGLE, False: 2 * SINGLE}  # Muon has one number a weight, AdamW two
-    weights += sum(
-        (SINGLE + states[train.optimizer == "muon" and is_layer_matrix(name, parameter)]) * parameter.numel()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    )
+    largest = largest_layer(model) if sharded else 0
+    weights, gradients, moments = 2 * half * largest, (half + SINGLE) * largest, 0
+    for name, parameter in model.named_parameters():
+        is_large = is_layer_matrix(name, parameter)
+        is_split = sharded and is_large
+        size = -(-parameter.numel() // processes) if is_split else parameter.numel()
+        weights += (SINGLE if is_split else SINGLE + copies) * size
+        if parameter.requires_grad:
+            gradients += SINGLE * size
+            moments += (1 if train.optimizer == "muon" and is_large else 2) * SINGLE * size
     rows = train.batch_size // train.accumulate // processes
-    return Memory(weights, rows * train.seq_len * activation_bytes(settings, half))
+    return Memory(weights, gradients, moments, rows * train.seq_len * activation_bytes(settings, half))
+
+
+def largest_layer(model: ByteMTP) -> int:
+    """Numbers in the matrices of the layer that has the most."""
+    layers = (*model.trunk, *model.links)
+    return max(sum(p.numel() for p in layer.parameters() if p.dim() == 2) for layer in layers)
 
 
 def activation_bytes(settings: Settings, half: int) -> int:
@@ -93,23 +113,30 @@ def layer_bytes(config: ModelConfig, half: int) -> int:
     return norms + attention + 4 * half * config.ffn_dim  # gate, up, the gate's SiLU, the product
 
 
-def check_memory(settings: Settings, device: torch.device, processes: int = 1) -> None:
+def check_memory(settings: Settings, device: torch.device, processes: int = 1, *, sharded: bool = False) -> None:
     """Say what a step will hold, and what to do where that is more than there is.
 
     UserError if the weights and what belongs to them do not fit: no setting of the run could help.
     """
     train, room = settings.train, device_memory(device)
-    need = memory(settings, pick_dtype(train.dtype, device).value, processes)
-    if need.weights > room:
+    need = memory(settings, pick_dtype(train.dtype, device).value, processes, sharded=sharded)
+    if need.kept > room:
         raise UserError(
-            f"weights, gradients and optimizer take some {need.weights / GB:.0f} GB and {device} has "
-            f"{room / GB:.0f}: this model needs several cards, which training cannot share out; choose a smaller one"
+            f"weights, gradients and optimizer take some {need.kept / GB:.0f} GB and {device} has "
+            f"{room / GB:.0f}: {more_cards(processes, sharded=sharded)}, or choose a smaller one"
         )
     rows = train.batch_size // train.accumulate // processes
-    parts = f"{need.weights / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows} rows"
+    parts = f"{need.kept / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows} rows"
     log(f"memory: some {need.total / GB:.1f} GB of {room / GB:.0f} ({parts})")
     if need.total > room:
         log(f"warning: it may run out of memory; {remedy(train)}")
+
+
+def more_cards(processes: int, *, sharded: bool) -> str:
+    """What to do about a model that is too large for one, as half a sentence."""
+    if sharded:
+        return f"this model needs more cards than {processes}; start more processes"
+    return "this model needs several cards that share it out; start it with torchrun and --train.parallel fsdp"
 
 
 def device_memory(device: torch.device) -> int:

@@ -1,11 +1,12 @@
-"""Several processes that `torchrun` starts: each has all weights and learns from its share of each micro-batch.
+"""Several processes that `torchrun` starts: each learns from its share of each micro-batch.
 
     every process     its rows -> gradients -> their sum over the processes -> the same step
     the first alone   the run folder, the log, samples
 
-So N processes take the very steps of one.  What ends a run (a signal, the clock) they agree on, so that none waits for
-one that has left; when one dies, the others notice at their next meeting.  Gradients are added up by hand: PyTorch's
-DistributedDataParallel does not survive several backward passes through shared parameters (`bytemtp.training.loss`).
+So N processes take the very steps of one, whether each has all weights or a share (`bytemtp.training.sharding`).  What
+ends a run (a signal, the clock) they agree on, so that none waits for one that has left; when one dies, the others
+notice at their next meeting.  Gradients of what all have are added up by hand: PyTorch's DistributedDataParallel does
+not survive several backward passes through shared parameters (`bytemtp.training.loss`).
 
 Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN
 """
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.shards import is_sharded
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
@@ -65,10 +67,14 @@ class World:
         return number if self.size == 1 else int(self._reduced(torch.tensor(number), dist.ReduceOp.MAX))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace gradients by their sums over the processes: the same parameters have one everywhere."""
+        """Replace gradients by their sums over the processes: the same parameters have one everywhere.
+
+        Those of sharded parameters are summed as soon as they are there.
+        """
         if self.size == 1:
             return
-        for bucket in buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for bucket in buckets(gradient for gradient in gradients if not is_sharded(gradient)):
             flat = self._reduced(torch.cat([gradient.flatten() for gradient in bucket]))
             for gradient, part in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
                 gradient.copy_(part.view_as(gradient))
@@ -129,9 +135,12 @@ def joined() -> Iterator[World]:
             _connect(world, store)
             yield world
     except Exception as error:
-        if not _is_first(store, error):
+        told = _lost(world, error) if _is_of_transport(error) else error
+        if not _is_first(store, told):
             raise SystemExit(2) from None
-        raise
+        if told is error:
+            raise
+        raise told from None
     except SystemExit:  # a stop that all have agreed on
         dist.destroy_process_group()
         raise
@@ -177,10 +186,19 @@ def _meeting(world: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # as are all of torch.distributed's
-        raise LostProcess(
-            f"process {world.rank} of {world.size} has lost another one: {_reason(error)}; "
-            "find out why that one died, then go on with --resume"
-        ) from None
+        raise _lost(world, error) from None
+
+
+def _lost(world: World, error: Exception) -> LostProcess:
+    return LostProcess(
+        f"process {world.rank} of {world.size} has lost another one: {_reason(error)}; "
+        "find out why that one died, then go on with --resume"
+    )
+
+
+def _is_of_transport(error: Exception) -> bool:
+    """Whether a connection failed inside of PyTorch, where sharded weights are gathered and their gradients summed."""
+    return isinstance(error, dist.DistError) or bool(re.match(r"\[\S*gloo\S*\] ", str(error)))
 
 
 def _reason(error: Exception) -> str:

@@ -18,7 +18,8 @@ Shapes:  b batch, s position, d width, n future offset, g heads of a group, v vo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -252,15 +253,25 @@ def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Float[Te
 def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Float[Tensor, "n 2"]:
     leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
     nats = torch.zeros(len(objective.counts), 2, dtype=z.dtype, device=z.device)
-    if model.config.topology in ("linear", "replicated"):
-        for heads in groups_of(objective, first_alone=model.transitions is not None):
-            nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
-    else:
-        for chain in model.chains:
-            _walk_chain(model, chain, leaf, objective, nats)
+    with _more_to_come(model) if z.requires_grad else nullcontext():
+        if model.config.topology in ("linear", "replicated"):
+            for heads in groups_of(objective, first_alone=model.transitions is not None):
+                nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
+        else:
+            for chain in model.chains:
+                _walk_chain(model, chain, leaf, objective, nats)
     if z.requires_grad:
         z.backward(leaf.grad)
     return nats
+
+
+@contextmanager
+def _more_to_come(model: ByteMTP) -> Iterator[None]:
+    """Backward passes inside are not the last, for sharded weights: what is to be gathered next stays known."""
+    set_is_last: Callable[[bool], None] = getattr(model, "set_is_last_backward", lambda is_last: None)
+    set_is_last(False)
+    yield
+    set_is_last(True)
 
 
 def groups_of(objective: Objective, *, first_alone: bool) -> list[slice]:

@@ -2,6 +2,9 @@
 
 In a small model a matrix product takes less time than its call, and `torch.optim.Muon` makes fifteen calls a matrix.
 
+Sharded matrices are gathered for it, in bfloat16 and once a step, and every process orthogonalises all of them; the
+momenta stay sharded.
+
 Try:  python -m bytemtp.train FILE --out RUN --train.optimizer muon
 Shapes:  m matrices of r rows and c columns.
 """
@@ -10,8 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import BFloat16, Float
+from jaxtyping import BFloat16
 from torch import Tensor
+
+from bytemtp.common.shards import joined_like, local, split_like
 
 RMS = 0.2
 """Root mean square of an update, in learning rates: that of AdamW's (Liu et al. 2025, section 2.2)."""
@@ -33,13 +38,17 @@ class StackedMuon(torch.optim.Muon):
         for param in params:
             if not self.state[param]:
                 self.state[param]["momentum_buffer"] = torch.zeros_like(param)
-        gradients = [param.grad for param in params if param.grad is not None]  # all have one
-        momenta = [self.state[param]["momentum_buffer"] for param in params]
+        own = [local(param) for param in params]
+        gradients = [local(param.grad) for param in params if param.grad is not None]  # all have one
+        momenta = [local(self.state[param]["momentum_buffer"]) for param in params]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))  # Nesterov's
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        updates = [joined_like(x.bfloat16(), param) for x, param in zip(nesterov, params, strict=True)]
+        directions = zip(orthogonalised(torch.stack(updates), group), params, strict=True)
+        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
         scale = -group["lr"] * RMS * max(params[0].shape) ** 0.5
-        torch._foreach_add_(params, [*orthogonalised(updates, group).to(updates.dtype)], alpha=scale)
+        steps = [local(split_like(direction, param)).to(param.dtype) for direction, param in directions]
+        torch._foreach_add_(own, steps, alpha=scale)
 
 
 def stacks(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -50,10 +59,9 @@ def stacks(params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield from (alike[i : i + size] for i in range(0, len(alike), size))
 
 
-def orthogonalised(matrices: Float[Tensor, "m r c"], group: dict[str, Any]) -> BFloat16[Tensor, "m r c"]:
+def orthogonalised(x: BFloat16[Tensor, "m r c"], group: dict[str, Any]) -> BFloat16[Tensor, "m r c"]:
     """Matrices with the same singular vectors and values around 1: Newton and Schulz's iteration, in bfloat16."""
     a, b, c = group["ns_coefficients"]
-    x = matrices.bfloat16()
     is_high = x.shape[1] > x.shape[2]
     x = x.mT if is_high else x
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])

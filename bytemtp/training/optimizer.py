@@ -14,10 +14,14 @@ from itertools import chain
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from bytemtp.common.settings import TrainConfig
+from bytemtp.common.shards import is_sharded, local
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.muon import StackedMuon
 
 BETAS = (0.9, 0.95)
@@ -38,7 +42,9 @@ class Optimizers:
     (`requires_grad` is False) are in no group.
     """
 
-    def __init__(self, model: ByteMTP, train: TrainConfig) -> None:
+    def __init__(self, model: ByteMTP, train: TrainConfig, world: World = ALONE) -> None:
+        """world: the processes that share out the weights, if they are sharded."""
+        self.world = world
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         first = {parameter for module in model.first_modules() for parameter in module.parameters()}
         self.shared = [parameter for _, parameter in named if parameter in first]
@@ -71,7 +77,7 @@ class Optimizers:
         Returns the norm of what head 1 needs, or of the rest if that is all that learns, or not finite.
         """
         parts = [part for part in (self.shared, self.own) if part]
-        norms = [torch.nn.utils.clip_grad_norm_(part, largest or math.inf) for part in parts]
+        norms = [clip_together(part, largest or math.inf, self.world) for part in parts]
         return torch.where(norms[-1].isfinite(), norms[0], norms[-1])
 
     def step(self) -> None:
@@ -83,8 +89,21 @@ class Optimizers:
             part.zero_grad()
 
 
+def clip_together(parameters: list[nn.Parameter], largest: float, world: World) -> Float[Tensor, ""]:
+    """`torch.nn.utils.clip_grad_norm_`, also where processes hold slices of some: the norm of all, before clipping."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    slices = [local(gradient) for gradient in gradients if is_sharded(gradient)]
+    wholes = [gradient for gradient in gradients if not is_sharded(gradient)]
+    norm = get_total_norm(wholes or slices)
+    if slices:
+        square = world.sum(get_total_norm(slices).double().square())
+        norm = ((square + norm.double().square()) if wholes else square).sqrt().to(norm.dtype)
+    torch._foreach_mul_(slices + wholes, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether Muon is for this parameter: a matrix from hidden states to hidden states, not an (un)embedding."""
+    """Whether it is a matrix from hidden states to hidden states, not an (un)embedding: Muon's, and what is sharded."""
     return parameter.dim() == 2 and name.startswith(("trunk.", "links."))
 
 
@@ -96,10 +115,14 @@ def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.op
     scale = train.embedding_lr
     embedding = [(name, parameter) for name, parameter in named if name == EMBEDDING]
     matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2 and name != EMBEDDING]
+    # Where layers are sharded, what is whole must not be in a group with them.
+    layers = [(name, parameter) for name, parameter in matrices if is_layer_matrix(name, parameter)]
+    others = [(name, parameter) for name, parameter in matrices if not is_layer_matrix(name, parameter)]
     scales = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
     groups = [
         {"params": embedding, "weight_decay": train.weight_decay / scale, "lr_scale": scale},
-        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": layers, "weight_decay": train.weight_decay},
+        {"params": others, "weight_decay": train.weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, betas=BETAS, fused=True)

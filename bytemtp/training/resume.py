@@ -32,6 +32,7 @@ MAY_CHANGE = frozenset(
         "sample_bytes",
         "tensorboard",
         "compile",
+        "parallel",
     )
 ) | {"data.on_change"}
 """Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes."""

@@ -28,35 +28,26 @@ from typing import Any, Literal, NoReturn
 import torch
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_output, writing
 from bytemtp.common.runtime import pick_device
-from bytemtp.common.settings import Settings, TrainConfig, head_weights, load_settings, to_toml
-from bytemtp.data.sources import absolute
+from bytemtp.common.settings import Settings, TrainConfig, head_weights
+from bytemtp.common.shards import local
 from bytemtp.data.stream import Batch, Cursor, Stream
 from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save, step_folder
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
-from bytemtp.training.batches import (
-    check_paths,
-    check_shares,
-    collect_valid,
-    count_rows,
-    seq_len_at,
-    training_rows,
-    try_corpus,
-    with_steps_of_epochs,
-    with_sweeps,
-)
-from bytemtp.training.corpus import files_of, has_moved, write_files
-from bytemtp.training.cost import Flops, check_memory, peak_flops, told_if_full
-from bytemtp.training.distributed import ALONE, World, job
+from bytemtp.training.batches import check_shares, collect_valid, count_rows, seq_len_at, training_rows
+from bytemtp.training.corpus import write_files
+from bytemtp.training.cost import Flops, peak_flops, told_if_full
+from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets, valid_counts
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
+from bytemtp.training.prepare import begin, plan, write_down
 from bytemtp.training.progress import MetricsLine, NoProgress, Progress, finite, peak_memory_bytes
-from bytemtp.training.resume import check_resumable, facts, goes_on, warn_if_elsewhere, with_absolute_paths
-from bytemtp.training.run_folder import check_outside, claim, clear, incoming, locked, on_disk, remove_partial
-from bytemtp.training.start import check_frozen, check_size, freeze, record_source, start_from
+from bytemtp.training.resume import facts
+from bytemtp.training.run_folder import locked, on_disk
+from bytemtp.training.sharding import gathered, is_split, put, will_shard
+from bytemtp.training.start import freeze, start_from
 from bytemtp.training.watch import Watch
 
 Sampler = Callable[[ByteMTP], bytes]
@@ -109,14 +100,15 @@ def train(
     check_shares(settings, world)
     place = pick_device(device)
     world.check_device(place.value)
-    check_memory(settings, place.value, world.size)
+    sharded = will_shard(settings, place.value, world)
     with told_if_full(settings.train):
         # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
         torch.manual_seed(settings.train.seed)
-        model = ByteMTP(settings.model, settings.train.seed).to(place.value)
+        model = ByteMTP(settings.model, settings.train.seed)
         if "init" in info and not (resume and latest(run)):
             start_from(model, Path(info["init"]), settings.train.seed)
         freeze(model, settings.train)
+        put(model, settings, place.value, sharded=sharded)
         with locked(run) if world.is_first else nullcontext():
             settings = world.share(lambda: begin(run, settings, info["paths"], resume=resume, overwrite=overwrite))
             settings = choose(settings, model, place)
@@ -127,71 +119,6 @@ def train(
             if world.is_first:
                 write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
             return outcome
-
-
-def plan(
-    settings: Settings,
-    paths: Sequence[str],
-    run: Path,
-    *,
-    resume: bool,
-    overwrite: bool,
-    preset: str,
-    init: Path | None,
-) -> tuple[Settings, dict[str, Any], bool]:
-    """What to train: the settings, what config.toml says of the run, and whether it goes on.  It writes nothing."""
-    if goes_on(run):
-        settings, preset, init = load_settings(run / "config.toml")[0], "", None
-        resume, overwrite = True, False
-    with writing(run):
-        claim(run, resume=resume, overwrite=overwrite)
-    settings = with_absolute_paths(settings)
-    info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]}
-    info |= record_source(init, run, resume=resume) | ({"job": job()} if job() else {})
-    if resume:
-        settings, info = check_resumable(run, settings, info)
-    else:
-        check_paths(paths, settings)
-    check_frozen(settings.train, has_source="init" in info)
-    check_size(settings.model)
-    return settings, info, resume
-
-
-def write_down(
-    settings: Settings, run: Path, info: dict[str, Any], now: dict[str, Any], *, resume: bool
-) -> tuple[bool, list[bytes]]:
-    """Write down what is trained on in a folder that is ours: whether the files have moved since, and the files.
-
-    info: what config.toml says of the run; now: what is to be added to it.
-    """
-    warn_if_elsewhere(info, now)
-    files = files_of(settings, info["paths"]) if resume else []
-    moved = resume and has_moved(run, settings, files)
-    write_output(run / "config.toml", to_toml(settings, info | now))
-    if not resume:
-        files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
-        write_files(run, files)
-    return moved, files
-
-
-def begin(run: Path, settings: Settings, paths: Sequence[str], *, resume: bool, overwrite: bool) -> Settings:
-    """Tidy up the run, or take the place of an old one once the corpus has shown that it can be read.
-
-    Returns the settings with the size of the corpus in.
-    """
-    claim(run, resume=resume, overwrite=overwrite and not resume)  # another process may have been there meanwhile
-    if resume:
-        with writing(run):
-            remove_partial(run)
-        return settings
-    check_outside(run, [*paths, *settings.data.valid_paths])
-    with incoming(run, paths, settings.data) as now:
-        settings = with_steps_of_epochs(with_sweeps(settings, now), now)
-        if (run / "config.toml").exists():
-            try_corpus(settings, now)
-    with writing(run):
-        clear(run)
-    return settings
 
 
 class Trainer:
@@ -210,10 +137,10 @@ class Trainer:
     ) -> None:
         """moved: the place in the data where the run stopped is none any more; go on with the next epoch."""
         self.settings, self.paths, self.folder, self.model, self.world = settings, paths, run, model, world
-        self.sample = sample if world.is_first else None
+        self.sample = sample if world.is_first and not is_split(model) else None
         self.train = settings.train
         self.head_weights = head_weights(self.train.head_weights, settings.model.n_future)
-        self.optimizer = Optimizers(model, self.train)
+        self.optimizer = Optimizers(model, self.train, world)
         self.state = self._restore()
         world.check_agreed("the newest checkpoint at step", self.state.step)
         if moved and self.state.cursor is not None:
@@ -358,7 +285,7 @@ class Trainer:
     def _check_weights(self) -> None:
         """Of the last step no loss tells whether it has spoilt them."""
         learning = [x for _, weights, state, _ in self.optimizer.states() for x in (weights, *state.values())]
-        if not all(bool(x.isfinite().all()) for x in learning):
+        if self.world.largest(not all(bool(local(x).isfinite().all()) for x in learning)):
             self._give_up(f"the weights or their moments are not finite after step {self.state.step}, and not saved")
 
     def _give_up(self, what: str) -> NoReturn:
@@ -447,10 +374,11 @@ class Trainer:
         self._catch_up()
         self._check_weights()
         unlogged = {} if self.unlogged is None else _pack(self._total(self.unlogged))
+        whole = gathered(self.model, self.optimizer, self.world)
         if not self.world.is_first:
             return step_folder(self.folder, self.state.step)
         state = replace(self.state, unlogged=unlogged, elapsed_s=time.monotonic() - self._started)
-        return save(self.folder, state, self.model, self.optimizer, self.train.keep_checkpoints)
+        return save(self.folder, state, whole, whole, self.train.keep_checkpoints)
 
     def _restore(self) -> TrainState:
         folder = find_latest(self.folder)

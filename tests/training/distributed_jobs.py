@@ -63,7 +63,7 @@ FOUR: dict[str, dict[str, Any]] = {
 OF_JOB = {"one": CASES | FOUR, "two": CASES, "four": FOUR, "last": {}}
 RELAY = [("one", 3), ("two", 5), ("four", 9), ("last", 0)]
 """One run by several jobs in turn: each up to a step."""
-TIMEOUT = 200
+TIMEOUT = 500
 
 
 def run_cases(folder: Path, job: str) -> None:
@@ -147,6 +147,8 @@ OPTIONS = {
     "uneven": ["--train.batch_size=5"],
     "clock": ["--train.minutes=0.1"],
     "compiled": ["--train.compile=true"],  # for torchrun only: it takes long
+    "compiled, sharded": ["--train.compile=true", "--train.parallel=fsdp"],
+    "killed, sharded": ["--train.parallel=fsdp"],
 }
 
 
@@ -158,7 +160,7 @@ def misfortune(folder: Path, job: str) -> None:
             before_step(1, 3, lambda: fail(UserError, "step 3 is one too many"))
         case "bug":
             before_step(1, 3, lambda: fail(ZeroDivisionError, "a bug"))
-        case "killed":
+        case "killed" | "killed, sharded":
             if not is_restarted():
                 before_step(1, 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
         case "taken":

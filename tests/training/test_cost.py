@@ -38,11 +38,13 @@ def test_weights_and_what_belongs_to_them(topology: Topology, frozen: bool, opti
     ids = torch.arange(2 * 19).view(2, 19)
     backward(model, ids, torch.zeros_like(ids))
     optimizers.step()
-    held = [*model.parameters(), *(p.grad for p in model.parameters() if p.grad is not None)]
-    held += [state[key] for name, _, state, keys in optimizers.states() for key in keys if key != "step"]
-    assert memory(settings, torch.float32).weights == sum(x.numel() * x.itemsize for x in held)
+    need = memory(settings, torch.float32)
+    assert need.weights == sum(x.numel() * x.itemsize for x in model.parameters())
+    assert need.gradients == sum(x.grad.numel() * x.grad.itemsize for x in model.parameters() if x.grad is not None)
+    states = [state[key] for _, _, state, keys in optimizers.states() for key in keys if key != "step"]
+    assert need.moments == sum(x.numel() * x.itemsize for x in states)
     copies = 2 * model.num_parameters()
-    assert memory(settings, torch.bfloat16).weights == memory(settings, torch.float32).weights + copies
+    assert memory(settings, torch.bfloat16).weights == need.weights + copies
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

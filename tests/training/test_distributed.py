@@ -159,27 +159,27 @@ def torchrun(processes: int, folder: Path, job: str, *options: str) -> subproces
 
 
 @pytest.mark.slow
-def test_a_killed_process_costs_a_restart_and_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["killed", "killed, sharded"])
+def test_a_killed_process_costs_a_restart_and_no_more(tmp_path: Path, job: str) -> None:
     """Process 1 of 2 is killed at step 5; the last checkpoint is of step 3."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    alone = torchrun(1, whole, "killed")
-    restarted = torchrun(2, cut, "killed", "--max-restarts=1")
+    alone = torchrun(1, whole, job)
+    restarted = torchrun(2, cut, job, "--max-restarts=1")
     assert (alone.returncode, restarted.returncode) == (0, 0), alone.stderr + restarted.stderr
     assert len(re.findall("^error: process 0 of 2 has lost another one", restarted.stderr, re.M)) == 1
     for name in ("model.safetensors", "optimizer.safetensors"):
-        assert_alike(tensors(whole / "killed" / "run", name), tensors(cut / "killed" / "run", name))
-    assert_same_lines(lines(cut / "killed" / "run"), lines(whole / "killed" / "run"))
+        assert_alike(tensors(whole / job / "run", name), tensors(cut / job / "run", name))
+    assert_same_lines(lines(cut / job / "run"), lines(whole / job / "run"))
 
 
 @pytest.mark.slow
-def test_compiled_layers_make_no_difference(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["compiled", "compiled, sharded"])
+def test_compiled_layers_make_no_difference(tmp_path: Path, job: str) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    alone, both = torchrun(1, one, "compiled"), torchrun(2, two, "compiled")
+    alone, both = torchrun(1, one, job), torchrun(2, two, job)
     assert (alone.returncode, both.returncode) == (0, 0), alone.stderr + both.stderr
     assert "torch.compile: True (as asked)" in both.stderr
-    assert_alike(
-        tensors(one / "compiled" / "run", "model.safetensors"), tensors(two / "compiled" / "run", "model.safetensors")
-    )
+    assert_alike(tensors(one / job / "run", "model.safetensors"), tensors(two / job / "run", "model.safetensors"))
 
 
 @pytest.mark.slow
@@ -306,7 +306,7 @@ def test_processes_that_see_other_checkpoints_are_told(monkeypatch: pytest.Monke
 
 def test_memory_is_that_of_a_share() -> None:
     one, two = memory(BASE, torch.float32), memory(BASE, torch.float32, 2)
-    assert (two.weights, two.activations) == (one.weights, one.activations // 2)
+    assert (two.kept, two.activations) == (one.kept, one.activations // 2)
 
 
 @given(st.lists(st.integers(1, 9)), st.integers(1, 20))

@@ -29,7 +29,7 @@ from bytemtp.common.runtime import log
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
 from bytemtp.model import checkpoint
 from bytemtp.model.checkpoint import latest, load_model
-from bytemtp.training import progress, run_folder, trainer
+from bytemtp.training import prepare, progress, run_folder, trainer
 from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import evaluate
 from bytemtp.training.optimizer import Optimizers
@@ -124,7 +124,7 @@ def test_metrics_that_cannot_grow(corpus: str, whole: Path, stopped: Path) -> No
     size = (stopped / "metrics.jsonl").stat().st_size + 100
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "save", lambda run, *_: run)  # only metrics.jsonl is written
-        patch.setattr(trainer, "write_output", lambda *_: None)
+        patch.setattr(prepare, "write_output", lambda *_: None)
         with pytest.raises(UserError) as error, files_up_to(size):
             go_on(stopped, corpus)
     assert one_line(error, f"cannot write {stopped / 'metrics.jsonl'}: File too large; what is there is kept")

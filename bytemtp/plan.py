@@ -1,0 +1,167 @@
+"""Command: what a training run on many GPUs takes, before anybody waits for one: memory of a GPU, FLOPs, days.
+
+    python -m bytemtp.plan --preset 7b --gpus 64 --mfu 0.4
+
+The numbers are computed from the settings (`bytemtp.training.cost`); what share of its peak a GPU reaches you must say.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from bytemtp.common.cli import parse, run_main, with_texts_marked
+from bytemtp.common.errors import UserError
+from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
+from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
+from bytemtp.model.initial import freeze_path
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.batches import check_shares
+from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, remedy
+from bytemtp.training.distributed import World
+
+DAY = 24 * 3600
+ARITHMETIC = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Command:
+    """Say what a training run on many GPUs takes: memory of each, FLOPs, days.
+
+    Nothing is trained, and no GPU is needed.  An example:
+
+        python -m bytemtp.plan --preset 7b --gpus 64 --mfu 0.4 --train.steps 50000
+
+    Exit status 2 if the run does not fit.
+    """
+
+    preset: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(PRESETS) + "}")] = DEFAULT_PRESET
+    """settings to start from"""
+    config: tyro.conf.DisallowNone[Path | None] = None
+    """TOML file of settings; those on the command line are stronger"""
+    gpus: int = 1
+    """how many, one process on each"""
+    memory: float = 80.0
+    """of a GPU, in GB (10^9 bytes)"""
+    tflops: float = PEAK_TFLOPS["H100"]
+    """of a GPU at its peak in bfloat16, without sparsity; that of an H100 unless given"""
+    mfu: float = 0.4
+    """share of that peak which the model's FLOPs reach, recomputation not counted"""
+    settings: Annotated[tyro.conf.FlagConversionOff[Settings], tyro.conf.arg(name="")] = PRESETS[DEFAULT_PRESET]
+
+    def main(self) -> None:
+        for name, value, largest in (("gpus", self.gpus, 10**6), ("memory", self.memory, 10**6), ("mfu", self.mfu, 1)):
+            if not 0 < value <= largest:
+                raise UserError(f"--{name} is {value:g}; it must be above 0 and at most {largest}")
+        if not 0 < self.tflops < 10**6:
+            raise UserError(f"--tflops is {self.tflops:g}; it must be above 0 and below a million")
+        print(report(self, dealt(self.settings, self.gpus)))
+
+
+def dealt(settings: Settings, gpus: int) -> Settings:
+    """The same batch on so many GPUs: as many rows of a round on each as before, in so many rounds fewer.
+
+    UserError if they cannot be dealt out evenly, or if the length of the run is not known in steps.
+    """
+    train = settings.train
+    if train.minutes or train.epochs:
+        raise UserError("a plan goes by train.steps; set train.minutes and train.epochs to 0")
+    if train.accumulate % gpus == 0:
+        settings = changed(settings, **{"train.accumulate": train.accumulate // gpus})
+    check_shares(settings, World(0, gpus))
+    return settings
+
+
+def report(command: Command, settings: Settings) -> str:
+    """UserError if it does not fit."""
+    train, gpus = settings.train, command.gpus
+    ways = ["ddp", "fsdp"] if train.parallel == "auto" else [train.parallel]
+    ways = ways if gpus > 1 else ["ddp"]
+    needs = {way: memory(settings, ARITHMETIC, gpus, sharded=way == "fsdp") for way in ways}
+    parallel = fitting(needs, command.memory * GB, train, gpus)
+    flops = step_flops(settings)
+    seconds = flops / (gpus * 1e12 * command.tflops * command.mfu)
+    rows = train.batch_size // train.accumulate // gpus
+    size = train.batch_size * train.seq_len
+    return "\n".join(
+        [
+            f"{command.preset}: {meta_model(settings).num_parameters():,} parameters, {settings.model.n_future} heads",
+            f"batch: {train.batch_size} rows of {train.seq_len} bytes, {train.accumulate} x {rows} on each GPU",
+            "",
+            f"{'GB of a GPU':12}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'total':>9}",
+            *(row(name, need, command.memory * GB) for name, need in needs.items()),
+            "",
+            f"a step: {flops:.3g} FLOPs for {size:,} bytes, {seconds:.3g} s at {command.mfu:g} of "
+            f"{command.tflops:g} TFLOP/s",
+            f"the run: {train.steps:,} steps, {train.steps * size / GB:,.4g} GB of text, "
+            f"{train.steps * seconds / DAY:,.3g} days, {train.steps * seconds * gpus / 3600:,.0f} GPU hours",
+            f"settings: --train.accumulate {train.accumulate} --train.parallel {parallel}",
+        ]
+    )
+
+
+def row(name: str, need: Memory, room: float) -> str:
+    """A line of the table of memory."""
+    parts = need.weights, need.gradients, need.moments, need.activations, need.total
+    numbers = (f"{part / GB:{width}.1f}" for part, width in zip(parts, (10, 11, 11, 13, 9), strict=True))
+    return f"{name:12}{''.join(numbers)}{'' if need.total <= room else '  too much'}"
+
+
+def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int) -> str:
+    """The first way to train that fits into the memory of a GPU.  UserError with the remedy if none does."""
+    for name, need in needs.items():
+        if need.total <= room:
+            return name
+    least = min(needs.values(), key=lambda need: need.total)
+    if least.kept > room:
+        raise UserError(
+            f"weights, gradients and optimizer take some {least.kept / GB:.0f} GB on each of {gpus} GPUs of "
+            f"{room / GB:g}; plan with more --gpus, or choose a smaller model"
+        )
+    raise UserError(
+        f"a step takes some {least.total / GB:.0f} GB on each of {gpus} GPUs of {room / GB:g}, "
+        f"{least.activations / GB:.0f} of them activations; {remedy(train)}"
+    )
+
+
+def step_flops(settings: Settings) -> float:
+    """Of a step, if every row is a single document: shorter ones have fewer pairs for attention."""
+    train = settings.train
+    pairs = train.batch_size * row_pairs(train.seq_len, settings.model.window)
+    return Flops.of_model(meta_model(settings), train.far_rows).of(train.batch_size * train.seq_len, pairs)
+
+
+def row_pairs(length: int, window: int) -> int:
+    """Pairs of a position and one that it sees; each sees itself, and `window` positions in all if that is not 0."""
+    near = min(length, window or length)
+    return near * (near + 1) // 2 + (length - near) * near
+
+
+def meta_model(settings: Settings) -> ByteMTP:
+    """The model without its weights."""
+    with torch.device("meta"):
+        model = ByteMTP(settings.model)
+    if settings.train.freeze != "none":
+        freeze_path(model)
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    words = with_texts_marked(Command, sys.argv[1:] if arguments is None else arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", nargs="?")
+    first.add_argument("--preset", nargs="?", default=DEFAULT_PRESET)
+    asked, _ = first.parse_known_args(words)
+    base = preset(asked.preset)
+    if asked.config:
+        base, _ = load_settings(Path(asked.config), base)
+    parse(Command, "python -m bytemtp.plan", words, Command(preset=asked.preset, settings=base)).main()
+
+
+if __name__ == "__main__":
+    run_main(main)

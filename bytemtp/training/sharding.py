@@ -1,0 +1,113 @@
+"""Sharding: N processes hold an N-th each of the layers' matrices, their gradients and the optimizer's state.
+
+    a layer's turn, forward or backward   its matrices are gathered, used, and dropped
+    after its backward pass               their gradients are summed, and each process keeps its own rows
+    a step                                each process updates its own rows
+
+This is PyTorch's FSDP2 (Zhao et al. 2023; ZeRO-3 of Rajbhandari et al. 2020), one unit for each trunk layer and each
+head.  Whatever is small stays whole everywhere, and its gradients are summed as without sharding: norms, embedding,
+transitions, and unembeddings, which must not be dropped between the backward passes of the heads that share them.
+Matrices are gathered in the dtype of their products, which is what autocast makes of them, and gradients are summed in
+float32.
+
+Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN --train.parallel fsdp
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bytemtp.common.runtime import Choice, log, pick_dtype
+from bytemtp.common.settings import Settings
+from bytemtp.common.shards import is_sharded, whole
+from bytemtp.model.checkpoint import OptimizerStates
+from bytemtp.model.model import ByteMTP
+from bytemtp.training.cost import GB, check_memory, device_memory, memory
+from bytemtp.training.distributed import World
+from bytemtp.training.optimizer import is_layer_matrix
+
+
+def will_shard(settings: Settings, device: torch.device, world: World) -> bool:
+    """Whether the processes share out the weights: said where there are several.  UserError if memory is too small."""
+    choice = pick_parallel(settings, device, world) if world.size > 1 else Choice("ddp", "one process")
+    if world.size > 1:
+        log(f"parallel: {choice}")
+    check_memory(settings, device, world.size, sharded=choice.value == "fsdp")
+    return bool(choice.value == "fsdp")
+
+
+def pick_parallel(settings: Settings, device: torch.device, world: World) -> Choice:
+    """How several processes train: each with all weights (ddp), or sharing them out (fsdp)."""
+    train = settings.train
+    if train.parallel != "auto":
+        return Choice(train.parallel, "as asked")
+    if device.type != "cuda":
+        return Choice("ddp", "processes on a CPU share its memory")
+    need, room = memory(settings, pick_dtype(train.dtype, device).value, world.size).kept, device_memory(device)
+    reason = f"weights and optimizer take {need / GB:.1f} GB of {room / GB:.0f}"
+    return Choice("fsdp" if need > room else "ddp", reason)
+
+
+def put(model: ByteMTP, settings: Settings, device: torch.device, *, sharded: bool) -> ByteMTP:
+    """The model on a device, whole or sharded.  It comes from the host, layer by layer."""
+    if sharded:
+        shard(model, pick_dtype(settings.train.dtype, device).value, device)
+        if settings.train.sample_bytes:
+            log("samples: none, for the weights are sharded; python -m bytemtp.generate RUN writes one of a checkpoint")
+    return model.to(device)
+
+
+def shard(model: ByteMTP, dtype: torch.dtype, device: torch.device) -> None:
+    """Keep this process's rows of the layers' matrices.
+
+    dtype: of matrix products; float32 stands for the weights' own.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    reduced = dict(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else {}
+    policy = MixedPrecisionPolicy(**reduced, cast_forward_inputs=False)
+    large = {parameter for name, parameter in model.named_parameters() if is_layer_matrix(name, parameter)}
+    small = {parameter for parameter in model.parameters() if parameter not in large}
+    units = [module for module in (*model.trunk, *model.links) if not large.isdisjoint(module.parameters())]
+    for module in (*units, model):  # the model itself, which has none of its own, is what runs the others
+        unit = fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=small)
+        unit.set_gradient_divide_factor(1.0)  # the losses are divided by counts of all processes
+        unit.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "run_trunk")
+
+
+def is_split(model: ByteMTP) -> bool:
+    """Whether `shard` has been there."""
+    return any(map(is_sharded, model.parameters()))
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Weights and moments in whole, on the host: as much of a model and its optimizer as a checkpoint needs."""
+
+    weights: dict[str, Tensor]
+    moments: list[tuple[str, Tensor, dict[str, Any], tuple[str, ...]]]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.weights
+
+    def states(self) -> Iterator[tuple[str, Tensor, dict[str, Any], tuple[str, ...]]]:
+        return iter(self.moments)
+
+
+def gathered(model: ByteMTP, optimizer: OptimizerStates, world: World) -> Gathered:
+    """On the first process; the others get nothing, but all must ask.  One tensor at a time is whole on a device."""
+    weights = _gathered(model.state_dict(), world)
+    moments = [(name, x, _gathered(state, world), keys) for name, x, state, keys in optimizer.states()]
+    return Gathered(weights, moments)
+
+
+def _gathered(tensors: dict[str, Any], world: World) -> dict[str, Tensor]:
+    pairs = ((name, whole(tensor)) for name, tensor in tensors.items())
+    return {name: tensor.cpu() for name, tensor in pairs if world.is_first}

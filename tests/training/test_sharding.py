@@ -1,0 +1,154 @@
+"""Processes that share out the weights take the steps of one, and hand runs on to any number of processes.
+
+What the processes do is in sharding_jobs.py.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.presets import PRESETS
+from bytemtp.common.settings import changed
+from bytemtp.model.checkpoint import load_model
+from bytemtp.model.model import ByteMTP
+from bytemtp.training import cost, sharding
+from bytemtp.training.cost import check_memory, largest_layer, memory
+from bytemtp.training.distributed import ALONE, World
+from bytemtp.training.optimizer import is_layer_matrix
+from bytemtp.training.sharding import pick_parallel, will_shard
+from tests.training.distributed_jobs import BASE
+from tests.training.sharding_jobs import CASES, FOUR, HALF, RELAY, SINGLE, SLOW, WEIGHED
+from tests.training.test_distributed import assert_alike, assert_same_lines, ended, lines, tensors
+
+CARD = 80 * cost.GB
+CUDA = torch.device("cuda", 0)
+CPU = torch.device("cpu")
+SAVED = ("model.safetensors", "optimizer.safetensors")
+
+
+def run_jobs(folder: Path, which: str) -> Path:
+    """The folder of all jobs, once they have ended."""
+    script = Path(__file__).with_name("sharding_jobs.py")
+    subprocess.run(
+        [sys.executable, script, folder, which], check=True, timeout=1800, env=os.environ | {"PYTHONPATH": "."}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_jobs(tmp_path_factory.mktemp("sharding") / "jobs", "fast")
+
+
+@pytest.fixture(scope="module")
+def slow_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_jobs(tmp_path_factory.mktemp("sharding") / "slow", "slow")
+
+
+def assert_runs_alike(one: Path, other: Path) -> None:
+    """Weights and moments after ten steps, and what the metrics say."""
+    for name in SAVED:
+        assert_alike(tensors(one, name), tensors(other, name))
+    assert_same_lines(lines(other), lines(one))
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Between weights, as a share of the largest weight of a tensor."""
+    ours, theirs = tensors(one, SAVED[0]), tensors(other, SAVED[0])
+    assert ours.keys() == theirs.keys()
+    return max(float((x - theirs[name]).abs().max() / x.abs().max().clamp_min(1e-3)) for name, x in ours.items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sharded_processes_take_the_steps_of_one(jobs: Path, case: str) -> None:
+    """In float64: several micro-batches of packed documents, and the clipping of gradients in slices."""
+    assert_runs_alike(jobs / "one" / case, jobs / "two" / case)
+    weights = tensors(jobs / "two" / case, SAVED[0])
+    assert weights["embed.weight"].dtype == torch.float64
+    assert {name: x.shape for name, x in weights.items()} == {
+        name: x.shape for name, x in load_model(jobs / "one" / case).state_dict().items()
+    }
+    assert ended(jobs, "two")[1].count("parallel: fsdp (as asked)") == len(CASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "case"), [*(("two", case) for case in SLOW), *(("four", case) for case in FOUR)])
+def test_sharded_processes_take_the_steps_of_one_whatever_the_model(slow_jobs: Path, job: str, case: str) -> None:
+    assert_runs_alike(slow_jobs / "one" / case, slow_jobs / job / case)
+
+
+@pytest.mark.parametrize("case", SINGLE)
+def test_in_float32_they_do_but_for_rounding(jobs: Path, case: str) -> None:
+    """Gradients are summed in another order; Muon rounds them to bfloat16, here and there to another neighbour."""
+    tolerance = 1e-2 if "muon" in case else 1e-4
+    assert 0 < largest_difference(jobs / "single" / case, jobs / "singles" / case) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HALF)
+def test_products_in_bfloat16_are_those_of_whole_weights(slow_jobs: Path, case: str) -> None:
+    """Gathered in bfloat16, weights are what autocast makes of them: the losses of the first steps are the same."""
+    ddp, fsdp = (lines(slow_jobs / job / case) for job in ("ddp", "fsdp"))
+    assert ddp[0]["loss"] == pytest.approx(fsdp[0]["loss"], rel=1e-6)
+    assert largest_difference(slow_jobs / "ddp" / case, slow_jobs / "fsdp" / case) < 5e-3
+
+
+def test_a_run_goes_from_sharded_processes_to_others(jobs: Path) -> None:
+    """Two that share the weights out, one alone, two with all weights each, and two that share again."""
+    assert_runs_alike(jobs / "whole", jobs / "relay")
+    assert all(set(ended(jobs, f"relay {job}")[0]) == {0} for job, _, _ in RELAY)
+    assert load_model(jobs / "relay").embed.weight.dtype == torch.float32
+
+
+def test_each_process_holds_its_share(jobs: Path) -> None:
+    """Of weights, gradients and momenta: the memory that is foreseen, without what is whole for a moment."""
+    model = ByteMTP(WEIGHED.model)
+    foreseen = memory(WEIGHED, torch.float32, 2, sharded=True).kept - 4 * 4 * largest_layer(model)
+    assert [json.loads((jobs / f"weigh.{rank}.json").read_text()) for rank in range(2)] == [foreseen, foreseen]
+    matrices = [parameter for name, parameter in model.named_parameters() if is_layer_matrix(name, parameter)]
+    saved = memory(WEIGHED, torch.float32, 2).kept - foreseen
+    assert saved == 3 * 4 * sum(matrix.numel() for matrix in matrices) // 2
+
+
+@pytest.mark.parametrize("job", ["killed before", "killed inside"])
+def test_a_killed_process_ends_all_with_one_line(jobs: Path, job: str) -> None:
+    """Also one that is lost inside of a layer, where PyTorch waits for it and not we."""
+    statuses, text = ended(jobs, job)
+    assert statuses == [2, -9]
+    (told,) = {line for line in text if re.match(r"(error|\w+Error): ", line)}
+    assert re.match("error: process 0 of 2 has lost another one: .*; find out why that one died, then go on wit", told)
+    assert not any("Traceback" in line or "GLHF" in line for line in text)
+    assert sum(line.startswith("samples: none, for the weights are sharded") for line in text) == 1
+
+
+def test_the_choice_hangs_on_what_fits_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "device_memory", lambda device: CARD)
+    small, large = (changed(PRESETS[name], **{"train.dtype": "bfloat16"}) for name in ("1.3b", "7b"))
+    two = World(0, 2)
+    assert pick_parallel(small, CUDA, two).value == "ddp"
+    assert str(pick_parallel(large, CUDA, two)) == "fsdp (weights and optimizer take 116.7 GB of 80)"
+    assert pick_parallel(large, CPU, two) == ("ddp", "processes on a CPU share its memory")
+    assert pick_parallel(changed(small, **{"train.parallel": "fsdp"}), CUDA, two) == ("fsdp", "as asked")
+
+
+def test_one_process_has_nobody_to_share_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a run of many goes on with one, whatever it was made with."""
+    monkeypatch.setattr(cost, "device_memory", lambda device: CARD)
+    assert not will_shard(changed(BASE, **{"train.parallel": "fsdp"}), CPU, ALONE)
+
+
+def test_more_processes_are_the_remedy_for_a_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "device_memory", lambda device: CARD)
+    large = changed(PRESETS["13b"], **{"train.dtype": "bfloat16"})
+    with pytest.raises(UserError, match="needs several cards that share it out; start it with torchrun and"):
+        check_memory(large, CPU, 2)
+    with pytest.raises(UserError, match="this model needs more cards than 2; start more processes, or choose a small"):
+        check_memory(large, CPU, 2, sharded=True)
+    check_memory(large, CPU, 8, sharded=True)
