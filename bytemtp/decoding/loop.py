@@ -127,7 +127,10 @@ class VerifyLoop:
             return CopiedChain(row, copies, drafting.copied, draws)
         rests = self.model.config.topology in ("linear", "replicated")  # these heads have no cache that must be kept up
         depth = min(len(drafting.shape), drafting.costs.most)
-        chooser = (CompiledChooser if self.is_compiled else Chooser)(copies, drafting.costs, depth, may_rest=rests)
+        if isinstance(copies, CompiledCopies):
+            chooser: Chooser = CompiledChooser(copies, drafting.costs, depth, may_rest=rests)
+        else:
+            chooser = Chooser(copies, drafting.costs, depth, may_rest=rests)
         return AutoChain(row, chooser, drafting.copied, draws)
 
     def run(self) -> None:

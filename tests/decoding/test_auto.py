@@ -185,12 +185,14 @@ def test_heads_with_caches_are_given_up_for_good():
 
 def test_long_matches_are_copied_and_short_ones_that_were_wrong_are_not():
     line = bytes(range(100, 140))
-    chooser = Chooser(Copies(), MIDDLE, 0, may_rest=True)
-    assert chooser.begin(0, line + line, COPIED) == line[:COPIED]
-    for _ in range(50):  # what follows `abcd` was not right
-        chooser.begin(0, b"\0abcd", COPIED)
-    assert chooser.match == 5 and not chooser.copied
-    assert len(chooser.begin(0, b"?" + line, COPIED)) > 8
+    chooser = Chooser(Copies(), STEEP, 0, may_rest=True)
+    copied = chooser.begin(0, line + line, COPIED)
+    assert line.startswith(copied) and len(copied) > 8
+    before = chooser._number(4, COPIED)
+    for n in range(50):  # what follows `ABCD` is another byte each time
+        chooser.begin(0, bytes([n]) + b"ABCD", COPIED)
+    assert chooser.match == 4
+    assert chooser._number(4, COPIED) == 0 < before < chooser._number(32, COPIED)
 
 
 def test_more_heads_than_passes_were_timed_for(table):

@@ -52,7 +52,7 @@ class CompiledChooser(Chooser):
             self.out = create_string_buffer(most)
         done = self.functions.chooser_begin(self.handle, accepted, data, len(data), most, self.out)
         self.asks, self.follows = done & 1 > 0, done & 2 > 0
-        return self.out[: done >> 2]
+        return self.out.raw[: done >> 2]
 
     def worth(self, depth: int, drawn_from: Float[np.ndarray, "h v"], *, are_logits: bool) -> int:
         """Of float32 logits or float64 laws that lie together in memory."""

@@ -140,8 +140,8 @@ def declare_choices(lib: ctypes.CDLL) -> None:
     lib.copies_free.argtypes, lib.copies_free.restype = [c_void_p], None
     lib.copies_extend.argtypes, lib.copies_extend.restype = [c_void_p, c_char_p, c_int64], None
     lib.copies_continuation.argtypes, lib.copies_continuation.restype = [c_void_p, c_int, c_void_p, c_void_p], None
-    sizes = [c_void_p, c_int, c_void_p, c_int]
-    lib.chooser_new.argtypes, lib.chooser_new.restype = [c_void_p, *sizes, c_void_p, c_int], c_void_p
+    lib.chooser_new.argtypes = [c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int]
+    lib.chooser_new.restype = c_void_p
     lib.chooser_free.argtypes, lib.chooser_free.restype = [c_void_p], None
     lib.chooser_begin.argtypes = [c_void_p, c_int, c_char_p, c_int64, c_int, c_void_p]
     lib.chooser_worth.argtypes = [c_void_p, c_int, c_void_p, c_int, c_int, c_int]
