@@ -58,7 +58,7 @@ def test_copies_from_an_index(folder, documents, texts, all_bytes, damage, count
         assert fast.is_from_index == slow.is_from_index
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     costs=st.sampled_from([*COSTS.values(), UNEVEN, NO_LOOK]),
     depth=st.integers(0, 7),
