@@ -14,6 +14,9 @@ from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import NUMPY, Draws, masked
 from bytemtp.decoding.tree import Draft, DraftTree, chain
 
+PATHS = chain(64)
+"""Of drafts by depth."""
+
 
 class Chain(DraftTree):
     """Drafts one behind another."""
@@ -63,85 +66,58 @@ class Chain(DraftTree):
         return len(drawn_from)
 
     def _append(self, ids: Iterable[int]) -> None:
-        for depth, id_ in enumerate(ids, 1 + len(self.drafts)):
-            self.drafts.append(Draft(id_, None, depth - 2, (0,) * depth))
+        begin = len(self.drafts)
+        self.drafts += [Draft(id_, None, depth - 1, PATHS[depth]) for depth, id_ in enumerate(ids, begin)]
 
 
 class CopiedChain(Chain):
     """Up to `most` bytes that followed the text's end where it stood before."""
 
-    def __init__(self, row: Row, copies: Copies, most: int, length: int = 0, draws: Draws = NUMPY) -> None:
-        super().__init__(row, length, "copies", draws)
+    def __init__(self, row: Row, copies: Copies, most: int, draws: Draws = NUMPY) -> None:
+        super().__init__(row, 0, "copies", draws)
         self.copies, self.most, self.read = copies, most, 0
         copies.extend(row.prompt)
 
     def begin(self) -> None:
         super().begin()
-        if self.row.stopped_by:  # its batch mates go on
-            return
-        self.copies.extend(bytes(self.row.data[self.read :]))
-        self.read = len(self.row.data)
-        match, copied = self.copies.continuation(min(self.most, self.row.left - 1))
-        self._append(copied[: self.count(match, len(copied))])
-
-    def count(self, match: int, offered: int) -> int:
-        """How many of the offered bytes to draft, which followed where the last `match` bytes stood before."""
-        return offered
+        if not self.row.stopped_by:  # else its batch mates go on
+            self.copies.extend(bytes(self.row.data[self.read :]))
+            self.read = len(self.row.data)
+            self._append(self.copies.continuation(min(self.most, self.row.left - 1))[1])
 
 
-class AutoChain(CopiedChain):
-    """A chain whose source and length a `Chooser` finds."""
+class AutoChain(Chain):
+    """A chain whose source and length a `Chooser` finds: `most` copied bytes at most, or drafts of the heads."""
 
-    def __init__(self, row: Row, copies: Copies, most: int, chooser: Chooser, draws: Draws = NUMPY) -> None:
-        super().__init__(row, copies, most, chooser.depth, draws)
-        self.chooser = chooser
-        self._reset()
-
-    def _reset(self) -> None:
-        self.match, self.chance = 0, 1.0
-        self.is_looking = self.is_asking = self.is_open = False
-        self.probabilities: list[float] = []
-        """that the heads gave to their drafts"""
+    def __init__(self, row: Row, chooser: Chooser, most: int, draws: Draws = NUMPY) -> None:
+        super().__init__(row, chooser.depth, draws=draws)
+        self.chooser, self.most, self.read = chooser, most, 0
+        self.is_open, self.accepted = False, 0
+        chooser.text.extend(row.prompt)
 
     def follows(self) -> bool:
-        return self.chooser.wants_heads() and not self.chooser.may_rest
+        return self.chooser.follows
 
     def begin(self) -> None:
-        self._reset()
-        self.is_looking = self.chooser.drafting.is_due()
-        if not self.is_looking:
-            Chain.begin(self)
-            return
         super().begin()
-        self.source = "copies" if self.drafts else "heads"
-        self.is_asking = self.is_open = not self.drafts and self.chooser.wants_heads()
-
-    def count(self, match: int, offered: int) -> int:
-        self.match = match
-        return self.chooser.copies(match, offered, index=self.copies.is_from_index)
+        self.is_open = False
+        if not self.row.stopped_by:
+            new, most = bytes(self.row.data[self.read :]), min(self.most, self.row.left - 1)
+            copied = self.chooser.begin(self.accepted, new, most)
+            self.read += len(new)
+            self.source = "copies" if copied else "heads"
+            if copied:
+                self._append(copied)
+            self.is_open = self.chooser.asks
 
     def wants(self, depth: int) -> bool:
         return self.is_open and super().wants(depth)
 
     def worth(self, depth: int, drawn_from: Float[np.ndarray, "h v"]) -> int:
         """As many as the chooser says; then the chain is closed."""
-        laws = self.draws.softmax(drawn_from, 1.0) if self.row.rule.temperature == 0 else drawn_from
-        for number, probability in enumerate(laws.max(-1).tolist()):
-            self.chance *= self.chooser.head_right(depth + number, probability)
-            self.is_open = self.chooser.is_worth(depth + number, self.chance)
-            if not self.is_open:
-                return number
-            self.probabilities.append(probability)
-        return len(laws)
+        number = self.chooser.worth(depth, drawn_from, are_logits=self.row.rule.temperature == 0)
+        self.is_open = number == len(drawn_from)
+        return number
 
     def learn(self, accepted: int) -> None:
-        if not self.row.stopped_by:  # else the draft behind the last one that stays was not looked at
-            self.chooser.learn(
-                accepted,
-                len(self.drafts) if self.source == "copies" else 0,
-                self.match,
-                self.probabilities,
-                asked=self.is_asking,
-                looked=self.is_looking,
-                index=self.copies.is_from_index,
-            )
+        self.accepted = accepted

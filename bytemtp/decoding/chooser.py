@@ -14,20 +14,27 @@ read: the same seed draws the same text on the same machine.
 
 Chances are learned from the passes of the row.  Of a copied byte: how often copies were right behind a match of that
 length.  Of a head's: the largest probability that it gives, times how much more or less often than that it was right.
+
+The native engine has a twin of this in C++ (engines/native/choices.cpp), which chooses the same to the last bit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
+
+from bytemtp.decoding.copies import Copies
+from bytemtp.decoding.sampling import softmax
+
 KEPT = 1 - 1 / 64
 """Weight that each pass leaves to those before it: some 64 are remembered."""
-FIRST_TRIES = 6
-"""Passes after which heads that did not pay rest; they are tried again after so many, then after twice as many, ..."""
-LONGEST_REST = 64
+FIRST_REST, LONGEST_REST = 6, 64
+"""What does not pay is tried again after so many passes, then after twice as many, ..."""
 UNTRIED = 1.0
-"""Bytes beyond their cost that heads are expected to bring before they were tried."""
-DEAR = 0.4
-"""Share of a pass that a draft may cost: beyond it choosing lost up to 15 % in measurements, and never gained 10 %."""
+"""Bytes beyond their cost that heads are expected to bring before they were tried: what is dear is given up sooner."""
+WORTH = 1.5
+"""Times as fast as plain decoding that drafts have to be if all of them are right; half of them hardly ever are."""
 COPY_CHANCES = (0.0, 0.3, 0.4, 0.55, 0.65, 0.75, 0.93)
 """Chance that a copied byte is right, by `bit_length` of the match, until the row's own passes say: of Python files."""
 
@@ -47,9 +54,15 @@ class Costs:
 
     @property
     def may_pay(self) -> bool:
-        """Whether drafts can bring enough to look for them: not where a pass computes rather than reads, as with many
+        """Whether drafts can bring enough to look for them: not where passes compute rather than read, as with many
         texts at a time."""
-        return self.extra(1) < DEAR * self.passes[0]
+        best = max((1 + drafts) / (seconds + self.look) for drafts, seconds in enumerate(self.passes))
+        return best * self.passes[0] > WORTH
+
+    @property
+    def most(self) -> int:
+        """Drafts of a pass whose cost is known."""
+        return len(self.passes) - 1
 
     def extra(self, drafts: int) -> float:
         """Of a pass that verifies so many drafts, beyond one that verifies none."""
@@ -74,38 +87,43 @@ class Habit:
     """Something that is done while it pays, and now and then to see whether it would."""
 
     def __init__(self) -> None:
-        self.gain = Mean(0.0)
+        self.gain = Mean(UNTRIED)
         """bytes that a pass with it brought, beyond what it cost in bytes"""
-        self.tried = self.rested = 0
-        self.rest = FIRST_TRIES
+        self.rested, self.rest = 0, FIRST_REST
 
     def pays(self) -> bool:
-        return self.gain.value > 0 or self.tried < FIRST_TRIES
+        return self.gain.value > 0
 
     def is_due(self) -> bool:
         """Whether it is to be done in the next pass."""
         return self.pays() or self.rested >= self.rest
 
     def learn(self, gain: float | None) -> None:
-        """Of a pass in which it was due; None: it was not."""
+        """What a pass with it brought; None: a pass was without it.  If it pays after a rest, the past is forgotten."""
         if gain is None:
             self.rested += 1
             return
-        self.tried += 1
-        self.gain.add(gain)
         if self.rested >= self.rest:
-            self.rest = FIRST_TRIES if self.gain.value > 0 else min(2 * self.rest, LONGEST_REST)
+            if gain > 0:
+                self.gain, self.rest = Mean(UNTRIED), FIRST_REST
+            else:
+                self.rest = min(2 * self.rest, LONGEST_REST)
+        self.gain.add(gain)
         self.rested = 0
 
 
 class Chooser:
-    """What the past of a row says about its next drafts."""
+    """What the past of a row says about its next drafts.
 
-    def __init__(self, costs: Costs, depth: int, *, may_rest: bool) -> None:
+    For each pass: `begin`, and `worth` if the heads are asked.
+
+    Shapes:  h drafting heads, v vocabulary.
+    """
+
+    def __init__(self, copies: Copies, costs: Costs, depth: int, *, may_rest: bool) -> None:
         """depth: drafts of the heads; may_rest: whether they can leave out passes and be asked again."""
-        self.costs, self.depth, self.may_rest = costs, depth, may_rest
-        self.places = [self._place(drafts) for drafts in range(1, depth + 1)]
-        """by depth: what a head's draft there costs"""
+        self.text, self.costs, self.depth, self.may_rest = copies, costs, depth, may_rest
+        self.places = places_of(costs, depth)
         self.bytes_a_second = Mean(1 / costs.passes[0], 4 * costs.passes[0])
         self.copies_right = {index: [Mean(chance) for chance in COPY_CHANCES] for index in (False, True)}
         """those of the text and those of an index, which are less often right behind a match of the same length"""
@@ -113,12 +131,11 @@ class Chooser:
         """by depth: how often a draft was right, over the probability that its head gave it"""
         self.drafting, self.heads = Habit(), Habit()
         """whether anything is looked for, and whether the heads are asked where nothing is copied"""
-
-    def _place(self, depth: int) -> float:
-        """The least that drafts from that depth on cost each: the first may cost more than all that follow it."""
-        passes, first = self.costs.passes, depth - 1
-        ends = range(depth, self.depth + 1)
-        return self.costs.head + min((passes[end] - passes[first]) / (end - first) for end in ends)
+        self.asks, self.follows = False, depth > 0 and not may_rest
+        """whether the heads draft for the next pass, and whether they read on in any case"""
+        self.looks, self.copied, self.match = False, 0, 0
+        self.chance, self.probabilities = 1.0, list[float]()
+        """of the heads' drafts: that all are kept, and what the heads gave to each"""
 
     @property
     def rate(self) -> float:
@@ -126,15 +143,30 @@ class Chooser:
 
     # ---- before a pass
 
-    def copies(self, match: int, count: int, *, index: bool = False) -> int:
-        """How many of `count` copied bytes to draft behind a match of that length; 0 where heads promise more.
+    def begin(self, accepted: int, data: bytes, most: int) -> bytes:
+        """Copied bytes to draft for the next pass, `most` at most; then `asks` says whether the heads are to draft.
 
-        index: whether they are from an index.
+        accepted: how many drafts of the last pass were kept; data: the bytes that it decided.  Not to be called once
+        the text has ended: then the draft behind the last one that was kept had no verdict.
         """
+        self._learn(accepted)
+        self.text.extend(data)
+        self.chance, self.probabilities = 1.0, []
+        self.looks, copied = self.drafting.is_due(), b""
+        if self.looks:
+            self.match, offered = self.text.continuation(most)
+            copied = offered[: self._number(self.match, len(offered))]
+        self.copied = len(copied)
+        wanted = self.depth > 0 and (self.heads.is_due() if self.may_rest else self.heads.pays())
+        self.asks, self.follows = self.looks and not copied and wanted, wanted and not self.may_rest
+        return copied
+
+    def _number(self, match: int, count: int) -> int:
+        """How many of `count` copied bytes to draft behind a match of that length; 0 where heads promise more."""
         rate, chance, kept = self.rate, 1.0, 0.0
         best, number = self._expected_of_heads(), 0
-        for drafts in range(1, min(count, len(self.costs.passes) - 1) + 1):
-            chance *= self._copy_right(index, match + drafts - 1).value
+        for drafts in range(1, min(count, self.costs.most) + 1):
+            chance *= self._copy_right(match + drafts - 1).value
             kept += chance
             gain = kept - rate * self.costs.extra(drafts)
             if gain > best:
@@ -143,51 +175,48 @@ class Chooser:
 
     def _expected_of_heads(self) -> float:
         """Bytes, beyond their cost."""
-        if not self.depth:
-            return 0.0
-        return UNTRIED if self.heads.tried < FIRST_TRIES else max(0.0, self.heads.gain.value)
+        return max(0.0, self.heads.gain.value) if self.depth else 0.0
 
-    def wants_heads(self) -> bool:
-        """Whether the heads are asked: while they pay, and now and then to see whether they would."""
-        return self.depth > 0 and (self.heads.is_due() if self.may_rest else self.heads.pays())
+    def worth(self, depth: int, drawn_from: Float[np.ndarray, "h v"], *, are_logits: bool) -> int:
+        """How many drafts to make from that depth on, of these distributions, or logits, of the heads.
 
-    def is_worth(self, depth: int, chance: float) -> bool:
-        """Of a head's draft at that depth, if it and those before it are kept with that chance."""
-        return chance > self.rate * self.places[depth - 1]
-
-    def head_right(self, depth: int, probability: float) -> float:
-        """Chance that the head's draft at that depth is right once those before it are."""
-        return min(1.0, probability * self.heads_right[depth - 1].value)
+        Each has to be worth its place, by the chance that it and those before it are kept.
+        """
+        laws = softmax(drawn_from, 1.0) if are_logits else drawn_from
+        for number, probability in enumerate(laws.max(-1).tolist()):
+            place = depth + number - 1
+            self.chance *= min(1.0, probability * self.heads_right[place].value)
+            if not self.chance > self.rate * self.places[place]:
+                return number
+            self.probabilities.append(probability)
+        return len(laws)
 
     # ---- after it
 
-    def learn(
-        self,
-        accepted: int,
-        copied: int = 0,
-        match: int = 0,
-        probabilities: Sequence[float] = (),
-        *,
-        asked: bool,
-        looked: bool = True,
-        index: bool = False,
-    ) -> None:
-        """How the drafts fared: `copied` bytes behind a match, or those of the heads, which gave them `probabilities`.
-
-        asked: whether the heads were asked; looked: whether anything was looked for; index: whether the bytes were
-        copied from one.  Call it for passes after which the row goes on: others end before a verdict.
-        """
-        drafts = copied or len(probabilities)
-        cost = self.costs.extra(drafts) + asked * self.costs.heads + len(probabilities) * self.costs.head
+    def _learn(self, accepted: int) -> None:
+        by_heads = len(self.probabilities)
+        drafts = self.copied or by_heads
+        cost = self.costs.extra(drafts) + self.asks * self.costs.heads + by_heads * self.costs.head
         gain = accepted - self.rate * cost
-        for i in range(min(accepted + 1, copied)):
-            self._copy_right(index, match + i).add(float(i < accepted))
-        for i, probability in enumerate(probabilities[: accepted + 1]):
+        for i in range(min(accepted + 1, self.copied)):
+            self._copy_right(self.match + i).add(float(i < accepted))
+        for i, probability in enumerate(self.probabilities[: accepted + 1]):
             self.heads_right[i].add(float(i < accepted), probability)
-        if not copied and looked:
-            self.heads.learn(gain if asked else None)
-        self.drafting.learn(gain - self.rate * self.costs.look if looked else None)
-        self.bytes_a_second.add(float(accepted + 1), self.costs.passes[0] + cost + looked * self.costs.look)
+        if not self.copied:
+            self.heads.learn(gain if self.asks else None)
+        self.drafting.learn(gain - self.rate * self.costs.look if self.looks else None)
+        self.bytes_a_second.add(float(accepted + 1), self.costs.passes[0] + cost + self.looks * self.costs.look)
 
-    def _copy_right(self, index: bool, match: int) -> Mean:
-        return self.copies_right[index][min(match.bit_length(), len(COPY_CHANCES) - 1)]
+    def _copy_right(self, match: int) -> Mean:
+        return self.copies_right[self.text.is_from_index][min(match.bit_length(), len(COPY_CHANCES) - 1)]
+
+
+def places_of(costs: Costs, most: int) -> list[float]:
+    """By depth, up to `most`: the least that a head's draft there and those behind it cost each.
+
+    The first may cost more than all that follow it.
+    """
+    passes, ends = costs.passes, range(1, most + 1)
+    return [
+        costs.head + min((passes[end] - passes[first]) / (end - first) for end in ends[first:]) for first in range(most)
+    ]

@@ -15,22 +15,13 @@ Try:  python -c "from bytemtp.decoding.copies import *; c = Copies(); c.extend(b
 from array import array
 from collections.abc import Iterator
 from itertools import islice
-from typing import Protocol, runtime_checkable
 
-from bytemtp.decoding.corpus_index import MAX_MATCH
+from bytemtp.decoding.corpus_index import MAX_MATCH, CorpusIndex
 
 GRAMS = (10, 4, 2)
 """Lengths of the runs whose places are kept, the longest first.  Few long ones are the same, so they reach far back."""
 CANDIDATES = 16
 """Places of a run that are looked at, the latest."""
-
-
-@runtime_checkable
-class Index(Protocol):
-    """Other text than the one that is written: a `CorpusIndex`."""
-
-    def continuation(self, text: bytes | bytearray, count: int) -> tuple[int, bytes]:
-        """How many bytes at the end of `text` stand there, and up to `count` bytes that followed."""
 
 
 class Copies:
@@ -40,11 +31,14 @@ class Copies:
     CANDIDATES places where they did, the one counts before which the most bytes agree, MAX_MATCH at most; of equals
     the latest.  In the index it is the longest match of all.  It counts if it is longer than that in the text.
 
-    Each byte takes about a microsecond and at most some 400 bytes of memory.
+    Each byte takes about a microsecond and at most some 400 bytes of memory.  The native engine has a twin of this in
+    C++ (engines/native/choices.cpp), which finds the same.
     """
 
-    def __init__(self, index: Index | None = None) -> None:
-        self.index, self.text, self.is_from_index = index, bytearray(), False
+    def __init__(self, index: CorpusIndex | None = None) -> None:
+        self.index, self.text = index, bytearray()
+        self.is_from_index = False
+        """what was found last"""
         self._places = [_Places(size) for size in GRAMS]
 
     def extend(self, data: bytes) -> None:

@@ -84,6 +84,11 @@ class CorpusIndex:
         bytes_ = [vote[:1] for vote in votes]
         return length, votes[bytes_.index(max(bytes_, key=bytes_.count))]
 
+    def parts(self) -> tuple[int, int, int, int]:
+        """Where the places and the text lie in memory, bytes of the text, and the separator: for choices.cpp."""
+        places = self._places.ctypes.data
+        return places, places + self._places.nbytes, len(self._places), self._separator[0]
+
     def _run(self, place: np.uint32) -> bytes:
         begin = self._text + int(place)
         return self._file[begin : begin + MAX_MATCH]

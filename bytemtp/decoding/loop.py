@@ -38,8 +38,10 @@ from jaxtyping import Bool, Float32, Int
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.chains import AutoChain, Chain, CopiedChain
 from bytemtp.decoding.chooser import Chooser, Costs
-from bytemtp.decoding.copies import Copies, Index
+from bytemtp.decoding.copies import Copies
+from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.drafters import Drafter, HeadDrafter, ModelDrafter, ids_from
+from bytemtp.decoding.engines.native.choices import CompiledChooser, CompiledCopies
 from bytemtp.decoding.engines.native.draws import CompiledDraws
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.select import make_engine, window_of
@@ -68,7 +70,7 @@ class Drafting:
     """drafts in place of the verifying model's own heads; only chains"""
     copied: int = 0
     """most bytes that are copied for a pass from where the text's end stood before"""
-    index: Index | None = None
+    index: CorpusIndex | None = None
     """where else they may be copied from"""
     costs: Costs | None = None
     """choose between copies, heads and nothing by these (chooser.py); heads draft chains no longer than the shape"""
@@ -94,7 +96,8 @@ class VerifyLoop:
         capacity = 2 + max((len(row.prompt) + row.left for row in rows), default=0) + drafting.most
         back = max((row.left for row in rows), default=0) if self.waiting else 0
         self.engine = make_engine(engine, model, slots, capacity, 1 + drafting.most, back)
-        self.draws = CompiledDraws() if isinstance(self.engine, NativeEngine) else NUMPY
+        self.is_compiled = isinstance(self.engine, NativeEngine)
+        self.draws = CompiledDraws() if self.is_compiled else NUMPY
         self.trees = [self._tree(row) for row in self.rows]
         # bfloat16 errs by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
@@ -119,12 +122,16 @@ class VerifyLoop:
             return DraftTree(row, drafting.shape)
         if not drafting.copied:
             return Chain(row, len(drafting.shape), "heads" if drafting.model is None else "model", draws)
-        copies = Copies(drafting.index)
+        copies = (CompiledCopies if self.is_compiled else Copies)(drafting.index)
         if drafting.costs is None:
-            return CopiedChain(row, copies, drafting.copied, draws=draws)
+            return CopiedChain(row, copies, drafting.copied, draws)
         rests = self.model.config.topology in ("linear", "replicated")  # these heads have no cache that must be kept up
-        chooser = Chooser(drafting.costs, len(drafting.shape), may_rest=rests)
-        return AutoChain(row, copies, drafting.copied, chooser, draws)
+        depth = min(len(drafting.shape), drafting.costs.most)
+        if isinstance(copies, CompiledCopies):
+            chooser: Chooser = CompiledChooser(copies, drafting.costs, depth, may_rest=rests)
+        else:
+            chooser = Chooser(copies, drafting.costs, depth, may_rest=rests)
+        return AutoChain(row, chooser, drafting.copied, draws)
 
     def run(self) -> None:
         """Decode all rows to their ends."""

@@ -10,7 +10,7 @@ from test_loop import ENGINES, TOPOLOGIES, model_for
 
 from bytemtp.decoding import costs as costs_module
 from bytemtp.decoding.chains import AutoChain, CopiedChain
-from bytemtp.decoding.chooser import FIRST_TRIES, Chooser, Costs
+from bytemtp.decoding.chooser import FIRST_REST, LONGEST_REST, Chooser, Costs
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.generate import Options, generate, generate_batch
@@ -71,11 +71,19 @@ def test_a_seed_draws_the_same_text_again(prompts, temperature, seed):
     assert [out.data for out in first] == [out.data for out in again]
 
 
-@pytest.mark.parametrize("chain", [CopiedChain, lambda *them: AutoChain(*them, Chooser(FLAT, 0, may_rest=True))])
+def copied_chain(row):
+    return CopiedChain(row, Copies(), COPIED)
+
+
+def auto_chain(row):
+    return AutoChain(row, Chooser(Copies(), FLAT, 0, may_rest=True), COPIED)
+
+
+@pytest.mark.parametrize("chain", [copied_chain, auto_chain])
 def test_nothing_is_drafted_for_a_text_that_has_ended(chain):
     """While others of its batch go on: such drafts were verified once, to no end."""
     row = Options().row(b"abcabc", 0, 30)
-    tree = chain(row, Copies(), COPIED)
+    tree = chain(row)
     tree.begin()
     assert tree.drafts
     row.stopped_by = "stop"
@@ -133,56 +141,64 @@ def test_a_draft_that_is_right_by_chance_is_made_as_often_as_pays(chance, slope,
     unit: of time.  Where a pass took no whole second, no draft was ever made once.
     """
     costs = Costs(tuple(unit * (1 + slope * ids) for ids in range(16)), heads=0.0)
-    chooser, random = Chooser(costs, depth, may_rest=True), np.random.default_rng(seed)
+    chooser, random = Chooser(Copies(), costs, depth, may_rest=True), np.random.default_rng(seed)
     written = spent = 0.0
+    accepted = 0
     while written < 2000:
-        drafts, alive = 0, 1.0
-        asked = chooser.wants_heads()
-        while asked and drafts < depth:
-            alive *= chooser.head_right(drafts + 1, chance)
-            if not chooser.is_worth(drafts + 1, alive):
-                break
-            drafts += 1
+        chooser.begin(accepted, b"", 0)
+        drafts = chooser.worth(1, np.full((depth, 1), chance), are_logits=False) if chooser.asks else 0
         right = random.random(drafts) < chance
         accepted = drafts if right.all() else int(right.argmin())
-        chooser.learn(accepted, probabilities=[chance] * drafts, asked=asked)
         written, spent = written + accepted + 1, spent + 1 + slope * drafts
     best = max(sum(chance**d for d in range(fixed + 1)) / (1 + slope * fixed) for fixed in range(depth + 1))
     assert written / spent > 0.88 * best
 
 
+def after_pass(chooser, accepted):
+    """A pass whose heads, if they are asked, are sure of three drafts; returns whether they are."""
+    chooser.begin(accepted if chooser.asks else 0, b"", 0)
+    if chooser.asks:
+        chooser.worth(1, np.ones((3, 1)), are_logits=False)
+    return chooser.asks
+
+
 def test_heads_that_rest_are_tried_again_and_return():
-    chooser = Chooser(MIDDLE, 3, may_rest=True)
-    for _ in range(4 * FIRST_TRIES):
-        chooser.learn(0, probabilities=[0.5] * 3, asked=chooser.wants_heads())
-    assert not chooser.wants_heads()
-    passes = 0
-    while not chooser.wants_heads():
-        passes += 1
-        chooser.learn(0, asked=False)
-    assert 0 < passes <= 4 * FIRST_TRIES
-    for _ in range(200):
-        asked = chooser.wants_heads()
-        chooser.learn(3 if asked else 0, probabilities=[0.5] * 3 if asked else [], asked=asked)
-    assert chooser.wants_heads() and chooser.heads.rested == 0
+    chooser = Chooser(Copies(), MIDDLE, 3, may_rest=True)
+    while after_pass(chooser, 0):
+        pass
+    asked = [False, *(after_pass(chooser, 0) for _ in range(4 * LONGEST_REST))]
+    rests = [len(rest) for rest in "".join("x" if one else "." for one in asked).split("x")]
+    assert rests[0] == FIRST_REST and rests[1] == 2 * FIRST_REST and max(rests) == LONGEST_REST
+    while not after_pass(chooser, 3):
+        pass
+    assert all(after_pass(chooser, 3) for _ in range(100))
 
 
 def test_heads_with_caches_are_given_up_for_good():
-    chooser = Chooser(STEEP, 3, may_rest=False)
-    while chooser.wants_heads():
-        chooser.learn(0, probabilities=[0.5] * 3, asked=True)
+    chooser = Chooser(Copies(), STEEP, 3, may_rest=False)
+    assert chooser.follows
+    while after_pass(chooser, 0):
+        assert chooser.follows
     for _ in range(1000):
-        assert not chooser.wants_heads()
-        chooser.learn(0, asked=False)
+        assert not after_pass(chooser, 0) and not chooser.follows
 
 
 def test_long_matches_are_copied_and_short_ones_that_were_wrong_are_not():
-    chooser = Chooser(MIDDLE, 0, may_rest=True)
-    assert chooser.copies(32, COPIED) > 8
-    assert chooser.copies(0, 0) == 0
-    for _ in range(50):
-        chooser.learn(0, copied=4, match=4, asked=False)
-    assert chooser.copies(4, COPIED) == 0 < chooser.copies(32, COPIED)
+    line = bytes(range(100, 140))
+    chooser = Chooser(Copies(), STEEP, 0, may_rest=True)
+    copied = chooser.begin(0, line + line, COPIED)
+    assert line.startswith(copied) and len(copied) > 8
+    before = chooser._number(4, COPIED)
+    for n in range(50):  # what follows `ABCD` is another byte each time
+        chooser.begin(0, bytes([n]) + b"ABCD", COPIED)
+    assert chooser.match == 4
+    assert chooser._number(4, COPIED) == 0 < before < chooser._number(32, COPIED)
+
+
+def test_more_heads_than_passes_were_timed_for(table):
+    table["now"] = FLAT
+    model = model_for("linear", n_future=20)
+    assert generate(model, b"ab", 40, mode="auto").data == generate(model, b"ab", 40).data
 
 
 # ---- the table

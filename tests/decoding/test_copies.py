@@ -1,4 +1,4 @@
-"""Copies: the same as looking at every place, on any text in any pieces; and no work that grows with the text."""
+"""Copies, in Python and compiled: as looking at every place, on any text in any pieces; no work grows with the text."""
 
 from itertools import takewhile
 
@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 from bytemtp.decoding import copies
 from bytemtp.decoding.copies import CANDIDATES, GRAMS, MAX_MATCH, Copies
+from bytemtp.decoding.engines.native.choices import CompiledCopies
+
+KINDS = [Copies, CompiledCopies]
 
 TEXTS = st.one_of(
     st.binary(max_size=60),
@@ -41,14 +44,16 @@ def slow_continuation(text: bytes, count: int) -> tuple[int, bytes]:
     return length, bytes(copied[len(text) :])
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 200)), count=st.integers(0, 20))
-def test_what_the_docstring_says(text, cuts, count):
-    given_, bounds = Copies(), sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+def test_what_the_docstring_says(kind, text, cuts, count):
+    given_, bounds = kind(), sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     for begin, end in zip([0, *bounds], bounds, strict=False):
         given_.extend(text[begin:end])
         assert given_.continuation(count) == slow_continuation(text[:end], count)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("text", "length", "following"),
     [
@@ -62,8 +67,8 @@ def test_what_the_docstring_says(text, cuts, count):
         (b"1ab2 2ab3 1ab", 3, b"2 2ab3"),  # the longest
     ],
 )
-def test_examples(text, length, following):
-    looked_up = Copies()
+def test_examples(kind, text, length, following):
+    looked_up = kind()
     looked_up.extend(text)
     assert looked_up.continuation(6) == (length, following)
 

@@ -11,6 +11,8 @@ from test_auto import COSTS, REPEATING
 from test_loop import TOPOLOGIES, model_for
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
+from bytemtp.decoding.chooser import Chooser
+from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.drafters import HeadDrafter
 from bytemtp.decoding.engines.native.draws import CompiledDraws
 from bytemtp.decoding.engines.native.engine import NativeEngine
@@ -91,7 +93,8 @@ def in_pieces(engine: NativeEngine, start, ids, lengths, branches=None):
 def texts(patch: pytest.MonkeyPatch, prompts, topology: str, *, slow: bool, **options) -> list[Generation]:
     model = model_for(topology)
     if slow:
-        patch.setattr("bytemtp.decoding.loop.CompiledDraws", Draws)
+        for name, twin in {"Draws": Draws, "Copies": Copies, "Chooser": Chooser}.items():
+            patch.setattr(f"bytemtp.decoding.loop.Compiled{name}", twin)
         patch.setattr(HeadDrafter, "all_drafts", lambda *_: None)
         patch.setattr(NativeEngine, "verify", in_pieces)
     return generate_batch(model, prompts, 40, engine="native", **options)

@@ -5,6 +5,7 @@
 //
 // Shapes:  l positions, v vocabulary (a multiple of 8), c drafts of a chain.
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -32,6 +33,15 @@ double sum(int v, Value value) {
   for (int i = 0; i < v; i += 8)
     for (int j = 0; j < 8; j++) part[j] += value(i + j);
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+// In 8 parts, so that the compiler makes vectors of it.
+float largest(const float* values, int v) {
+  float part[8];
+  std::copy(values, values + 8, part);
+  for (int i = 8; i < v; i += 8)
+    for (int j = 0; j < 8; j++) part[j] = values[i + j] > part[j] ? values[i + j] : part[j];
+  return *std::max_element(part, part + 8);
 }
 
 // `sample_id`: the id at `uniform` of the cumulative weights, never one of weight 0.
@@ -71,12 +81,17 @@ void leads(const float* logits, int count, int v, int real, float margin, int64_
 // p [l, v]
 void softmax(const float* logits, int count, int v, double temperature, double* p) {
   for (int l = 0; l < count; l++, logits += v, p += v) {
-    float top = logits[0];
-    for (int i = 1; i < v; i++) top = logits[i] > top ? logits[i] : top;
+    const float top = largest(logits, v);
     for (int i = 0; i < v; i++) p[i] = exponential(((double)logits[i] - top) / temperature);
     const double total = sum(v, [&](int i) { return p[i]; });
     for (int i = 0; i < v; i++) p[i] /= total;
   }
+}
+
+// The largest probability of the softmax of logits [v].
+double largest_probability(const float* logits, int v) {
+  const float top = largest(logits, v);
+  return 1 / sum(v, [&](int i) { return exponential((double)logits[i] - top); });
 }
 
 // One id from each of q [l, v].

@@ -1,5 +1,5 @@
-"""step.cpp and draws.cpp, compiled for this machine when they are first needed (some three seconds), kept in the user's
-cache folder.
+"""step.cpp, draws.cpp and choices.cpp, compiled for this machine when they are first needed (some five seconds), kept
+in the user's cache folder.
 
 The structures below are those of step.cpp: whoever changes one changes both.
 
@@ -25,7 +25,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
-DRAWS = SOURCE.with_name("draws.cpp")
+OTHERS = [SOURCE.with_name(name) for name in ("draws.cpp", "choices.cpp")]
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 PROCESSOR = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 """What the code may use.  step.cpp takes the widest vectors among it."""
@@ -131,7 +131,20 @@ def library() -> Library:
     lib.verify_chain.restype = c_int64
     for name in ("run_stack", "run_side_by_side", "run_product", "verify_chains", "leads", "softmax", "sample_ids"):
         getattr(lib, name).restype = None
+    declare_choices(lib)
     return Library(lib, lanes, panel)
+
+
+def declare_choices(lib: ctypes.CDLL) -> None:
+    lib.copies_new.argtypes, lib.copies_new.restype = [c_void_p, c_void_p, c_int64, c_int], c_void_p
+    lib.copies_free.argtypes, lib.copies_free.restype = [c_void_p], None
+    lib.copies_extend.argtypes, lib.copies_extend.restype = [c_void_p, c_char_p, c_int64], None
+    lib.copies_continuation.argtypes, lib.copies_continuation.restype = [c_void_p, c_int, c_void_p, c_void_p], None
+    lib.chooser_new.argtypes = [c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int]
+    lib.chooser_new.restype = c_void_p
+    lib.chooser_free.argtypes, lib.chooser_free.restype = [c_void_p], None
+    lib.chooser_begin.argtypes = [c_void_p, c_int, c_char_p, c_int64, c_int, c_void_p]
+    lib.chooser_worth.argtypes = [c_void_p, c_int, c_void_p, c_int, c_int, c_int]
 
 
 def address(array: Shaped[np.ndarray, "..."]) -> int:
@@ -162,7 +175,7 @@ def _compile(command: list[str], path: Path) -> None:
     """Written beside and renamed: another process may be doing the same."""
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as file:
         part = Path(file.name)
-    done = subprocess.run([*command, "-o", str(part), str(SOURCE), str(DRAWS)], capture_output=True, text=True)
+    done = subprocess.run([*command, "-o", str(part), str(SOURCE), *map(str, OTHERS)], capture_output=True, text=True)
     if done.returncode:
         part.unlink()
         first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
@@ -178,5 +191,10 @@ def _fingerprint(command: list[str]) -> str:
     if info.exists():
         lines = info.read_text(errors="replace").splitlines()
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), processor)
-    parts = [SOURCE.read_bytes(), DRAWS.read_bytes(), " ".join(command).encode(), version, processor.encode()]
+    parts = [
+        *(path.read_bytes() for path in (SOURCE, *OTHERS)),
+        " ".join(command).encode(),
+        version,
+        processor.encode(),
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
