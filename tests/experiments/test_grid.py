@@ -36,6 +36,8 @@ def experiment(tmp_path, monkeypatch):
     """Two cells, in a folder of its own, that score their width and their seed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(grid, "FOLDER", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(grid.torch, "set_num_threads", lambda threads: None)  # of all later tests
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy/recipe.toml").write_text(RECIPE)
     return Experiment("toy", lambda cell: {"size": cell.settings["model.dim"] + cell.seed}, str, tables.dots)
