@@ -19,6 +19,7 @@ from bytemtp.common.cli import parse, run_main, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
+from bytemtp.model.attention import Layout
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.batches import check_shares
@@ -132,14 +133,8 @@ def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int
 def step_flops(settings: Settings) -> float:
     """Of a step, if every row is a single document: shorter ones have fewer pairs for attention."""
     train = settings.train
-    pairs = train.batch_size * row_pairs(train.seq_len, settings.model.window)
+    pairs = train.batch_size * Layout.of(1, train.seq_len, window=settings.model.window).pairs
     return Flops.of_model(meta_model(settings), train.far_rows).of(train.batch_size * train.seq_len, pairs)
-
-
-def row_pairs(length: int, window: int) -> int:
-    """Pairs of a position and one that it sees; each sees itself, and `window` positions in all if that is not 0."""
-    near = min(length, window or length)
-    return near * (near + 1) // 2 + (length - near) * near
 
 
 def meta_model(settings: Settings) -> ByteMTP:

@@ -29,12 +29,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from bytemtp.bench.quality import run_module
+from bytemtp.bench.quality import end_of, run_module
 from bytemtp.bench.turns import machine
 from bytemtp.common.errors import UserError
 from bytemtp.common.jsonl import JsonLinesFile, read_lines
 from bytemtp.common.runtime import log
-from bytemtp.model.checkpoint import latest
 
 FOLDER = Path(__file__).parent
 RUNS = Path("runs")
@@ -175,9 +174,7 @@ def train(cell: Cell, *paths: str | Path, **settings: Any) -> dict[str, Any]:
     again = ["--resume"] if (cell.folder / "config.toml").exists() else []
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     run_module(cell.folder, "bytemtp.train", *map(str, paths), "--out", str(cell.folder), *again, *words)
-    newest = latest(cell.folder)
-    assert newest is not None  # the command has ended well
-    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    state = end_of(cell.folder)
     return {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}
 
 

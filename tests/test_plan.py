@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import ModelConfig, Settings, TrainConfig, changed
+from bytemtp.model.attention import Layout
 from bytemtp.model.model import ByteMTP
-from bytemtp.plan import dealt, main, row_pairs, step_flops
+from bytemtp.plan import dealt, main, step_flops
 from bytemtp.training.cost import GB, Flops, memory
 
 SMALL = Settings(
@@ -29,7 +30,7 @@ def planned(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @given(st.integers(1, 40), st.integers(0, 50))
 def test_pairs_of_a_row_are_those_that_see_each_other(length: int, window: int) -> None:
     seen = [(i, j) for i in range(length) for j in range(i + 1) if not window or i - j < window]
-    assert row_pairs(length, window) == len(seen)
+    assert Layout.of(1, length, window=window).pairs == len(seen)
 
 
 @pytest.mark.parametrize("window", [0, 16])

@@ -183,10 +183,16 @@ def train_and_score(place: Path, train: Sequence[str], heldout: Sequence[str], *
     Its log and its scores stand beside it: `place` must have no dot in its name.  UserError if a command fails.
     """
     run_module(place, "bytemtp.train", *train, "--out", str(place), "--overwrite", *options)
-    folder = latest(place)
-    assert folder is not None  # the command has ended well
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    state = end_of(place)
     return {"steps": state["step"], "bytes_seen": state["bytes_seen"], **bits_per_byte(place, heldout)}
+
+
+def end_of(place: Path) -> Report:
+    """What the newest checkpoint says of a training that has ended well."""
+    folder = latest(place)
+    assert folder is not None
+    state: Report = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return state
 
 
 def bits_per_byte(place: Path, heldout: Sequence[str]) -> Report:

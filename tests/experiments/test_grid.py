@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bytemtp.bench import quality
 from bytemtp.common.errors import UserError
 from bytemtp.common.jsonl import read_lines
 from experiments import grid, readme, tables
@@ -105,7 +106,7 @@ def test_a_training_begins_anew_or_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "run_module", lambda place, *rest: words.append(rest))
     cell = Cell("toy", "cpu", "G(2,5), x=0.1", 3, {"model.dim": 8, "task.size": 1, "train.seed": 9}, {})
     state = cell.folder / "checkpoints/step-00000002/state.json"
-    monkeypatch.setattr(grid, "latest", lambda run: state.parent)
+    monkeypatch.setattr(quality, "latest", lambda run: state.parent)
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps({"step": 2, "bytes_seen": 64, "elapsed_s": 90.0}))
     settings = ["--model.dim=8", "--train.seed=3", "--train.seq_len=32"]
