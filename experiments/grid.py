@@ -42,6 +42,8 @@ SECTIONS = ("model.", "train.", "data.")
 Line = dict[str, Any]
 """Of results.jsonl: `key` (preset as `grid`, cell, seed, settings), commit, hardware, threads, minutes, and figures."""
 _writing = Lock()
+_training: dict[Path, Lock] = {}
+"""One for each folder: two cells may want the same run."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,15 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The run's.  Its name has a digest of the settings, so that a run with other ones is never gone on with."""
-        name = re.sub(r"[^\w=-]+", "-", f"{self.preset}-{self.name}-seed{self.seed}")
+        """The run's.  Its name has a digest of the settings, so that a run with other ones is never gone on with.
+
+        A preset may name a folder (`runs`) that it shares with other experiments: cells with the same settings are
+        then one run, whatever their names.
+        """
+        shared = self.options.get("runs")
+        name = "run" if shared else f"{self.preset}-{self.name}"
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
-        return RUNS / self.experiment / f"{name}-{digest}"
+        return RUNS / (shared or self.experiment) / re.sub(r"[^\w=-]+", "-", f"{name}-seed{self.seed}-{digest}")
 
 
 @dataclass(frozen=True)
@@ -164,16 +171,19 @@ def run(experiment: Experiment, cell: Cell, about: dict[str, Any]) -> None:
     log(f"{cell.name}, seed {cell.seed}: done")
 
 
-def train(cell: Cell, *paths: str | Path, **settings: Any) -> dict[str, Any]:
+def train(cell: Cell, *paths: str | Path, init: Path | None = None, **settings: Any) -> dict[str, Any]:
     """Train a cell into its folder, or go on with what is there; the steps, bytes and minutes that it took.
 
-    settings: of bytemtp, by dotted name, that follow from the cell's.  UserError if the command fails.
+    init: a run whose weights it starts from.  settings: of bytemtp, by dotted name, that follow from the cell's.
+    UserError if the command fails.
     """
     chosen = cell.settings | settings | {"train.seed": cell.seed}
     words = [f"--{name}={value}" for name, value in chosen.items() if name.startswith(SECTIONS)]
-    again = ["--resume"] if (cell.folder / "config.toml").exists() else []
+    start = ["--init", str(init)] if init else []
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
-    run_module(cell.folder, "bytemtp.train", *map(str, paths), "--out", str(cell.folder), *again, *words)
+    with _training.setdefault(cell.folder, Lock()):
+        more = ["--resume"] if (cell.folder / "config.toml").exists() else start
+        run_module(cell.folder, "bytemtp.train", *map(str, paths), "--out", str(cell.folder), *more, *words)
     state = end_of(cell.folder)
     return {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}
 

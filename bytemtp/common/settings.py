@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -159,6 +159,9 @@ class TrainConfig:
     head_weights: str = "far:0.02"
     """share of each head's gradient that reaches what head 1 needs, too: equal (all of it), far:W (W of heads 2 to n),
     or geometric:R (R of head 2, R^2 of head 3, ...)"""
+    head_schedule: Literal["constant", "anneal", "forward", "reverse"] = "constant"
+    """how these shares change over the run: not at all, linearly to zero, or head by head: each in turn joins (forward)
+    or, the farthest first, drops out (reverse).  Heads themselves learn all the time"""
     seed: int = 0
     """seed of the weights and of the data order"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -231,6 +234,19 @@ def head_weights(text: str, n: int) -> list[float]:
         f"train.head_weights is {text!r}; it must be equal, far:W or geometric:R with a number from 0 to 1",
     )
     return [1.0] + [value**i if kind == "geometric" else value for i in range(1, n)]
+
+
+def scheduled_weights(weights: Sequence[float], schedule: str, done: float) -> list[float]:
+    """Weights of the heads when the share `done` of a run is over, by `train.head_schedule`.
+
+    anneal: Marin and modded-nanogpt end so, too.  forward, reverse: curricula over the number of heads in n equal
+    stages (Aynetdinov & Akbik 2025, arXiv 2505.22757); there, heads that do not take part are not trained either.
+    """
+    n, done = len(weights), min(max(done, 0.0), 1.0)
+    stage = min(n, int(done * n) + 1)
+    taking_part = {"constant": n, "anneal": n, "forward": stage, "reverse": n + 1 - stage}[schedule]
+    scale = 1 - done if schedule == "anneal" else 1.0
+    return [weights[0]] + [scale * weight if i < taking_part else 0.0 for i, weight in enumerate(weights) if i]
 
 
 @dataclass(frozen=True)

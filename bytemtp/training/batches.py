@@ -120,12 +120,17 @@ def training_rows(
     )
 
 
+def share_done(train: TrainConfig, step: int, elapsed_s: float) -> float:
+    """Of the run, before optimiser step number `step` (from 0), `elapsed_s` seconds into training."""
+    return elapsed_s / (60 * train.minutes) if train.minutes else step / max(1, train.steps)
+
+
 def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
     """Bytes of the rows of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
 
     As with the learning rate, the length of the run does not matter during the warm-up.
     """
-    done = elapsed_s / (60 * train.minutes) if train.minutes else step / max(1, train.steps)
+    done = share_done(train, step, elapsed_s)
     is_first = done < train.grow_at or (step < train.warmup and not train.minutes)
     return train.first_seq_len if is_first and 0 < train.first_seq_len < train.seq_len else train.seq_len
 

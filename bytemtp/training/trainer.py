@@ -29,13 +29,20 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import pick_device
-from bytemtp.common.settings import Settings, TrainConfig, head_weights
+from bytemtp.common.settings import Settings, TrainConfig, head_weights, scheduled_weights
 from bytemtp.common.shards import local
 from bytemtp.data.stream import Batch, Cursor, Stream
 from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save, step_folder
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
-from bytemtp.training.batches import check_shares, collect_valid, count_rows, seq_len_at, training_rows
+from bytemtp.training.batches import (
+    check_shares,
+    collect_valid,
+    count_rows,
+    seq_len_at,
+    share_done,
+    training_rows,
+)
 from bytemtp.training.corpus import write_files
 from bytemtp.training.cost import Flops, peak_flops, told_if_full
 from bytemtp.training.distributed import ALONE, World
@@ -246,8 +253,10 @@ class Trainer:
         if len(parts) * self.world.size > 1:
             counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
             counts = self.world.sum(counts)
+        done = share_done(self.train, self.state.step, self.state.elapsed_s)
+        weights = scheduled_weights(self.head_weights, self.train.head_schedule, done)
         rounds = [
-            backward(self.model, *part, counts, mode, self.head_weights, share, layout)
+            backward(self.model, *part, counts, mode, weights, share, layout)
             for part, layout in zip(parts, layouts, strict=True)
         ]
         self.world.sum_gradients(self.model.parameters())

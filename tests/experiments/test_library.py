@@ -1,0 +1,130 @@
+"""Experiments on the Python library: runs that are shared, runs that start from others, and scores of decoding."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bytemtp.bench import quality
+from experiments import grid, library, readme
+from experiments.grid import Cell, cells_of
+from experiments.harm import __main__ as harm
+
+SCORED = ("n_sweep", "harm")
+"""Experiments whose cells `library.score` scores."""
+SMALL = {
+    "model.dim": 16,
+    "model.layers": 1,
+    "model.attention_heads": 1,
+    "model.ffn_dim": 16,
+    "train.steps": 2,
+    "train.batch_size": 2,
+    "train.seq_len": 32,
+    "train.first_seq_len": 0,
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(library, "WRITTEN", 8)
+    for name in ("train", "heldout"):
+        Path(f"{name}.txt").write_bytes(name.encode() * 300)
+    return {"train": "train.txt", "heldout": "heldout.txt"}
+
+
+def small(cell: Cell, options: dict[str, str]) -> Cell:
+    return replace(cell, settings=cell.settings | SMALL, options=cell.options | options)
+
+
+@pytest.mark.parametrize("name", ["n=1", "n=4"])
+def test_a_cell_is_trained_and_scored(name: str, files: dict[str, str]) -> None:
+    (cell,) = cells_of(readme.load("n_sweep"), "cpu", [0], [name])
+    scored = library.score(small(cell, files))
+    n = cell.settings["model.n_future"]
+    assert scored["steps"] == 2 and len(scored["bpb_per_head"]) == n and scored["bpb"] == scored["bpb_per_head"][0]
+    assert len(scored["drafting"]) == (2 if n > 1 else 0)
+    assert all(1 <= one["bytes_per_pass"] <= n and one["speed_up"] > 0 for one in scored["drafting"])
+    assert json.loads(json.dumps(scored)) == scored
+
+
+def test_heads_can_be_added_to_another_cell_s_run(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head 1 is then that run's, and the minutes and bytes are those of both."""
+    monkeypatch.setattr(harm, "cells_of", lambda *which: [small(cell, files) for cell in cells_of(*which)])
+    first, added = harm.cells_of(harm.EXPERIMENT, "cpu", [0], ["n=1", "added to n=1"])
+    alone, both = harm.score(first), harm.score(added)
+    assert both["bpb"] == alone["bpb"] and both["steps"] == 2 * alone["steps"] and len(both["bpb_per_head"]) == 8
+
+
+def test_cells_that_train_alike_are_one_run() -> None:
+    sweep, harmed = ({cell.name: cell.folder for cell in cells_of(readme.load(name), "cpu", [0])} for name in SCORED)
+    shared = {"n=1": "n=1", "n=8": "far:0.02 (default)", "n=8, equal": "equal"}
+    assert {name: sweep[name] for name in shared} == {name: harmed[other] for name, other in shared.items()}
+    assert len({*sweep.values(), *harmed.values()}) == len(sweep) + len(harmed) - len(shared)
+
+
+def test_two_cells_do_not_train_one_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second waits, and then finds it finished."""
+    monkeypatch.chdir(tmp_path)
+    cell = Cell("toy", "cpu", "a", 0, {"model.dim": 8}, {"runs": "shared"})
+    other = replace(cell, experiment="another", name="b")
+    assert cell.folder == other.folder
+    running = []
+
+    def run_module(*words: str) -> None:
+        running.append(grid._training[cell.folder].locked())
+
+    monkeypatch.setattr(grid, "run_module", run_module)
+    monkeypatch.setattr(grid, "end_of", lambda place: {"step": 1, "bytes_seen": 1, "elapsed_s": 1.0})
+    grid.train(cell, "a.txt")
+    grid.train(other, "a.txt")
+    assert running == [True, True] and not grid._training[cell.folder].locked()
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_cells_differ_in_what_is_asked_about_alone(name: str) -> None:
+    asked = {
+        "model.n_future",
+        "train.head_weights",
+        "train.head_schedule",
+        "train.far_rows",
+        "train.freeze",
+        "harm.init",
+    }
+    experiment = readme.load(name)
+    for preset in experiment.presets():
+        rest = [
+            {k: v for k, v in cell.settings.items() if k not in asked} for cell in cells_of(experiment, preset, [0])
+        ]
+        assert rest.count(rest[0]) == len(rest) > 1
+
+
+def line(cell: str, seed: int, bpb: float, heads: int = 8) -> dict:
+    drafting = [{"bytes_per_pass": 2.0, "speed_up": 1.5}, {"bytes_per_pass": 1.5, "speed_up": 1.0}]
+    return {
+        "key": {"cell": cell, "seed": seed, "settings": {"model.n_future": heads}},
+        "bpb": bpb,
+        "bpb_per_head": [bpb + i for i in range(heads)],
+        "drafting": drafting if heads > 1 else [],
+        "minutes": 2.0,
+    }
+
+
+def test_the_table_compares_with_one_head() -> None:
+    lines = [line("n=1", seed, 1.5, heads=1) for seed in range(3)]
+    lines += [line("n=8", seed, 1.6 + seed / 10) for seed in range(3)]
+    _, _, one, eight = library.table(lines).splitlines()
+    cells = [cell.strip() for cell in eight.split("|")[1:-1]]
+    assert cells[:5] == ["n=8", "3", "1.7000 ± 0.1000", "+0.2000 ± 0.1000", "0.074"]
+    assert cells[-5:] == ["2.00 ± 0.00", "1.50 ± 0.00", "1.50 ± 0.00", "1.00 ± 0.00", "2.0 ± 0.0"]
+    assert one.count("±") == 2, "one head is compared with nothing and drafts nothing"
+    assert len(library.draw(lines).axes) == len(readme.load("n_sweep").draw(lines).axes) == 2
+
+
+def test_figures_come_from_the_public_command(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (cell,) = cells_of(readme.load("n_sweep"), "cpu", [0], ["n=1"])
+    cell = small(cell, files)
+    scored = library.score(cell)
+    again = quality.bits_per_byte(cell.folder, [cell.options["heldout"]])
+    assert again["bpb"] == scored["bpb"]
