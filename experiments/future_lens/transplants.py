@@ -18,7 +18,7 @@ from experiments.future_lens.branches import Branches, begin
 from experiments.future_lens.contexts import AHEAD, SEED, Contexts
 
 PROMPT = b"# this is "
-STEPS, BATCH, RATE = 300, 64, 0.02
+STEPS, BATCH, RATE = 400, 64, 0.2
 """Of learning a prompt: Adam, whose rate falls to zero in a line."""
 
 
