@@ -27,7 +27,7 @@ BY_LAYER = 1
 def table(lines: Sequence[Line]) -> str:
     """Percentages at the best layer; then, for each method, every model against the first one."""
     cells = by_cell(lines)
-    distances = [f"n = {n}" for n in SHOWN]
+    distances = [f"N = {n}" for n in SHOWN]
     rows = [row(method, name, of_cell) for method in METHODS for name, of_cell in cells.items() if of(method, of_cell)]
     first = markdown_table(rows, ["expected by", "model", "seeds", *distances])
     (base, of_base), *others = cells.items()
@@ -85,8 +85,8 @@ def draw(lines: Sequence[Line]) -> Figure:
     for above, below, (method, title) in zip(*panels, LAYERED.items(), strict=True):
         for colour, (name, of_cell) in zip(COLOURS, by_cell(lines).items(), strict=False):
             draw_cell(above, below, method, name, of_cell, colour)
-        describe(above, "bytes ahead, n (at the best layer)", "", title)
-        describe(below, f"layer (at n = {BY_LAYER})", "")
+        describe(above, "bytes ahead, N (at the best layer)", "", title)
+        describe(below, f"layer (at N = {BY_LAYER})", "")
     panels[0][0].legend(fontsize=7, frameon=False)
     for axes in panels[:, 0]:
         axes.set_ylabel("precision@1, %")

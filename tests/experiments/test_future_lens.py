@@ -21,6 +21,7 @@ from experiments.future_lens.branches import begin
 from experiments.future_lens.contexts import AHEAD, Contexts, drafts, read, windows
 from experiments.future_lens.report import LAYERED, METHODS, SHOWN, best_layer, draw, table
 from experiments.grid import Cell, cells_of
+from experiments.n_sweep.__main__ import EXPERIMENT as SWEEP
 
 SHAPE = {"dim": 16, "attention_heads": 2, "ffn_dim": 24, "layers": 4, "n_future": 3}
 ENDS = (4, 6, 9)
@@ -57,7 +58,7 @@ def slow_continuation(model, text: list[int]) -> tuple[list[int], torch.Tensor]:
     return text[-AHEAD:], torch.stack(states)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.integers(0, 9), st.sampled_from([{}, {"topology": "causal"}, {"kv_heads": 1}, {"qk_norm": True}]))
 def test_branches_write_what_the_model_writes(seed, changes):
     model, rows = tiny(seed, **changes), rows_of(seed=seed)
@@ -90,7 +91,7 @@ def test_drafts_are_those_of_each_head():
     assert torch.equal(said[:, 0, 0], read(model, rows, ENDS).written[:, 0])
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.integers(0, 9), st.sampled_from([{}, {"topology": "parallel"}, {"kv_heads": 1}]))
 def test_a_state_in_its_own_place_changes_nothing(seed, changes):
     """The prompt is the context itself, whose last state is put where it already is."""
@@ -127,7 +128,7 @@ def put(state, place, block, arguments):
 
 
 def test_a_prompt_is_learnt_and_the_model_stays(monkeypatch):
-    monkeypatch.setattr(transplants, "STEPS", 40)
+    monkeypatch.setattr(transplants, "STEPS", 20)
     model, training = tiny(), read(tiny(), rows_of(20), ENDS)
     weights = [parameter.clone() for parameter in model.parameters()]
     everything, layer = torch.arange(len(training.last)), 2
@@ -267,11 +268,16 @@ def test_a_cell_is_scored(run, corpus, request, monkeypatch):
 
 
 def test_cells_differ_in_their_heads_alone():
-    """Both presets; the settings of `cpu` are those of other experiments' cells, which can share its runs."""
+    """Of both presets."""
     for preset in lens.EXPERIMENT.presets():
         cells = {cell.name: cell.settings for cell in cells_of(lens.EXPERIMENT, preset, [0])}
         assert {name: settings.pop("model.n_future") for name, settings in cells.items()} == {"n=1": 1, "n=8": 8}
         assert cells["n=1"] == cells["n=8"]
+
+
+def test_trainings_are_those_of_the_sweep_over_heads():
+    ours, theirs = ({cell.name: cell.folder for cell in cells_of(one, "cpu", [0])} for one in (lens.EXPERIMENT, SWEEP))
+    assert ours.items() <= theirs.items()
 
 
 def test_the_paper_preset_is_midi():
@@ -295,7 +301,7 @@ LINES = [line_of("n=1", 0, 0.3), line_of("n=1", 1, 0.31), line_of("n=8", 0, 0.4)
 def test_the_table_has_the_best_layer_and_the_differences():
     first, second = table(LINES).split("\n\n")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()]
-    assert rows[0] == ["expected by", "model", "seeds", *(f"n = {n}" for n in SHOWN)]
+    assert rows[0] == ["expected by", "model", "seeds", *(f"N = {n}" for n in SHOWN)]
     assert rows[2][:5] == ["linear map to bytes", "n=1", "2", "30.5 ± 0.7 (2)", "15.2 ± 0.4 (2)"]
     assert [row[1] for row in rows if row[0] == METHODS["heads"]] == ["n=8"], "one head drafts nothing"
     assert "(" not in rows[-1][3]
