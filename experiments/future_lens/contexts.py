@@ -3,8 +3,8 @@
 Windows of bytes are cut from the files; a window's contexts begin where it does and end at one of ENDS.  So 8 contexts
 cost one reading of 128 bytes, and each has at least 72 bytes.
 
-Shapes:  w window, s position, e end, r context (w e), l layer (0: embedding), n bytes ahead (N in the page; 0 is the next
-         one), d width.
+Shapes:  w window, s position, e end, r context (w e), l layer (0: embedding), n bytes ahead (N in the page; 0
+         is next), d width.
 """
 
 import math
