@@ -66,6 +66,9 @@ class ModelConfig:
     """attend to the last `window` positions only; 0 means all"""
     qk_norm: bool = False
     """RMSNorm of each head's queries and keys before the rotation (Henry et al. 2020), as in Qwen3"""
+    order_head: bool = False
+    """also train the trunk on the order in which the ids ahead come (token-order prediction, Zuhri et al. 2025), by a
+    matrix that decoding does not use"""
 
     def __post_init__(self) -> None:
         _check_numbers("model", self, MAX_SIZE)

@@ -64,8 +64,8 @@ class TrainState:
     """fields of the data cursor after the last batch; None before the first of its row length"""
     grad_norm: float | None = None
     """gradient norm of the last step"""
-    unlogged: dict[str, list[Any]] = field(default_factory=dict)
-    """losses summed since the last line of metrics.jsonl: `nats` and `counts` of each head"""
+    unlogged: dict[str, Any] = field(default_factory=dict)
+    """losses summed since the last line of metrics.jsonl: `nats` and `counts` of each head, `order_nats`"""
     best_step: int = 0
     """step of the best validation so far; its checkpoint is kept"""
     best_bpb: float | None = None

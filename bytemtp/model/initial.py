@@ -12,6 +12,7 @@ of the other's, whether it belongs to the trunk or to a head.  Further heads are
 New heads are drawn at random, except that a `replicated` one begins with head 1's unembedding: tried on a small frozen
 model, that was ahead from the first steps on (head 2 after 100 steps: 4.47 bits per byte, drawn at random 4.56).
 Tables of transitions go with their heads; those that the source lacks begin at zero, which changes no logit.
+An order head is taken if both models have one.
 
 Try:  python -m bytemtp.train PATH --out RUN2 --init RUN --model.n-future 8
 """
@@ -44,9 +45,12 @@ def find_source(path: Path) -> Path:
 
 
 def source_config(path: Path) -> ModelConfig:
-    """Shape of the model that `path` stands for.  UserError as for `find_source`."""
+    """Shape of the model that `path` stands for, without an order head, which belongs to the training that it had.
+
+    UserError as for `find_source`.
+    """
     with _hint(path):
-        return config_of_folder(path) if _is_huggingface(path) else settings_of(path).model
+        return config_of_folder(path) if _is_huggingface(path) else replace(settings_of(path).model, order_head=False)
 
 
 @contextmanager
@@ -124,6 +128,7 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
         new.get(model.config.topology, "drawn anew"): _heads(shared, n),
         "transitions begin at zero": _heads(tabled, n) if model.transitions is not None else "",
         "dropped": _heads(shared, theirs_n),
+        "order head": _take_order_head(model.order_head, source.order_head),
     }
     return "; ".join(f"{what}: {which}" for what, which in parts.items() if which)
 
@@ -142,6 +147,14 @@ def _copy_tables(model: ByteMTP, source: ByteMTP, shared: int) -> int:
     return shared
 
 
+def _take_order_head(ours: nn.Module | None, theirs: nn.Module | None) -> str:
+    """What becomes of it; nothing where neither model has one."""
+    if ours is not None and theirs is not None:
+        _copy(ours, theirs)
+        return "taken"
+    return "drawn anew" if ours is not None else "dropped" if theirs is not None else ""
+
+
 def _copy(ours: nn.Module, theirs: nn.Module) -> None:
     ours.load_state_dict(theirs.state_dict())
 
@@ -155,6 +168,10 @@ def _heads(first: int, end: int) -> str:
 
 def freeze_path(model: ByteMTP) -> None:
     """No gradient for what head 1's logits come from.  UserError if nothing else would be left to train."""
+    if model.order_head is not None:
+        raise UserError(
+            "train.freeze is trunk and model.order_head true, but an order head only trains the trunk; set it to false"
+        )
     for module in model.first_modules():
         module.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):

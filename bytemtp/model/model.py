@@ -47,6 +47,8 @@ class ByteMTP(nn.Module):
         shape = config.tables, PADDED_VOCAB_SIZE, PADDED_VOCAB_SIZE
         self.transitions = nn.Parameter(torch.zeros(shape)) if config.tables else None
         """of heads 1 to n - 1, by the id before the one predicted: see `logits`"""
+        self.order_head = nn.Linear(config.dim, PADDED_VOCAB_SIZE, bias=False) if config.order_head else None
+        """for training alone (`bytemtp.training.order`); drawn last, so that it changes no other weight"""
         padding = torch.zeros(PADDED_VOCAB_SIZE)
         padding[VOCAB_SIZE:] = -torch.inf
         self.register_buffer("padding", padding, persistent=False)

@@ -98,7 +98,8 @@ def activation_bytes(settings: Settings, half: int) -> int:
         heads = 1  # at a time
     kept = SINGLE * config.dim if settings.train.activation_checkpointing else layer
     # One more layer for the gradients inside the layer whose turn it is; then hidden states and one head's logits.
-    logits = (6 if config.tables else 4) * SINGLE * PADDED_VOCAB_SIZE  # transitions, their gradients
+    # Transitions add their gradients, an order head its targets and what makes them.
+    logits = (8 if config.order_head else 6 if config.tables else 4) * SINGLE * PADDED_VOCAB_SIZE
     hidden_and_logits = 5 * SINGLE * config.dim + logits
     return config.trunk_layers * kept + (heads + 1) * layer + hidden_and_logits
 
@@ -182,10 +183,11 @@ class Flops:
     @staticmethod
     def of_model(model: ByteMTP, far_rows: float) -> "Flops":
         """Two a weight forward and, unless it is frozen, four backward; heads off head 1's path see fewer rows."""
-        first = {parameter for module in model.first_modules() for parameter in module.parameters()}
+        modules = [*model.first_modules(), *filter(None, [model.order_head])]
+        of_all_rows = {parameter for module in modules for parameter in module.parameters()}
 
         def cost(weight: Tensor) -> float:
-            return (6 if weight.requires_grad else 2) * (1.0 if weight in first else far_rows)
+            return (6 if weight.requires_grad else 2) * (1.0 if weight in of_all_rows else far_rows)
 
         n, path = model.config.n_future, len(model.path_to_first_head)
         matrices = [p for p in model.parameters() if p.dim() == 2 and p is not model.embed.weight]

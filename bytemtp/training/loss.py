@@ -6,6 +6,7 @@ Each head learns from its own loss in full.  What head i's loss does to the para
 embedding, final norm, a shared unembedding), is scaled by a weight w_i, and w_0 is 1: with w_i = 0 head 1 trains as if
 it were alone, with w_i = 1 this is the sum that Gloeckle et al. 2024 train on.  Heads off head 1's path may learn from
 the first rows of a batch only, so that they cost less; their counts are those of these rows.
+With an order head there is one more term, which needs no weight (`bytemtp.training.order`).
 
 Sequential backward (Gloeckle et al. 2024, section 2): the trunk runs once; each head in turn runs forward and backward
 down to a detached copy of the trunk's output, which frees that head's activations before the next head starts; then
@@ -33,6 +34,7 @@ from bytemtp.model.attention import Layout
 from bytemtp.model.heads import Context, scale_gradient
 from bytemtp.model.layers import compile_once, rms_norm
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.order import order_nats
 
 IGNORED = -100
 """Target of a position that has none: its document has ended, or the row has."""
@@ -55,6 +57,8 @@ class HeadLosses:
     """the part of `nats` that went to ends of documents"""
     end_counts: Int[Tensor, " n"]
     """the part of `counts` whose target is the end of a document"""
+    order_nats: Float[Tensor, ""]
+    """of the order head, summed over head 1's valid positions, in float64; 0 without one"""
 
     @staticmethod
     def none(n: int, device: torch.device) -> "HeadLosses":
@@ -63,7 +67,7 @@ class HeadLosses:
             torch.zeros(n, dtype=torch.float64, device=device),
             torch.zeros(n, dtype=torch.int64, device=device),
         )
-        return HeadLosses(nats, counts, nats, counts)
+        return HeadLosses(nats, counts, nats, counts, nats.new_zeros(()))
 
     def __add__(self, other: "HeadLosses") -> "HeadLosses":
         return HeadLosses(
@@ -71,6 +75,7 @@ class HeadLosses:
             self.counts + other.counts,
             self.end_nats + other.end_nats,
             self.end_counts + other.end_counts,
+            self.order_nats + other.order_nats,
         )
 
     @property
@@ -90,6 +95,11 @@ class HeadLosses:
     def mean_there(self) -> Float[Tensor, ""]:
         """`mean`, where the losses are: nobody waits for the device."""
         return torch.where(self.counts > 0, self.per_head, 0.0).mean()
+
+    @property
+    def order_loss(self) -> float:
+        """Mean nats of the order head at a position; 0 without one."""
+        return float(self.order_nats / self.counts[0])
 
     @property
     def byte_counts(self) -> Int[Tensor, " n"]:
@@ -147,10 +157,13 @@ def valid_counts(targets: Int[Tensor, "n b s"]) -> Int[Tensor, " n"]:
     return (targets != IGNORED).sum((1, 2))
 
 
-def losses_of(nats: Float[Tensor, "n 2"], targets: Int[Tensor, "n b s"]) -> HeadLosses:
-    """nats: of all targets and of ends of documents (`_nats`)."""
+def losses_of(
+    nats: Float[Tensor, "n 2"], targets: Int[Tensor, "n b s"], order: Float[Tensor, ""] | None = None
+) -> HeadLosses:
+    """nats: of all targets and of ends of documents (`_nats`); order: the order head's."""
     wide = nats.double()
-    return HeadLosses(wide[:, 0], valid_counts(targets), wide[:, 1], (targets == EOT).sum((1, 2)))
+    order = wide.new_zeros(()) if order is None else order.double()
+    return HeadLosses(wide[:, 0], valid_counts(targets), wide[:, 1], (targets == EOT).sum((1, 2)), order)
 
 
 def backward(
@@ -183,8 +196,8 @@ def backward(
         context,
         far_context(context, rows_of(len(ids), far_rows)),
     )
-    nats = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
-    return losses_of(nats, targets)
+    nats, order = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
+    return losses_of(nats, targets, order)
 
 
 def far_context(context: Context, rows: int) -> Context:
@@ -225,6 +238,10 @@ class Objective:
     def loss(self, heads: slice, nats: Float[Tensor, "g 2"]) -> Float[Tensor, ""]:
         return (nats[:, 0] / self.counts[heads].clamp_min(1)).sum()
 
+    def order_loss(self, nats: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """The order head has something to learn wherever head 1 has."""
+        return nats / self.counts[0].clamp_min(1)
+
     def entry_weight(self, chain: list[int], place: int, path: list[int]) -> float:
         """Factor of the gradient that leaves a head's link for what it reads.
 
@@ -239,20 +256,24 @@ class Objective:
         return self.weights[i] / self.weights[before] if self.weights[before] else 1.0
 
 
-def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> Float[Tensor, "n 2"]:
+def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> tuple[Float[Tensor, "n 2"], Float[Tensor, ""]]:
+    """Nats of the heads and of the order head."""
     hidden: dict[int, Tensor] = {}
     for chain in model.chains:
         x = z
         for place, i in enumerate(chain):
             x = hidden[i] = _run_link(model, chain, place, x, objective)
     nats = [_head_nats(model, slice(i, i + 1), hidden[i], objective) for i in range(len(hidden))]
-    objective.loss(slice(None), torch.cat(nats)).backward()
-    return torch.cat(nats).detach()
+    order = sum(order_nats(model, z, objective.targets[0], GROUP_BYTES), z.new_zeros(()))
+    (objective.loss(slice(None), torch.cat(nats)) + objective.order_loss(order)).backward()
+    return torch.cat(nats).detach(), order.detach()
 
 
-def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Float[Tensor, "n 2"]:
+def _backward_sequential(
+    model: ByteMTP, z: Tensor, objective: Objective
+) -> tuple[Float[Tensor, "n 2"], Float[Tensor, ""]]:
     leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
-    nats = torch.zeros(len(objective.counts), 2, dtype=z.dtype, device=z.device)
+    nats, order = z.new_zeros(len(objective.counts), 2), z.new_zeros(())
     with _more_to_come(model) if z.requires_grad else nullcontext():
         if model.config.topology in ("linear", "replicated"):
             for heads in groups_of(objective, first_alone=model.transitions is not None):
@@ -260,9 +281,12 @@ def _backward_sequential(model: ByteMTP, z: Tensor, objective: Objective) -> Flo
         else:
             for chain in model.chains:
                 _walk_chain(model, chain, leaf, objective, nats)
+        for piece in order_nats(model, leaf, objective.targets[0], GROUP_BYTES):
+            objective.order_loss(piece).backward()
+            order += piece.detach()
     if z.requires_grad:
         z.backward(leaf.grad)
-    return nats
+    return nats, order
 
 
 @contextmanager

@@ -58,9 +58,12 @@ class MetricsLine:
     """most memory held so far: of the device on CUDA, else of the process"""
     mfu: float | None = None
     """share of what the device could compute that training needed; left out where that is not known"""
+    order_loss: float | None = None
+    """of training with an order head, its cross-entropy in nats; left out where there is none"""
 
     def as_dict(self) -> dict[str, Any]:
-        known = {name: value for name, value in asdict(self).items() if name != "mfu" or value is not None}
+        optional = ("mfu", "order_loss")
+        known = {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
         return known | {"bpb": self.bpb_per_head[0]}
 
     def __str__(self) -> str:

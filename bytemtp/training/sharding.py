@@ -6,9 +6,9 @@
 
 This is PyTorch's FSDP2 (Zhao et al. 2023; ZeRO-3 of Rajbhandari et al. 2020), one unit for each trunk layer and each
 head.  Whatever is small stays whole everywhere, and its gradients are summed as without sharding: norms, embedding,
-transitions, and unembeddings, which must not be dropped between the backward passes of the heads that share them.
-Matrices are gathered in the dtype of their products, which is what autocast makes of them, and gradients are summed in
-float32.
+transitions, order head, and unembeddings, which must not be dropped between the backward passes of the heads that
+share them.  Matrices are gathered in the dtype of their products, which is what autocast makes of them, and gradients
+are summed in float32.
 
 Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN --train.parallel fsdp
 """

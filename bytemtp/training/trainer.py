@@ -359,7 +359,8 @@ class Trainer:
     def _write(
         self, split: Literal["train", "valid"], losses: HeadLosses, bytes_per_s: float, mfu: float | None = None
     ) -> None:
-        loss, with_ends, *bits = finite([losses.mean, losses.bits_per_target[0], *losses.bits_per_byte])
+        numbers = losses.mean, losses.bits_per_target[0], losses.order_loss, *losses.bits_per_byte
+        loss, with_ends, order_loss, *bits = finite(numbers)
         state = self.state
         self.progress.write(
             MetricsLine(
@@ -376,6 +377,7 @@ class Trainer:
                 elapsed_s=time.monotonic() - self._started,
                 peak_memory_bytes=peak_memory_bytes(self.model.device),
                 mfu=mfu,
+                order_loss=order_loss if split == "train" and self.model.order_head is not None else None,
             )
         )
 
@@ -407,15 +409,15 @@ def to_compare(losses: HeadLosses, train: TrainConfig) -> float:
     return losses.bits_per_byte[0] if train.freeze == "none" else losses.mean / math.log(2)
 
 
-def _pack(losses: HeadLosses) -> dict[str, list[Any]]:
+def _pack(losses: HeadLosses) -> dict[str, Any]:
     return {name: values.tolist() for name, values in vars(losses).items()}
 
 
-def _unpack(unlogged: dict[str, list[Any]], device: torch.device) -> HeadLosses | None:
-    """Checkpoints of older versions do not tell ends of documents apart: there, all are taken for bytes."""
+def _unpack(unlogged: dict[str, Any], device: torch.device) -> HeadLosses | None:
+    """Older versions do not tell ends of documents apart (there, all are taken for bytes), and have no order head."""
     if not unlogged:
         return None
     none = [0] * len(unlogged["counts"])
-    fields = {"end_nats": none, "end_counts": none} | unlogged
+    fields = {"end_nats": none, "end_counts": none, "order_nats": 0.0} | unlogged
     kinds = {name: torch.float64 if name.endswith("nats") else torch.int64 for name in fields}
     return HeadLosses(**{name: torch.tensor(x, dtype=kinds[name], device=device) for name, x in fields.items()})

@@ -50,8 +50,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 CASES |= {
     "one head": {"model.n_future": 1},
-    "joint": {"train.backward": "joint", "train.head_weights": "equal"},
-    "growing rows": {"train.first_seq_len": 4, "train.grow_at": 0.5},
+    "joint": {"train.backward": "joint", "train.head_weights": "equal", "model.order_head": True},
+    "growing rows": {"train.first_seq_len": 4, "train.grow_at": 0.5, "model.order_head": True},
     "frozen": {"train.freeze": "trunk", "model.topology": "parallel"},
     "transitions": {"model.transitions": True, "train.far_rows": 1.0},
 }

@@ -31,7 +31,7 @@ from tests.training.distributed_jobs import BASE, before_step, command, fork, wr
 
 CASES: dict[str, dict[str, Any]] = {
     "parallel, adamw": {"model.topology": "parallel"},
-    "deepseek, muon": {"model.topology": "deepseek", "train.optimizer": "muon"},
+    "deepseek, muon": {"model.topology": "deepseek", "train.optimizer": "muon", "model.order_head": True},
 }
 """In float64."""
 SLOW: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ SLOW: dict[str, dict[str, Any]] = {
     for optimizer in ("adamw", "muon")
 }
 SLOW |= {  # the frozen ones start from the first
-    "joint": {"train.backward": "joint", "train.head_weights": "equal"},
+    "joint": {"train.backward": "joint", "train.head_weights": "equal", "model.order_head": True},
     "growing rows": {"train.first_seq_len": 4, "train.grow_at": 0.5},
     "transitions": {"model.transitions": True, "train.far_rows": 1.0},
     "recomputed": {"train.activation_checkpointing": True},
