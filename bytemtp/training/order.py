@@ -26,7 +26,9 @@ from bytemtp.model.layers import rms_norm
 from bytemtp.model.model import ByteMTP
 
 NEVER = 2**30
-"""Place of an id that does not come any more: so far off that its share is zero."""
+"""Place of an id that does not come any more."""
+FAR = 64
+"""Positions from which on an id has no share: e^-64 is lost in rounding, and still smaller numbers are slow."""
 
 
 def order_nats(
@@ -63,8 +65,10 @@ def next_places(targets: Int[Tensor, "b c"], start: int, later: Int[Tensor, "b v
 
 def shares_of(places: Int[Tensor, "b c v"], start: int, dtype: torch.dtype) -> Float[Tensor, "b c v"]:
     """What the order head is to say: nothing of ids behind the end of the document, and nothing at all in padding."""
-    here = torch.arange(start, start + places.shape[1], dtype=places.dtype, device=places.device)[:, None]
-    weights = (here - places).to(dtype).exp().where(places <= places[..., EOT, None], 0.0)
+    here = torch.arange(start, start + places.shape[1], dtype=places.dtype, device=places.device)
+    ahead = (places - here[:, None]).clamp_max(FAR)
+    counts = (places <= places[..., EOT, None]) & (ahead < FAR)
+    weights = (-ahead).to(dtype).exp().where(counts, 0.0)
     return weights / weights.sum(-1, keepdim=True).clamp_min(1.0)  # that of the next id alone is 1
 
 

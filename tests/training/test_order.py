@@ -88,6 +88,19 @@ def test_shares_fall_by_e_for_each_position():
     assert shares[ord("c")] == 0
 
 
+def test_what_is_lost_in_rounding_is_left_out():
+    """In rows longer than e^-x is a number that processors are fast with."""
+    ids = torch.tensor([[EOT, *b"a" * 150, *b"b"]])
+    targets = targets_of(ids, ids * 0, 1)[0]
+    places = next_places(targets, 0, torch.full((1, VOCAB_SIZE), NEVER, dtype=torch.int32))
+    shares = shares_of(places, 0, torch.float32)[0]
+    for p in range(151):
+        expected = slow_shares(ids, ids * 0, 0, p, 151)
+        assert shares[p, ord("a")].item() == pytest.approx(expected.get(ord("a"), 0.0), abs=1e-7)
+        assert shares[p, ord("b")].item() == pytest.approx(expected[ord("b")], rel=1e-5, abs=1e-27)
+    assert shares[shares > 0].min() > 1e-30
+
+
 @settings(max_examples=25)
 @given(batch=rows(), topology=st.sampled_from(TOPOLOGIES), far_rows=st.sampled_from([0.3, 1.0]))
 def test_it_adds_its_own_gradient_to_that_of_the_heads(batch, topology, far_rows):
