@@ -185,13 +185,13 @@ def test_a_file_is_as_long_as_the_model_says(monkeypatch):
 @given(length=st.integers(0, 10**7))
 def test_segments_are_all_of_the_text_once(length):
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("LEAST", 1 << 15), ("MOST", 1 << 18), ("ROWS", 16)):
+        for name, value in (("LEAST", 1 << 14), ("MOST", 1 << 18), ("ROWS", 16)):
             patch.setattr(container, name, value)
         blocks = list(header_for(length, "native", bytes(8)).blocks())
     sizes = [size for block in blocks for size in block]
     assert sum(sizes) == length and all(0 < size <= 1 << 18 for size in sizes)
     assert len(set(sizes[:-1])) <= 1 and all(len(block) == 16 for block in blocks[:-1])
-    assert length < 1 << 15 or min(sizes[:-1], default=1 << 18) > 1 << 14
+    assert length < 1 << 14 or min(sizes[:-1], default=1 << 18) > 1 << 13
 
 
 @pytest.mark.parametrize("length", [0, 1, 3])

@@ -21,11 +21,11 @@ MAGIC, VERSION = b"bMTP", 1
 ARITHMETIC = ("native", "cpu", "cuda")
 """Who computed the logits: the native engine, or tensor operations on such a device."""
 WORD = 4
-LEAST, MOST, ROWS = 1 << 15, 1 << 18, 16
+LEAST, MOST, ROWS = 1 << 14, 1 << 18, 16
 """A text has a segment for each LEAST bytes, up to ROWS; of more than ROWS * MOST bytes it has several blocks.
 
-A segment begins without context and ends with up to eight idle bytes: about 50 bytes are lost, half a percent of 32 KiB
-at 2 bits a byte.  A block bounds the memory."""
+A segment begins without context, and its size and its end take some eight bytes; of Python files three more segments made
+128 KiB 16 bytes longer in all.  A block bounds the memory."""
 
 
 @dataclass(frozen=True)
