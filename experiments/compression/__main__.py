@@ -18,9 +18,9 @@ from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.coding.codec import ChainMode, decode, encode
 from bytemtp.evaluation.bits_per_byte import read_ids
-from bytemtp.reports.figures import COLOURS, describe, literal
+from bytemtp.reports.figures import COLOURS
 from experiments.grid import Cell, Experiment, Line, main, train
-from experiments.tables import by_cell, draw_dots, mean_and_sd, paired
+from experiments.tables import by_cell, draw_dots, frame, mean_and_sd, paired
 
 WAYS: dict[str, ChainMode] = {"one byte a pass": "ar", "heads": "speculative", "copies": "copy", "auto": "auto"}
 """How decompression drafts."""
@@ -67,7 +67,7 @@ def with_model(model: bytemtp.ByteMTP, size: int, count: int) -> dict[str, float
 
 
 def speeds(model: bytemtp.ByteMTP, parts: Sequence[bytes]) -> dict[str, float]:
-    """Bytes a second of processor time and bytes a pass, by way; the ways take turns, part by part.
+    """Bytes a second of this thread's processor time and bytes a pass, by way; the ways take turns, part by part.
 
     The front of the first part is decompressed once before, in each way: what is made or measured once is for none.
     """
@@ -77,9 +77,9 @@ def speeds(model: bytemtp.ByteMTP, parts: Sequence[bytes]) -> dict[str, float]:
         decode(model, encode(model, parts[0][:100]).data, mode=mode)
     for part, one in zip(parts, compressed, strict=True):
         for way, mode in WAYS.items():
-            begun = time.process_time()
+            begun = time.thread_time()
             coded = decode(model, one, mode=mode)
-            seconds[way] += time.process_time() - begun
+            seconds[way] += time.thread_time() - begun
             passes[way] += coded.passes
             assert coded.data == part
     size = sum(map(len, parts))
@@ -122,24 +122,20 @@ def speed(name: str, lines: Sequence[Line], way: str) -> list[str]:
 def draw(lines: Sequence[Line]) -> Figure:
     """Sizes beside the compressors', and speeds; a dot a seed."""
     cells = by_cell(lines)
-    picture = Figure(figsize=(10, 1.6 + 0.5 * len(cells)), dpi=150, layout="constrained")
-    left, right = picture.subplots(1, 2)
+    labels = "held-out bits a byte, compressed", "decompressed bytes a second of one core"
+    picture, (left, right) = frame(list(cells), labels)
+    picture.set_size_inches(10, 1.6 + 0.5 * len(cells))
     for place, of_cell in enumerate(cells.values()):
-        draw_dots(left, [line["ours"] for line in of_cell], place, COLOURS[0])
+        draw_dots(left, [line["ours"] for line in of_cell], place, 0)
         for number, way in enumerate(WAYS):
-            values = [line[f"{way}, bytes/s"] for line in of_cell]
-            draw_dots(right, values, place + 0.2 * (number - 1.5), COLOURS[number])
+            draw_dots(right, [line[f"{way}, bytes/s"] for line in of_cell], place + 0.2 * (number - 1.5), number)
     for number, name in enumerate(("zstd-19", "xz-9"), 1):
         value = statistics.mean(line[name] for line in lines)
         left.axvline(value, color=COLOURS[number], linewidth=0.8, linestyle="--", label=SIZES[name])
     for number, way in enumerate(WAYS):
         right.plot([], [], "o", color=COLOURS[number], label=way)
     for axes in (left, right):
-        axes.set_yticks(range(len(cells)), [literal(name) for name in cells])
-        axes.set_ylim(len(cells) - 0.4, -0.6)
         axes.legend(fontsize=8)
-    describe(left, "held-out bits a byte, compressed", "")
-    describe(right, "decompressed bytes a second of one core", "")
     right.set_xlim(left=0)
     return picture
 

@@ -24,8 +24,8 @@ WORD = 4
 LEAST, MOST, ROWS = 1 << 14, 1 << 18, 16
 """A text has a segment for each LEAST bytes, up to ROWS; of more than ROWS * MOST bytes it has several blocks.
 
-A segment begins without context, and its size and its end take some eight bytes; of Python files three more segments made
-128 KiB 16 bytes longer in all.  A block bounds the memory."""
+A segment begins without context, and its size and its end take some eight bytes; three more segments made 128 KiB of
+Python 16 bytes longer in all.  A block bounds the memory."""
 
 
 @dataclass(frozen=True)
