@@ -3,7 +3,9 @@
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import ModelConfig, Settings
+from bytemtp.compress import compress
 from bytemtp.data.stream import Batch, Cursor, stream
+from bytemtp.decompress import decompress
 from bytemtp.generate import Generation, generate, generate_batch, generate_stream
 from bytemtp.model.checkpoint import load_model as load
 from bytemtp.model.model import ByteMTP
@@ -19,6 +21,8 @@ __all__ = [
     "ModelConfig",
     "Settings",
     "UserError",
+    "compress",
+    "decompress",
     "generate",
     "generate_batch",
     "generate_stream",

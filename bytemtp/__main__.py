@@ -9,6 +9,8 @@ from bytemtp.common.cli import run_main, usage
 COMMANDS = {
     "train": "train a model on raw files, or go on with a run",
     "generate": "continue a prompt with a trained run",
+    "compress": "a file to few bytes, with a trained run as the model of an arithmetic coder",
+    "decompress": "and back, bit for bit",
     "evaluate": "bits per byte, pass@k, multiple choice, the fastest drafts",
     "index": "the text of files, for drafts that are copied from it",
     "plan": "memory, FLOPs and days of a run on many GPUs, without any",

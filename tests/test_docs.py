@@ -10,6 +10,8 @@ import pytest
 from bytemtp.bench.__main__ import VERBS as BENCH_VERBS
 from bytemtp.common.cli import option_names
 from bytemtp.common.settings import Settings, flatten
+from bytemtp.compress.__main__ import Command as Compress
+from bytemtp.decompress.__main__ import Command as Decompress
 from bytemtp.evaluate import VERBS as EVALUATE_VERBS
 from bytemtp.export import Command as Export
 from bytemtp.generate.__main__ import Command as Generate
@@ -27,6 +29,8 @@ USERS_DOCS = {page: text for page, text in DOCS.items() if page.startswith(("REA
 KINDS: dict[str, type[Any]] = {
     "bytemtp.train": Train,
     "bytemtp.generate": Generate,
+    "bytemtp.compress": Compress,
+    "bytemtp.decompress": Decompress,
     "bytemtp.index": Index,
     "bytemtp.plan": Plan,
     "bytemtp.report": Report,

@@ -78,7 +78,7 @@ def run_verb(
 
 def usage(program: str, kind: str, names: Mapping[str, str], example: str) -> str:
     """A line a name.  kind: what they are called, as verb."""
-    lines = [f"  {name:9} {what}" for name, what in names.items()]
+    lines = [f"  {name:10} {what}" for name, what in names.items()]
     explained = f"Each {kind} explains itself:  python -m {program} {next(iter(names))} --help"
     return "\n".join(
         [f"usage: python -m {program} {kind.upper()} ...", "", *lines, "", f"Example:  {example}", explained]

@@ -91,18 +91,21 @@ class Options:
             return None
         return costs_of(model, rows, self.engine, greedy=self.temperature == 0)
 
-    def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
-        """The loop that decodes these rows, so many at a time (0: all); draft: the other model of mode "draft"."""
+    def drafting(self, model: ByteMTP, rows: int, draft: ByteMTP | None = None) -> Drafting:
+        """What drafts for so many rows at a time; draft: the other model of mode "draft"."""
         if (self.mode == "draft") != (draft is not None):
             raise UserError("mode 'draft' needs a draft model, and no other mode takes one")
         copies = self.mode in ("copy", "auto")
         if self.index is not None and not copies:
             raise UserError(f"an index is for the modes 'copy' and 'auto', but the mode is {self.mode!r}")
-        shape, costs = self.shape(model), self._costs(model, slots or len(rows))
+        shape, costs = self.shape(model), self._costs(model, rows)
         if costs is not None and not costs.may_pay:
-            drafting = Drafting()
-        else:
-            drafting = Drafting(shape, self.mode == "tree", draft, COPIED if copies else 0, self.index, costs)
+            return Drafting()
+        return Drafting(shape, self.mode == "tree", draft, COPIED if copies else 0, self.index, costs)
+
+    def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
+        """The loop that decodes these rows, so many at a time (0: all); draft: the other model of mode "draft"."""
+        drafting = self.drafting(model, slots or len(rows), draft)
         return VerifyLoop(model, rows, drafting, engine=self.engine, slots=slots)
 
 
