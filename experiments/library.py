@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib.figure import Figure
-
 import bytemtp
 from bytemtp.bench.quality import bits_per_byte
 from bytemtp.bench.turns import markdown_table
 from bytemtp.evaluation.bits_per_byte import beginnings
 from bytemtp.model.checkpoint import settings_of
 from experiments.grid import Cell, Line, train
-from experiments.tables import by_cell, draw_dots, frame, mean_and_sd, paired
+from experiments.tables import by_cell, mean_and_sd, paired
 
 PROMPTS, PROMPT_BYTES, WRITTEN = 16, 128, 128
 """Texts that are continued, their length, and how many bytes each gets."""
@@ -114,13 +112,3 @@ def mean_of_head(lines: Sequence[Line], head: int) -> str:
 def drafted(lines: Sequence[Line], temperature: int, figure: str) -> str:
     values = [line["drafting"][temperature][figure] for line in lines if line["drafting"]]
     return mean_and_sd(values, ".2f") if values else ""
-
-
-def draw(lines: Sequence[Line]) -> Figure:
-    """Left: bits per byte of head 1; right: bytes a pass when drawing at the higher temperature.  A dot a seed."""
-    cells = by_cell(lines)
-    picture, (bits, passes) = frame(list(cells), ("held-out bits per byte of head 1", "bytes a pass, T = 0.8"))
-    for place, of_cell in enumerate(cells.values()):
-        draw_dots(bits, [line["bpb"] for line in of_cell], place, 0)
-        draw_dots(passes, [line["drafting"][-1]["bytes_per_pass"] for line in of_cell if line["drafting"]], place, 1)
-    return picture

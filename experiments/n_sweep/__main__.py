@@ -1,25 +1,39 @@
-"""How many bytes ahead should a small model predict?  See README.md."""
+"""How many bytes ahead should a small model predict, and at what price?  See README.md.
+
+The setting sweep.init names a cell: the run starts from its weights, of the same seed.
+"""
 
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bytemtp.common.cli import run_main
 from bytemtp.reports.figures import COLOURS, describe
-from experiments.grid import Experiment, Line, main
-from experiments.library import score, table
+from experiments import library
+from experiments.grid import Cell, Experiment, Line, cells_of, main, train
 
 HARMLESS, EQUAL = "far:0.02 (default)", "equal (the paper's)"
 
 
+def score(cell: Cell) -> dict[str, Any]:
+    if "sweep.init" not in cell.settings:
+        return library.score(cell)
+    (first,) = cells_of(EXPERIMENT, cell.preset, [cell.seed], [cell.settings["sweep.init"]])
+    files = cell.options["train"]
+    before, after = train(first, files), train(cell, files, init=first.folder)
+    both = {name: before[name] + after[name] for name in before}
+    return both | library.scores(cell)
+
+
 def draw(lines: Sequence[Line]) -> Figure:
-    """By the number of heads and the weight of the far ones: bits per byte of head 1, and bytes a pass."""
+    """By the number of heads, for constant weights: bits per byte of head 1, and bytes a pass."""
     picture = Figure(figsize=(9, 3.2), dpi=150, layout="constrained")
     bits, passes = picture.subplots(1, 2)
     for colour, name in enumerate((HARMLESS, EQUAL)):
-        of_kind = [line for line in lines if kind(line) in (name, "")]
+        of_kind = [line for line in lines if name in kinds(line)]
         curve(bits, of_kind, [line["bpb"] for line in of_kind], name, colour)
         several = [line for line in of_kind if line["drafting"]]
         curve(passes, several, [line["drafting"][-1]["bytes_per_pass"] for line in several], name, colour)
@@ -29,12 +43,14 @@ def draw(lines: Sequence[Line]) -> Figure:
     return picture
 
 
-def kind(line: Line) -> str:
-    """What the far heads' weight is called; nothing for one head, which has none."""
+def kinds(line: Line) -> list[str]:
+    """The curves that a cell is on: both with one head, which has no weight."""
     settings = line["key"]["settings"]
     if settings["model.n_future"] == 1:
-        return ""
-    return EQUAL if settings.get("train.head_weights") == "equal" else HARMLESS
+        return [HARMLESS, EQUAL]
+    if {"train.head_schedule", "train.freeze"} & settings.keys():
+        return []
+    return {"far:0.02": [HARMLESS], "equal": [EQUAL]}.get(settings.get("train.head_weights", "far:0.02"), [])
 
 
 def curve(axes: Axes, lines: Sequence[Line], values: Sequence[float], name: str, colour: int) -> None:
@@ -51,7 +67,7 @@ def curve(axes: Axes, lines: Sequence[Line], values: Sequence[float], name: str,
         axes.set_xticks(counts, [str(n) for n in counts])
 
 
-EXPERIMENT = Experiment("n_sweep", score, table, draw)
+EXPERIMENT = Experiment("n_sweep", score, library.table, draw)
 
 if __name__ == "__main__":
     run_main(lambda: main(EXPERIMENT))

@@ -9,10 +9,9 @@ import pytest
 from bytemtp.bench import quality
 from experiments import grid, library, readme
 from experiments.grid import Cell, cells_of
-from experiments.harm import __main__ as harm
+from experiments.n_sweep import __main__ as sweep
 
-SCORED = ("n_sweep", "harm")
-"""Experiments whose cells `library.score` scores."""
+SHARED = ("n_sweep", "future_lens", "compression")
 SMALL = {
     "model.dim": 16,
     "model.layers": 1,
@@ -40,7 +39,7 @@ def small(cell: Cell, options: dict[str, str]) -> Cell:
 
 @pytest.mark.parametrize("name", ["n=1", "n=4"])
 def test_a_cell_is_trained_and_scored(name: str, files: dict[str, str]) -> None:
-    (cell,) = cells_of(readme.load("n_sweep"), "cpu", [0], [name])
+    (cell,) = cells_of(sweep.EXPERIMENT, "cpu", [0], [name])
     scored = library.score(small(cell, files))
     n = cell.settings["model.n_future"]
     assert scored["steps"] == 2 and len(scored["bpb_per_head"]) == n and scored["bpb"] == scored["bpb_per_head"][0]
@@ -51,17 +50,17 @@ def test_a_cell_is_trained_and_scored(name: str, files: dict[str, str]) -> None:
 
 def test_heads_can_be_added_to_another_cell_s_run(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Head 1 is then that run's, and the minutes and bytes are those of both."""
-    monkeypatch.setattr(harm, "cells_of", lambda *which: [small(cell, files) for cell in cells_of(*which)])
-    first, added = harm.cells_of(harm.EXPERIMENT, "cpu", [0], ["n=1", "added to n=1"])
-    alone, both = harm.score(first), harm.score(added)
+    monkeypatch.setattr(sweep, "cells_of", lambda *which: [small(cell, files) for cell in cells_of(*which)])
+    first, added = sweep.cells_of(sweep.EXPERIMENT, "cpu", [0], ["n=1", "n=8, added to n=1"])
+    alone, both = sweep.score(first), sweep.score(added)
     assert both["bpb"] == alone["bpb"] and both["steps"] == 2 * alone["steps"] and len(both["bpb_per_head"]) == 8
 
 
 def test_cells_that_train_alike_are_one_run() -> None:
-    sweep, harmed = ({cell.name: cell.folder for cell in cells_of(readme.load(name), "cpu", [0])} for name in SCORED)
-    shared = {"n=1": "n=1", "n=8": "far:0.02 (default)", "n=8, equal": "equal"}
-    assert {name: sweep[name] for name in shared} == {name: harmed[other] for name, other in shared.items()}
-    assert len({*sweep.values(), *harmed.values()}) == len(sweep) + len(harmed) - len(shared)
+    """The models that other experiments look at are those of the sweep."""
+    folders = [{cell.name: cell.folder for cell in cells_of(readme.load(name), "cpu", [0])} for name in SHARED]
+    assert len({of["n=1"] for of in folders}) == len({of["n=8"] for of in folders}) == 1
+    assert len(set(folders[0].values())) == len(folders[0])
 
 
 def test_two_cells_do_not_train_one_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,22 +81,28 @@ def test_two_cells_do_not_train_one_run_at_once(tmp_path: Path, monkeypatch: pyt
     assert running == [True, True] and not grid._training[cell.folder].locked()
 
 
-@pytest.mark.parametrize("name", SCORED)
-def test_cells_differ_in_what_is_asked_about_alone(name: str) -> None:
-    asked = {
-        "model.n_future",
-        "train.head_weights",
-        "train.head_schedule",
-        "train.far_rows",
-        "train.freeze",
-        "harm.init",
-    }
-    experiment = readme.load(name)
-    for preset in experiment.presets():
-        rest = [
-            {k: v for k, v in cell.settings.items() if k not in asked} for cell in cells_of(experiment, preset, [0])
-        ]
+def test_cells_differ_in_what_is_asked_about_alone() -> None:
+    asked = {"model.n_future", "train.head_weights", "train.head_schedule", "train.far_rows", "train.freeze"}
+    asked |= {"sweep.init"}
+    for preset in sweep.EXPERIMENT.presets():
+        cells = cells_of(sweep.EXPERIMENT, preset, [0])
+        rest = [{k: v for k, v in cell.settings.items() if k not in asked} for cell in cells]
         assert rest.count(rest[0]) == len(rest) > 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "curves"),
+    [
+        ({"model.n_future": 1}, 2),
+        ({}, 1),
+        ({"train.head_weights": "equal"}, 1),
+        ({"train.head_weights": "equal", "train.head_schedule": "anneal"}, 0),
+        ({"train.head_weights": "far:0"}, 0),
+        ({"train.freeze": "trunk"}, 0),
+    ],
+)
+def test_curves_have_constant_weights(changes: dict, curves: int) -> None:
+    assert len(sweep.kinds({"key": {"settings": {"model.n_future": 8} | changes}})) == curves
 
 
 def line(cell: str, seed: int, bpb: float, heads: int = 8) -> dict:
@@ -119,11 +124,11 @@ def test_the_table_compares_with_one_head() -> None:
     assert cells[:5] == ["n=8", "3", "1.7000 ± 0.1000", "+0.2000 ± 0.1000", "0.074"]
     assert cells[-5:] == ["2.00 ± 0.00", "1.50 ± 0.00", "1.50 ± 0.00", "1.00 ± 0.00", "2.0 ± 0.0"]
     assert one.count("±") == 2, "one head is compared with nothing and drafts nothing"
-    assert len(library.draw(lines).axes) == len(readme.load("n_sweep").draw(lines).axes) == 2
+    assert len(sweep.draw(lines).axes) == 2
 
 
 def test_figures_come_from_the_public_command(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (cell,) = cells_of(readme.load("n_sweep"), "cpu", [0], ["n=1"])
+    (cell,) = cells_of(sweep.EXPERIMENT, "cpu", [0], ["n=1"])
     cell = small(cell, files)
     scored = library.score(cell)
     again = quality.bits_per_byte(cell.folder, [cell.options["heldout"]])
