@@ -74,16 +74,25 @@ def provenance(lines: Sequence[Line]) -> str:
 def dots(lines: Sequence[Line], figure: str, label: str) -> Figure:
     """A row a cell, a dot a seed, a stroke at the mean."""
     cells = by_cell(lines)
-    picture = Figure(figsize=(7, 1 + 0.3 * len(cells)), dpi=150, layout="constrained")
-    axes = picture.subplots()
+    picture, (axes,) = frame(list(cells), (label,))
     for place, of_cell in enumerate(cells.values()):
-        draw_dots(axes, [line[figure] for line in of_cell], place, COLOURS[0])
-    axes.set_yticks(range(len(cells)), [literal(name) for name in cells])
-    axes.invert_yaxis()
-    describe(axes, label, "")
+        draw_dots(axes, [line[figure] for line in of_cell], place, 0)
     return picture
 
 
-def draw_dots(axes: Axes, values: Sequence[float], place: float, colour: str) -> None:
-    axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.6, markersize=5)
-    axes.plot([statistics.mean(values)], [place], "|", color=colour, markersize=14, markeredgewidth=2)
+def frame(names: Sequence[str], labels: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A panel a label, all with a row for each name."""
+    picture = Figure(figsize=(3.5 + 3.5 * len(labels), 1 + 0.3 * len(names)), dpi=150, layout="constrained")
+    panels = list(picture.subplots(1, len(labels), squeeze=False, sharey=True)[0])
+    for axes, label in zip(panels, labels, strict=True):
+        axes.set_yticks(range(len(names)), [literal(name) for name in names])
+        describe(axes, label, "")
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return picture, panels
+
+
+def draw_dots(axes: Axes, values: Sequence[float], place: float, colour: int) -> None:
+    """In the colour of that number; nothing where there are no values."""
+    if values:
+        axes.plot(values, [place] * len(values), "o", color=COLOURS[colour], alpha=0.6, markersize=5)
+        axes.plot([statistics.mean(values)], [place], "|", color=COLOURS[colour], markersize=14, markeredgewidth=2)

@@ -160,8 +160,7 @@ def draw(lines: Sequence[Line]) -> Figure:
     picture = Figure(figsize=(3.2 * len(graphs), 2.4), dpi=150, layout="constrained")
     for axes, (graph, names) in zip(picture.subplots(1, len(graphs), squeeze=False)[0], graphs.items(), strict=True):
         for place, name in enumerate(names):
-            colour = COLOURS[models.index(model_of(name))]
-            draw_dots(axes, [100 * line["exact"] for line in cells[name]], place, colour)
+            draw_dots(axes, [100 * line["exact"] for line in cells[name]], place, models.index(model_of(name)))
         axes.axvline(100 * chance(cells[names[0]]), color=COLOURS[-1], linewidth=0.8, linestyle="--")
         axes.set_yticks(range(len(names)), [literal(model_of(name)) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
