@@ -37,16 +37,24 @@ def draw(lines: Sequence[Line]) -> Figure:
         curve(bits, of_kind, [line["bpb"] for line in of_kind], name, colour)
         several = [line for line in of_kind if line["drafting"]]
         curve(passes, several, [line["drafting"][-1]["bytes_per_pass"] for line in several], name, colour)
-    describe(bits, "heads", "held-out bits per byte of head 1")
-    describe(passes, "heads", "bytes a pass, T = 0.8")
+    counts = sorted({heads_of(line) for line in lines})
+    for axes, label in ((bits, "held-out bits per byte of head 1"), (passes, "bytes a pass, T = 0.8")):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(n) for n in counts])
+        describe(axes, "heads", label)
     bits.legend(frameon=False)
     return picture
+
+
+def heads_of(line: Line) -> int:
+    count: int = line["key"]["settings"]["model.n_future"]
+    return count
 
 
 def kinds(line: Line) -> list[str]:
     """The curves that a cell is on: both with one head, which has no weight."""
     settings = line["key"]["settings"]
-    if settings["model.n_future"] == 1:
+    if heads_of(line) == 1:
         return [HARMLESS, EQUAL]
     if {"train.head_schedule", "train.freeze"} & settings.keys():
         return []
@@ -54,17 +62,14 @@ def kinds(line: Line) -> list[str]:
 
 
 def curve(axes: Axes, lines: Sequence[Line], values: Sequence[float], name: str, colour: int) -> None:
-    """A dot a seed, a line through the means; the number of heads in steps of two."""
+    """A dot a seed, a line through the means."""
     of_n: dict[int, list[float]] = {}
     for line, value in zip(lines, values, strict=True):
-        of_n.setdefault(line["key"]["settings"]["model.n_future"], []).append(value)
+        of_n.setdefault(heads_of(line), []).append(value)
     for n, at_n in of_n.items():
         axes.plot([n] * len(at_n), at_n, "o", color=COLOURS[colour], alpha=0.6, markersize=4)
     counts = sorted(of_n)
     axes.plot(counts, [statistics.mean(of_n[n]) for n in counts], color=COLOURS[colour], label=name)
-    if counts:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [str(n) for n in counts])
 
 
 EXPERIMENT = Experiment("n_sweep", score, library.table, draw)
