@@ -5,7 +5,6 @@ python -m bytemtp.index PATH --out FILE
 
 import glob
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 
 from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output
-from bytemtp.common.runtime import log
+from bytemtp.common.runtime import byte_progress, log
 from bytemtp.data.documents import Reading
 from bytemtp.data.rows import IdStream, Position
 from bytemtp.data.sources import SkipLog, as_text, find
@@ -75,7 +73,7 @@ def documents_of(paths: Sequence[str], limit: int, reading: Reading) -> Iterator
     skip_log = SkipLog("error")
     sources = find(paths, skip_log, reading.leave_out)
     document, room = bytearray(), limit
-    with tqdm(unit="B", unit_scale=True, desc="read", disable=None, file=sys.stderr) as bar:
+    with byte_progress("read") as bar:
         for position, octets in IdStream(sources, skip_log, shuffle=False, reading=reading).read(Position(), 1):
             document += octets[:room]
             if document and (not octets or len(octets) > room):

@@ -56,6 +56,14 @@ def as_bytes(content: str | bytes) -> bytes:
     return content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape")
 
 
+def read_input(path: Path | str) -> bytes:
+    """All of a file that the user named.  UserError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
 def check_output(path: Path | None) -> None:
     """UserError if `write_output` could not write there: to be called before the work whose result it is to keep."""
     if path is None:

@@ -94,3 +94,8 @@ def progress(total: int, unit: str, what: str, done: int = 0) -> Any:
     return tqdm(
         total=total, initial=done, unit=f" {unit}", desc=what, mininterval=seconds, maxinterval=seconds, file=sys.stderr
     )
+
+
+def byte_progress(what: str, total: int | None = None) -> Any:
+    """A bar of bytes on a terminal; elsewhere nothing."""
+    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None, file=sys.stderr)

@@ -3,20 +3,17 @@
 Try:  python -m bytemtp.compress RUN FILE --out FILE.bmtp
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 
 from bytemtp.common.cli import run, run_main
-from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output, write_output
-from bytemtp.common.runtime import pick_device
+from bytemtp.common.files import check_output, read_input, write_output
+from bytemtp.common.runtime import byte_progress, pick_device
 from bytemtp.decoding.coding.codec import encode
 from bytemtp.model.checkpoint import load_model
 
@@ -46,25 +43,14 @@ class Command:
 
     def main(self) -> None:
         check_output(self.out)
-        data = read(self.file)
+        data = read_input(self.file)
         model = load_model(self.run, pick_device(self.device).value)
         begun = time.perf_counter()
-        with progress(len(data), "compressed") as bar:
+        with byte_progress("compressed", len(data)) as bar:
             coded = encode(model, data, bar.update)
         seconds = time.perf_counter() - begun
         write_output(self.out, coded.data)
         print(f"written: {self.out} ({summary(len(data), len(coded.data), seconds, coded.passes)})")
-
-
-def read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def progress(total: int, what: str) -> Any:
-    return tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None, file=sys.stderr)
 
 
 def summary(size: int, compressed: int, seconds: float, passes: int) -> str:

@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 
 from bytemtp.common.cli import run, run_main
-from bytemtp.common.files import check_output, write_output
-from bytemtp.common.runtime import pick_device
-from bytemtp.compress.__main__ import progress, read, summary
+from bytemtp.common.files import check_output, read_input, write_output
+from bytemtp.common.runtime import byte_progress, pick_device
+from bytemtp.compress.__main__ import summary
 from bytemtp.decoding.coding.codec import decode
 from bytemtp.decoding.coding.container import unpack
 from bytemtp.model.checkpoint import load_model
@@ -40,11 +40,11 @@ class Command:
 
     def main(self) -> None:
         check_output(self.out)
-        compressed = read(self.file)
+        compressed = read_input(self.file)
         header, _ = unpack(compressed, str(self.file))
         model = load_model(self.run, pick_device("cuda" if header.arithmetic == "cuda" else "cpu").value)
         begun = time.perf_counter()
-        with progress(header.length, "decompressed") as bar:
+        with byte_progress("decompressed", header.length) as bar:
             coded = decode(model, compressed, bar.update, name=str(self.file))
         seconds = time.perf_counter() - begun
         write_output(self.out, coded.data)

@@ -18,7 +18,6 @@ Try:  python -m bytemtp.evaluate bpb RUN PATH
 import json
 import lzma
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -31,11 +30,10 @@ import tyro
 import zstandard
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
-from bytemtp.common.runtime import log, pick_device
+from bytemtp.common.runtime import byte_progress, log, pick_device
 from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.data.sources import as_text
@@ -177,7 +175,7 @@ def by_context(model: ByteMTP, paths: Sequence[str], lengths: Sequence[int], dat
 def _score(model: ByteMTP, ids: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int) -> HeadLosses:
     """Losses of all bytes and ends of documents.  UserError for a loss that is not finite."""
     total: HeadLosses | None = None
-    with tqdm(unit="B", unit_scale=True, desc="scored", disable=None, file=sys.stderr) as bar:
+    with byte_progress("scored") as bar:
         for rows in batched(windows(ids, seq_len, stride, model.config.n_future), max(1, IDS_A_PASS // seq_len)):
             new = score_windows(model, torch.stack(rows), stride)
             total = new if total is None else total + new

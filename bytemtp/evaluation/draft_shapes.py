@@ -25,7 +25,6 @@ Try:  python -m bytemtp.evaluate tree RUN PATH --json tree.json
 
 import heapq
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,11 +37,10 @@ import torch
 import tyro
 from jaxtyping import Int
 from torch import Tensor
-from tqdm import tqdm
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
-from bytemtp.common.runtime import log, pick_device
+from bytemtp.common.runtime import byte_progress, log, pick_device
 from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.generate import generate
@@ -174,7 +172,7 @@ def measure(
     rows = windows(read_ids(paths, data or DataConfig()), seq_len - depth, stride, 2 * depth)
     rows = islice(rows, -(-limit // stride) if limit else None)
     blocks: list[Paths] = []
-    with tqdm(unit="B", unit_scale=True, desc="measured", disable=None, file=sys.stderr) as bar:
+    with byte_progress("measured") as bar:
         for batch in batched(rows, max(1, IDS_A_PASS // seq_len)):
             read = [own_text(model, row, seq_len - depth - stride + 1) for row in batch] if text == "own" else batch
             blocks += window_paths(model, torch.stack(read), stride)

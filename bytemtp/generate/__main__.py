@@ -15,7 +15,7 @@ import tyro
 
 from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output, write_output
+from bytemtp.common.files import check_output, read_input, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.divergence import Divergence, divergence
@@ -211,10 +211,7 @@ def read_prompt(arguments: Command) -> bytes:
         return as_bytes(arguments.prompt)
     if arguments.prompt_file == "-":
         return sys.stdin.buffer.read()
-    try:
-        return Path(str(arguments.prompt_file)).read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {arguments.prompt_file}: {error.strerror}") from error
+    return read_input(str(arguments.prompt_file))
 
 
 def as_bytes(text: str) -> bytes:

@@ -35,14 +35,7 @@ from bytemtp.data.stream import Batch, Cursor, Stream
 from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save, step_folder
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
-from bytemtp.training.batches import (
-    check_shares,
-    collect_valid,
-    count_rows,
-    seq_len_at,
-    share_done,
-    training_rows,
-)
+from bytemtp.training.batches import check_shares, collect_valid, count_rows, seq_len_at, share_done, training_rows
 from bytemtp.training.corpus import write_files
 from bytemtp.training.cost import Flops, peak_flops, told_if_full
 from bytemtp.training.distributed import ALONE, World

@@ -199,10 +199,11 @@ def test_heads_in_groups_equal_one_head_at_a_time(topology, transitions, monkeyp
             torch.testing.assert_close(found[name], expected[name], atol=1e-10, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("order_head", [False, True])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_split_batch_adds_up_to_the_whole(topology):
+def test_split_batch_adds_up_to_the_whole(topology, order_head):
     """Also when the parts have different numbers of valid targets, which is why `counts` is the whole batch's."""
-    model = model_for(topology)
+    model = model_for(topology, order_head=order_head)
     ids = torch.randint(0, 256, (4, 28), generator=torch.Generator().manual_seed(3))
     ids[0, 3], ids[1, 5:20:4] = EOT, EOT
     document_ids = (ids == EOT).cumsum(1)
@@ -213,6 +214,9 @@ def test_split_batch_adds_up_to_the_whole(topology):
     total = parts[0] + parts[1] + parts[2] + parts[3]
     torch.testing.assert_close(total.nats, whole.nats)
     assert torch.equal(total.counts, whole.counts)
+    torch.testing.assert_close(total.order_nats, whole.order_nats)
+    assert total.order_loss == pytest.approx(float(whole.order_nats) / (4 * 24))
+    assert (total.order_loss > 0) == order_head
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-12, rtol=1e-9)
 

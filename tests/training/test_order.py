@@ -25,7 +25,7 @@ from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training import loss as loss_module
 from bytemtp.training.cost import Flops, memory
-from bytemtp.training.loss import backward, evaluate, targets_of, trained_targets, valid_counts
+from bytemtp.training.loss import backward, evaluate, targets_of
 from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.order import NEVER, next_places, shares_of
 from bytemtp.training.trainer import train
@@ -139,23 +139,6 @@ def test_sequential_backward_equals_joint(batch, topology, checkpointing, size):
     assert found.keys() == expected.keys() >= {"order_head.weight"}
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-10, rtol=0, msg=name)
-
-
-def test_split_batch_adds_up_to_the_whole():
-    """With the counts of head 1, which is how `train.accumulate` and several processes take one step."""
-    model = model_for("replicated", order_head=True)
-    ids = torch.randint(0, 256, (4, 28), generator=torch.Generator().manual_seed(3))
-    ids[0, 3], ids[1, 5:20:4] = EOT, EOT
-    document_ids = (ids == EOT).cumsum(1)
-    whole, expected = gradients(model, ids, document_ids)
-    model.zero_grad()
-    counts = valid_counts(trained_targets(model, ids, document_ids))
-    parts = [backward(model, ids[i : i + 1], document_ids[i : i + 1], counts) for i in range(4)]
-    total = parts[0] + parts[1] + parts[2] + parts[3]
-    torch.testing.assert_close(total.order_nats, whole.order_nats)
-    assert total.order_loss == pytest.approx(float(whole.order_nats) / (4 * 24))
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-12, rtol=1e-9)
 
 
 class Kept:
