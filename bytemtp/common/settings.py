@@ -27,6 +27,8 @@ DataFormat = Literal["auto", "raw", "jsonl", "tar", "zip", "earlier"]
 
 MAX_FUTURE = 32
 MAX_SWEEPS = 16
+MAX_WEIGHT = 1000.0
+"""How often an epoch may read a file."""
 MAX_SIZE = 2**20
 """Of any whole number that shapes the model."""
 MAX_COUNT = 2**31 - 1
@@ -275,6 +277,9 @@ class DataConfig:
     """a resumed run finds files of another size or time than it began with: stop, or say so and go on with them"""
     valid_paths: tuple[str, ...] = ()
     """files, folders and globs to validate on; nothing else of PATH is then held out"""
+    weights: tuple[float, ...] = ()
+    """a number for each PATH, the largest at least 1: how often an epoch reads its documents.  2.5 is twice, and then a
+    random half of them, in the next epoch the other half.  Nothing means once"""
     sweeps: int = 0
     """go through the files so often in an epoch, each time for another random share; 0 chooses by the files' sizes"""
 
@@ -286,6 +291,7 @@ class DataConfig:
             0 <= self.sweeps <= (MAX_SWEEPS if self.shuffle else 1),
             f"data.sweeps is {self.sweeps}; it must be from 0 to {MAX_SWEEPS}, and 0 or 1 where data.shuffle is false",
         )
+        check_weights(self.weights, len(self.weights), "data.weights")
         _require(
             "-" not in self.valid_paths,
             "data.valid_paths holds -, but standard input can only be trained on; save it to a file and name that",
@@ -308,6 +314,19 @@ class Settings:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+
+def check_weights(weights: Sequence[float], paths: int, name: str = "weights") -> None:
+    """UserError unless there are none, or one for each of so many paths that lets no epoch be empty."""
+    _require(
+        len(weights) in (0, paths),
+        f"{name} has {len(weights)} numbers for {paths} paths; give one for each (a pattern in quotes is one path)",
+    )
+    for weight in weights:
+        allowed = 0 < weight <= MAX_WEIGHT
+        _require(allowed, f"{name} has {weight:g}; each must be above 0 and at most {MAX_WEIGHT:g}")
+    most = max(weights, default=1)
+    _require(most >= 1, f"{name} has {most:g} at most; it must have a number from 1 on, for what an epoch reads whole")
 
 
 RETIRED = frozenset({"train.valid_batches"})
@@ -422,9 +441,12 @@ def _typed(name: str, value: Any) -> Any:
     section, _, key = name.partition(".")
     kind = get_type_hints(get_type_hints(Settings)[section])[key]
     if get_origin(kind) is tuple:
-        words = isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
-        _require(words, f"{name} is {value!r}; it must be a list of strings")
-        return tuple(value)
+        item = get_args(kind)[0]
+        is_list = isinstance(value, list | tuple)
+        values = [float(one) if item is float and type(one) is int else one for one in value] if is_list else []
+        right = is_list and all(type(one) is item for one in values)
+        _require(right, f"{name} is {value!r}; it must be a list of {'strings' if item is str else 'numbers'}")
+        return tuple(values)
     if choices := get_args(kind):
         _require(value in choices, f"{name} is {value!r}; choose from {', '.join(choices)}")
         return value

@@ -4,6 +4,7 @@ The stream is `doc0 256 doc1 256 ...` over all files of an epoch, then of the ne
 i * seq_len on, seq_len + n_future of them, so that each head predicts every id once.  A row group (Parquet's term) is
 as many rows as fit a buffer of bounded size: memory stays flat, and rows can be shuffled inside it.  To shuffle beyond
 it, an epoch can be read in several sweeps: each goes through all files and keeps another random share of the documents.
+A file may have a weight: an epoch then reads it so often, and of its documents a share for the part below one.
 
 Try:  python -c "from bytemtp.data.rows import *; from bytemtp.data.sources import *; log = SkipLog('error');
       print(next(IdStream(find(['README.md'], log), log).read(Position(), 1)))"
@@ -11,10 +12,12 @@ Try:  python -c "from bytemtp.data.rows import *; from bytemtp.data.sources impo
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +53,16 @@ class Position(NamedTuple):
     byte: int = 0
 
 
+class Turn(NamedTuple):
+    """One of the times that an epoch reads a file."""
+
+    source: Source
+    number: int
+    """of the times before it"""
+    fraction: float
+    """of the documents that it takes; those of the next epoch follow them"""
+
+
 class Ids(NamedTuple):
     """Some ids of the stream: bytes of one document, or the end-of-text id behind it."""
 
@@ -73,6 +86,18 @@ class IdStream:
     reading: Reading = AS_NAMED
     sweeps: int = 1
     """how often an epoch goes through the files"""
+    weights: Sequence[float] = ()
+    """how often an epoch takes the documents of each source, once unless given"""
+
+    @cached_property
+    def turns(self) -> list[Turn]:
+        """What an epoch reads; in another order, if shuffled."""
+        weighted = zip(self.sources, self.weights or [1.0] * len(self.sources), strict=True)
+        return [
+            Turn(source, number, min(1.0, weight - number))
+            for source, weight in weighted
+            for number in range(math.ceil(weight))
+        ]
 
     def fingerprint(self, *row_shape: int) -> str:
         """16 hexadecimal digits of the file names and of the settings that shape the rows."""
@@ -81,6 +106,7 @@ class IdStream:
         options += [reading.decompress, reading.text_field]
         # Only where it matters, so that cursors of older versions still hold.
         options += [self.sweeps] * (self.sweeps > 1) + [*reading.exclude]
+        options += [f"weight {weight:g}" for weight in self.weights if set(self.weights) != {1.0}]
         if any(reading.is_later(source.name) for source in self.sources):
             options.append(f"format {reading.format}")
         digest = hashlib.blake2b(json.dumps([*row_shape, *options]).encode(), digest_size=8)
@@ -106,10 +132,10 @@ class IdStream:
         yield Ids(Position(epoch), b"")
 
     def _read_epoch(self, start: Position) -> Iterator[Ids]:
-        for file, source, share in self._plan(start):
+        for file, turn, share in self._plan(start):
             seeking = file == start.file and start.document >= 0
             try:
-                for *place, octets in self._read_file(source, share, start if seeking else None):
+                for *place, octets in self._read_file(turn, share, start, seeking=seeking):
                     seeking = False
                     yield Ids(Position(start.epoch, file, *place), octets)
             except Damaged as damage:
@@ -117,37 +143,51 @@ class IdStream:
                     raise  # to leave this out would not be to go on where the cursor is
                 self.skip_log.report(damage)
 
-    def _plan(self, start: Position) -> Iterator[tuple[int, Source, int]]:
-        """The files of an epoch from a position on: place, file, and the share of its documents that is wanted."""
-        count = len(self.sources)
+    def _plan(self, start: Position) -> Iterator[tuple[int, Turn, int]]:
+        """The files of an epoch from a position on: place, file, and the share of its documents that is wanted.
+
+        A document of a file that is read several times has its turns in different sweeps.
+        """
+        count = len(self.turns)
         shares = permutation(self.sweeps, self.seed, SHARES, start.epoch)
         for sweep in range(start.file // count, self.sweeps):
             number = start.epoch * self.sweeps + sweep
             order = permutation(count, self.seed, FILES, number) if self.shuffle else np.arange(count)
             for file in range(max(start.file - sweep * count, 0), count):
-                yield sweep * count + file, self.sources[order[file]], int(shares[sweep])
+                turn = self.turns[order[file]]
+                yield sweep * count + file, turn, (int(shares[sweep]) + turn.number) % self.sweeps
 
-    def _read_file(self, source: Source, share: int, start: Position | None) -> Iterator[tuple[int, int, int, bytes]]:
+    def _read_file(
+        self, turn: Turn, share: int, start: Position, *, seeking: bool
+    ) -> Iterator[tuple[int, int, int, bytes]]:
+        source = turn.source
         with closing(open_documents(source, self.skip_log, self.reading)) as documents:
-            reader = SplitReader(documents, self._keep(source.key, share))
-            if start and not reader.seek(start.document, start.section, start.byte):
+            reader = SplitReader(documents, self._keep(turn, share, start.epoch))
+            if seeking and not reader.seek(start.document, start.section, start.byte):
                 raise UserError(f"{source.name}: holds less than when the cursor was made; restore it or start anew")
             yield from reader.read()
 
-    def _keep(self, key: str, share: int) -> Keep:
-        """Which documents and sections of a file are wanted now: those of the split that fall to the share."""
-        in_split = self._in_split(key)
-        if self.sweeps == 1:
-            return in_split
+    def _keep(self, turn: Turn, share: int, epoch: int) -> Keep:
+        """Which documents and sections of a file are wanted now: those of the split that fall to share and fraction."""
+        tests = [self._in_split(turn.source.key)]
+        if self.sweeps > 1:
+            of_share = self._random(turn.source.key, b"share")
+            tests.append(lambda document, section: of_share(document, section) % self.sweeps == share)
+        if turn.fraction < 1:
+            place = self._random(turn.source.key, b"weight")
+            begin, width = epoch * turn.fraction % 1, turn.fraction
+            tests.append(lambda document, section: (place(document, section) / 2**64 - begin) % 1 < width)
+        return lambda document, section: all(is_wanted(document, section) for is_wanted in tests)
+
+    def _random(self, key: str, purpose: bytes) -> Callable[[int, int], int]:
+        """64 random bits for each document and section of a file."""
         name = os.fsencode(key)
 
-        def keep(document: int, section: int) -> bool:
-            digest = hashlib.blake2b(
-                b"%d %d %d " % (self.seed, document, section) + name, digest_size=8, person=b"share"
-            )
-            return int.from_bytes(digest.digest(), "big") % self.sweeps == share and in_split(document, section)
+        def bits(document: int, section: int) -> int:
+            place = b"%d %d %d " % (self.seed, document, section)
+            return int.from_bytes(hashlib.blake2b(place + name, digest_size=8, person=purpose).digest(), "big")
 
-        return keep
+        return bits
 
     def _in_split(self, key: str) -> Keep:
         """Which documents and sections of a file belong to the split; the same under every seed."""

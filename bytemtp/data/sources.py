@@ -213,12 +213,19 @@ def find(paths: Sequence[str | os.PathLike[str]], skip_log: SkipLog, leave_out: 
     Each path is a file, a folder (all its files, recursively, through symbolic links), a glob, `-` or an fsspec URL.
     Litter and outputs are left out where the user did not name the very file.  UserError if nothing is left to read.
     """
+    return [source for sources in find_each(paths, skip_log, leave_out) for source in sources]
+
+
+def find_each(
+    paths: Sequence[str | os.PathLike[str]], skip_log: SkipLog, leave_out: LeaveOut = NO_CORPUS
+) -> list[list[Source]]:
+    """`find`, by path."""
     names = [os.fspath(path) for path in paths]
     if names.count(STANDARD_INPUT) > 1:
         raise UserError("- stands twice among the paths; standard input can be read only once")
     finder = _Finder(skip_log, leave_out)
-    sources = [source for name in names for source in finder.find(name)]
-    if not sources:
+    sources = [list(finder.find(name)) for name in names]
+    if not any(sources):
         but = f" but what is left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
         raise UserError(f"no file to read in {', '.join(map(repr, names)) or 'no paths'}{but}; name one that exists")
     return sources

@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.settings import MAX_FUTURE, MAX_SWEEPS, DataFormat
+from bytemtp.common.settings import MAX_FUTURE, MAX_SWEEPS, DataFormat, check_weights
 from bytemtp.common.vocab import EOT
 from bytemtp.data.compression import format_of
 from bytemtp.data.documents import Reading
 from bytemtp.data.leave_out import LeaveOut, held_out_paths
 from bytemtp.data.rows import ROWS, IdStream, Packer, Position, RowGroup, Split, permutation
-from bytemtp.data.sources import STANDARD_INPUT, OnCorrupt, SkipLog, Source, find
+from bytemtp.data.sources import STANDARD_INPUT, OnCorrupt, SkipLog, Source, find_each
 
 SHUFFLED_GROUP_BYTES = 1 << 23
 ORDERED_GROUP_BYTES = 1 << 20
@@ -131,6 +131,7 @@ def stream(
     exclude: Sequence[str] = (),
     held_out: Sequence[str] = (),
     sweeps: int = 1,
+    weights: Sequence[float] = (),
     on_corrupt: OnCorrupt = "error",
     rank: int = 0,
     world_size: int = 1,
@@ -154,6 +155,8 @@ def stream(
     exclude, held_out: patterns, and paths, of what to leave out below paths; litter and runs always are.
     sweeps: how often an epoch goes through the files, each time for another random share of their documents; more mix
         better what lies far apart in large files, and take as much longer to read.
+    weights: a number for each of the paths, the largest at least 1: how often an epoch reads its documents.  2.5 is
+        twice, and then a random half of them, in the next epoch the other half.
     on_corrupt: "error" raises at a damaged input; "skip" leaves out the rest of that file, and counts it in `skipped`.
     rank, world_size: this process gets every world_size-th row, of the same order on all.  A loader with w workers a
         rank passes rank * w + worker and world_size * w.
@@ -172,8 +175,10 @@ def stream(
     _check_pinning(pin_memory)
     skip_log, reading = SkipLog(on_corrupt), Reading(text_field, decompress, format, tuple(exclude))
     leave_out = replace(reading.leave_out, held_out=held_out_paths(held_out))
-    sources = _sources(paths, skip_log, leave_out, once=epochs == 1 and sweeps == 1 and cursor is None)
-    ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, reading, sweeps)
+    sources, of_each = _weighted(paths, weights, skip_log, leave_out)
+    if not (epochs == sweeps == 1 and cursor is None and max(weights, default=1) <= 1):
+        _check_not_standard_input(sources)
+    ids = IdStream(sources, skip_log, epochs, seed, shuffle, split, valid_fraction, reading, sweeps, of_each)
     batcher = Batcher(ids, seq_len, n_future, batch_size, rank, world_size, pin_memory)
     return Stream(batcher.batches(cursor), ids, prefetch)
 
@@ -195,17 +200,22 @@ def _text_in_a_byte(name: str) -> int:
     return TEXT_IN_COMPRESSED if compression or container == "zip" else 1
 
 
-def _sources(
+def _check_not_standard_input(sources: list[Source]) -> None:
+    if any(source.name == STANDARD_INPUT for source in sources):
+        raise UserError("- (standard input) can be read only once; save it to a file to read it again or to resume")
+
+
+def _weighted(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    weights: Sequence[float],
     skip_log: SkipLog,
     leave_out: LeaveOut,
-    *,
-    once: bool,
-) -> list[Source]:
-    sources = find([paths] if isinstance(paths, str | os.PathLike) else paths, skip_log, leave_out)
-    if not once and any(source.name == STANDARD_INPUT for source in sources):
-        raise UserError("- (standard input) can be read only once; save it to a file to read it again or to resume")
-    return sources
+) -> tuple[list[Source], list[float]]:
+    """The files, and the weight of each, which is that of its path; without weights none."""
+    by_path = find_each([paths] if isinstance(paths, str | os.PathLike) else paths, skip_log, leave_out)
+    check_weights(weights, len(by_path))
+    of_each = [weight for weight, sources in zip(weights, by_path, strict=False) for _ in sources]
+    return [source for sources in by_path for source in sources], of_each
 
 
 class Stream(Iterator[Batch]):

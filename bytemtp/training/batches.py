@@ -17,7 +17,7 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import Settings, TrainConfig, changed
+from bytemtp.common.settings import Settings, TrainConfig, changed, check_weights
 from bytemtp.data.documents import Reading
 from bytemtp.data.leave_out import held_out_paths
 from bytemtp.data.rows import EmptySplit
@@ -36,6 +36,7 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
     """UserError if there is nothing to read: before an old run is deleted for the sake of a misspelt path."""
     if not paths:
         raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
+    check_weights(settings.data.weights, len(paths), "data.weights")
     skip_log = SkipLog(settings.data.on_corrupt)
     sources = sources_of(settings, paths, skip_log)
     left_out = f"; left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
@@ -111,6 +112,7 @@ def training_rows(
         valid_fraction=fraction,
         exclude=data.exclude,
         held_out=data.valid_paths,
+        weights=data.weights,
         sweeps=max(1, data.sweeps),  # 0 in the config.toml of a run from before there were sweeps
         **data.reading(),
         rank=world.rank,

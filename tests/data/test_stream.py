@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import subprocess
 import sys
 import tarfile
@@ -41,6 +42,7 @@ Row = tuple[list[int], list[int]]
 
 SHAPES = st.fixed_dictionaries({"seq_len": st.sampled_from([1, 5, 16, 40]), "n_future": st.integers(1, 9)})
 SWEEPS = st.integers(1, 4)
+WEIGHTS = st.sampled_from([[], [1.0], [2.0], [2.75]])
 BATCHES = st.fixed_dictionaries({"batch_size": st.integers(1, 4), "shuffle": st.booleans()})
 
 
@@ -112,14 +114,22 @@ def test_shuffle_depends_on_seed_and_epoch(tmp_path: Path) -> None:
     options=BATCHES,
     epochs=st.integers(1, 3),
     sweeps=SWEEPS,
+    weights=WEIGHTS,
     split=st.sampled_from(["all", "train"]),
     place=st.integers(0, 10**6),
 )
 def test_resume_at_any_cut(
-    corpus: Corpus, shape: dict[str, int], options: dict[str, Any], epochs: int, sweeps: int, split: str, place: int
+    corpus: Corpus,
+    shape: dict[str, int],
+    options: dict[str, Any],
+    epochs: int,
+    sweeps: int,
+    weights: list[float],
+    split: str,
+    place: int,
 ) -> None:
     """From the cursor of any batch, through JSON, come exactly the batches that followed it."""
-    options |= shape | {"epochs": epochs, "split": split, "valid_fraction": 0.3, "prefetch": 0}
+    options |= shape | {"epochs": epochs, "split": split, "valid_fraction": 0.3, "prefetch": 0, "weights": weights}
     options["sweeps"] = sweeps if options["shuffle"] else 1
     with in_the_small(corpus, sections=16) as folder:
         try:
@@ -150,6 +160,41 @@ def test_ranks_partition_the_rows(
         for rank, batches in enumerate(ranks):
             rest = stream(folder, rank=rank, world_size=world_size, cursor=full[place].cursor, **options)
             assert rows_of(rest) == rows_of(batches[place + 1 :])
+
+
+@given(
+    weights=st.tuples(st.sampled_from([0.25, 0.5, 1.0, 2.75]), st.sampled_from([1.0, 3.25])),
+    sweeps=SWEEPS,
+    seed=st.integers(0, 99),
+)
+def test_weights_say_how_often_a_path_is_read(weights: tuple[float, float], sweeps: int, seed: int) -> None:
+    """In an epoch each document comes weight times, rounded up or down; in four epochs, 4 x weight times exactly."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, name) for name in "ab"]
+        for path in paths:
+            path.mkdir()
+            for number in range(20):
+                (path / str(number)).write_bytes(f"{path.name}{number:02}".encode())
+
+        def read(epochs: int) -> Counter[str]:
+            options: dict[str, Any] = {"n_future": 1, "seed": seed, "epochs": epochs, "sweeps": sweeps}
+            batches = stream(paths, 4, 1, weights=weights, prefetch=0, **options)
+            return Counter(bytes(batch.octets[0, :3].tolist()).decode() for batch in batches)
+
+        names = [f"{path.name}{number:02}" for path in paths for number in range(20)]
+        once, often = read(1), read(4)
+        for name in names:
+            weight = weights["ab".index(name[0])]
+            assert once[name] in (math.floor(weight), math.ceil(weight))
+            assert often[name] == 4 * weight
+        assert often.total() == sum(often[name] for name in names)
+
+
+def test_weights_that_change_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(bytes(range(200)))
+    first, same, twice = (next(stream(tmp_path, 16, 2, weights=weights)) for weights in ([], [1.0], [2.0]))
+    assert first.cursor == same.cursor
+    assert first.cursor.corpus != twice.cursor.corpus
 
 
 @given(corpus=corpora(), shape=SHAPES, fraction=st.sampled_from([0.1, 0.5, 0.9]))
@@ -416,6 +461,9 @@ BAD_ARGUMENTS = {
     "world_size is 0": {"world_size": 0},
     "prefetch is -1": {"prefetch": -1},
     "sweeps is 0; it must be at least 1": {"sweeps": 0},
+    "weights has 2 numbers for 1 paths; give one for each": {"weights": [1.0, 2.0]},
+    "weights has 0; each must be above 0": {"weights": [0.0]},
+    "weights has 0.5 at most; it must have a number from 1 on": {"weights": [0.5]},
     "sweeps is 2; it must be at least 1, at most 1": {"sweeps": 2, "shuffle": False},
     "valid_fraction is 1.5": {"valid_fraction": 1.5},
     "split is 'test'; it must be one of all, train, valid": {"split": "test"},
