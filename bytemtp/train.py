@@ -19,7 +19,7 @@ from bytemtp.common.cli import parse, run_main, unmarked, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.common.settings import LAYERED, MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
+from bytemtp.common.settings import MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
 from bytemtp.decoding.generate import generate
 from bytemtp.model.checkpoint import best
 from bytemtp.model.initial import source_config, with_path_of
@@ -127,9 +127,9 @@ def names(arguments: Sequence[str], config: str | None) -> set[str]:
 
 def with_layers_for_heads(model: ModelConfig, layers: int) -> ModelConfig:
     """As many layers as the preset has, or as the heads need if that is more."""
-    needed = model.n_future if model.topology in LAYERED and model.parity else 1
+    needed = max(1, model.head_layers if model.parity else 1)
     if needed > layers:
-        log(f"model.layers: {needed} (as many {model.topology} heads need a layer each; the preset has {layers})")
+        log(f"model.layers: {needed} ({model.n_future} {model.topology} heads have as many; the preset has {layers})")
     return replace(model, layers=max(layers, needed))
 
 

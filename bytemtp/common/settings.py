@@ -19,8 +19,8 @@ import tomli_w
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 
-Topology = Literal["parallel", "causal", "anticausal", "linear", "replicated", "deepseek"]
-LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "deepseek"})
+Topology = Literal["parallel", "causal", "anticausal", "linear", "replicated", "branched", "deepseek"]
+LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "branched", "deepseek"})
 """Topologies whose heads are transformer layers and therefore count against `model.layers`."""
 
 DataFormat = Literal["auto", "raw", "jsonl", "tar", "zip", "earlier"]
@@ -92,8 +92,8 @@ class ModelConfig:
         _require(self.rope_theta >= 1, f"model.rope_theta is {self.rope_theta}; it must be at least 1")
         _require(
             self.trunk_layers >= 0,
-            f"model.layers is {self.layers} but {self.n_future} {self.topology} heads need a layer each; "
-            f"raise model.layers to at least {self.n_future}, lower model.n_future, or set model.parity to false",
+            f"model.layers is {self.layers} but {self.n_future} {self.topology} heads have {self.head_layers} layers; "
+            f"raise model.layers to at least {self.head_layers}, lower model.n_future, or set model.parity to false",
         )
 
     @property
@@ -116,11 +116,16 @@ class ModelConfig:
         return self.kv_heads or self.attention_heads
 
     @property
+    def head_layers(self) -> int:
+        """Transformer layers of the heads: one each, or one of head 1 and one that all others share."""
+        if self.topology not in LAYERED:
+            return 0
+        return min(self.n_future, 2) if self.topology == "branched" else self.n_future
+
+    @property
     def trunk_layers(self) -> int:
         """Transformer layers of the shared trunk (Gloeckle et al. 2024, section 2: n - 1 layers leave the trunk)."""
-        if self.topology not in LAYERED:
-            return self.layers
-        return self.layers - (self.n_future if self.parity else 1)
+        return self.layers - (self.head_layers if self.parity else min(self.head_layers, 1))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
 """Head topologies: what each head computes between the trunk and the unembedding, and which output it reads.
 
-Topologies (Gloeckle et al. 2024, sections 2 and 3.6; DeepSeek-V3, section 2.2) differ only in what a head's link is and
-in which output it reads, so each is a few lines of `links_for` and `chains_for`:
+Topologies (Gloeckle et al. 2024, sections 2 and 3.6; DeepSeek-V3, section 2.2; branched is ours) differ only in what a
+head's link is and in which output it reads, so each is a few lines of `links_for` and `chains_for`:
 
     parallel    link = transformer layer on z                        U(link_i(z))
     causal      link = transformer layer on the head before          U(link_i(... link_0(z)))
     anticausal  link = transformer layer on the head behind          U(link_i(... link_n-1(z)))
     linear      link = d x d matrix on z; head 0 reads z itself      U(W_i z)
     replicated  no link; every head has its own unembedding          U_i(z)
+    branched    link = transformer layer on z, one of head 0 and     U_0(link_0(z)), U_i(link_1(z))
+                one that all others share; unembeddings as above
     deepseek    link = MTP module on the head before and on the      U(link_i(link_i-1, Emb(t_s+i)))
                 embedding of the byte i ahead; head 0's is a layer
 
@@ -93,6 +95,8 @@ def links_for(config: ModelConfig) -> list[nn.Module]:
             return [nn.Identity(), *(nn.Linear(config.dim, config.dim, bias=False) for _ in range(n - 1))]
         case "replicated":
             return [nn.Identity() for _ in range(n)]
+        case "branched":
+            return [*(Block(config) for _ in range(config.head_layers)), *(nn.Identity() for _ in range(n - 2))]
 
 
 def chains_for(config: ModelConfig) -> list[list[int]]:
@@ -103,5 +107,7 @@ def chains_for(config: ModelConfig) -> list[list[int]]:
             return [heads]
         case "anticausal":
             return [heads[::-1]]
+        case "branched":
+            return [chain for chain in (heads[:1], heads[1:]) if chain]
         case _:
             return [[i] for i in heads]

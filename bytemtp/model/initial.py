@@ -9,8 +9,9 @@ of the other's, whether it belongs to the trunk or to a head.  Further heads are
       norm, unembedding ─────────────────▶ norm, unembedding
       layers of heads 2 and 3   dropped    matrix of head 2   drawn anew
 
-New heads are drawn at random, except that a `replicated` one begins with head 1's unembedding: tried on a small frozen
-model, that was ahead from the first steps on (head 2 after 100 steps: 4.47 bits per byte, drawn at random 4.56).
+New heads are drawn at random, except that a `replicated` or `branched` one begins with head 1's unembedding, and the
+layer of branched ones with head 1's: tried on a small frozen model with replicated heads, that was ahead from the first
+steps on (head 2 after 100 steps: 4.47 bits per byte, drawn at random 4.56).
 Tables of transitions go with their heads; those that the source lacks begin at zero, which changes no logit.
 An order head is taken if both models have one.
 
@@ -119,10 +120,13 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
     shared = min(n, theirs_n) if model.config.topology == source.config.topology else 1
     for i in range(1, shared):
         _copy(model.links[i], source.links[i])
-    for i in range(1, n if model.config.topology == "replicated" else 0):
+    if model.config.topology == "branched" and shared == 1 < n:
+        _copy(model.links[1], model.links[0])
+    for i in range(1, len(model.unembed)):
         _copy(model.unembed[i], source.unembed[i if i < shared else 0])
     tabled = _copy_tables(model, source, shared)
-    new = {"anticausal": "read layers of that path", "replicated": "begin as copies of head 1"}
+    copies = "begin as copies of head 1"
+    new = {"anticausal": "read layers of that path", "replicated": copies, "branched": copies}
     parts = {
         "taken": f"embedding, {path_layers(model.config)} layers, norm, {_heads(0, shared)}",
         new.get(model.config.topology, "drawn anew"): _heads(shared, n),

@@ -42,7 +42,7 @@ class ByteMTP(nn.Module):
         self.trunk = nn.ModuleList(Block(config) for _ in range(config.trunk_layers))
         self.links = nn.ModuleList(links_for(config))
         self.norm = RMSNorm(config.dim)
-        unembeddings = config.n_future if config.topology == "replicated" else 1
+        unembeddings = config.n_future if config.topology in ("replicated", "branched") else 1
         self.unembed = nn.ModuleList(nn.Linear(config.dim, PADDED_VOCAB_SIZE, bias=False) for _ in range(unembeddings))
         shape = config.tables, PADDED_VOCAB_SIZE, PADDED_VOCAB_SIZE
         self.transitions = nn.Parameter(torch.zeros(shape)) if config.tables else None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log, pick_dtype
-from bytemtp.common.settings import LAYERED, ModelConfig, Settings, TrainConfig
+from bytemtp.common.settings import ModelConfig, Settings, TrainConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.layers import Block
@@ -93,8 +93,8 @@ def largest_layer(model: ByteMTP) -> int:
 def activation_bytes(settings: Settings, half: int) -> int:
     """What a position of a micro-batch holds at the most, `half` bytes a number in matrix products."""
     config, layer = settings.model, layer_bytes(settings.model, half)
-    heads = config.n_future if config.topology in LAYERED else 0
-    if config.topology == "parallel" and settings.train.backward == "sequential":
+    heads = config.head_layers
+    if config.topology in ("parallel", "branched") and settings.train.backward == "sequential":
         heads = 1  # at a time
     kept = SINGLE * config.dim if settings.train.activation_checkpointing else layer
     # One more layer for the gradients inside the layer whose turn it is; then hidden states and one head's logits.

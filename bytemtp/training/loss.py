@@ -280,7 +280,8 @@ def _backward_sequential(
                 nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
         else:
             for chain in model.chains:
-                _walk_chain(model, chain, leaf, objective, nats)
+                walk = _walk_branch if model.config.topology == "branched" and 0 not in chain else _walk_chain
+                walk(model, chain, leaf, objective, nats)
         for piece in order_nats(model, leaf, objective.targets[0], GROUP_BYTES):
             objective.order_loss(piece).backward()
             order += piece.detach()
@@ -344,6 +345,18 @@ def _walk_chain(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objec
         if out.requires_grad:
             out.backward(x.grad)
         del out, x  # frees this link's activations before the next link's backward
+
+
+def _walk_branch(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objective, nats: Tensor) -> None:
+    """The same where no link but the first computes anything: heads in groups behind it."""
+    out = _run_link(model, chain, 0, leaf, objective)
+    x = out.detach().requires_grad_(out.requires_grad)
+    for heads in groups_of(objective, first_alone=True)[1:]:
+        places = range(1, heads.start)
+        weight = math.prod(objective.entry_weight(chain, place, model.path_to_first_head) for place in places)
+        nats[heads] = _loss_backward(model, heads, scale_gradient(x, weight), objective)
+    if out.requires_grad:
+        out.backward(x.grad)
 
 
 def _run_link(

@@ -56,7 +56,7 @@ def kinds(line: Line) -> list[str]:
     settings = line["key"]["settings"]
     if heads_of(line) == 1:
         return [HARMLESS, EQUAL]
-    if {"train.head_schedule", "train.freeze"} & settings.keys():
+    if {"train.head_schedule", "train.freeze", "model.topology"} & settings.keys():
         return []
     return {"far:0.02": [HARMLESS], "equal": [EQUAL]}.get(settings.get("train.head_weights", "far:0.02"), [])
 

@@ -120,7 +120,7 @@ class TensorEngine:
                     hidden = x[row, last]
                 elif isinstance(link, Block):
                     hidden = step_at(link, x, chunk, self.caches[link], last)[:, 0]
-                else:
+                elif topology != "branched":  # whose heads behind the second read what that one did
                     hidden = link(x[row, last])
                 logits.append(model.logits(i, hidden))
         return torch.stack(logits)

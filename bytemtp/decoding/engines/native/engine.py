@@ -236,8 +236,11 @@ class NativeEngine:
     ) -> Float32[np.ndarray, "q h v"]:
         """Logits of heads 2 to `heads` at the last accepted id of each row that has one."""
         last, topology = accepted[rows] - 1, self.model.config.topology
-        if topology == "replicated":
-            x = self.hidden_by_head[-1][rows, last]
+        if topology in ("replicated", "branched"):
+            if topology == "replicated":
+                x = self.hidden_by_head[-1][rows, last]
+            else:  # keys and values of all ids, the shared layer's output for the last of each row
+                [x] = self._parallel_heads(2, self._flat(start, accepted))
             logits = self._product(self.weights.other_unembeds, x, (heads - 1) * PADDED_VOCAB_SIZE, normed=True)
             return without_padding(logits.reshape(len(rows), heads - 1, -1))
         if topology == "linear":
