@@ -352,8 +352,8 @@ def _walk_branch(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Obje
     out = _run_link(model, chain, 0, leaf, objective)
     x = out.detach().requires_grad_(out.requires_grad)
     for heads in groups_of(objective, first_alone=True)[1:]:
-        places = range(1, heads.start)
-        weight = math.prod(objective.entry_weight(chain, place, model.path_to_first_head) for place in places)
+        weights = (objective.entry_weight(chain, place, model.path_to_first_head) for place in range(1, heads.start))
+        weight = math.prod(weights, start=1.0)
         nats[heads] = _loss_backward(model, heads, scale_gradient(x, weight), objective)
     if out.requires_grad:
         out.backward(x.grad)

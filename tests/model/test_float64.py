@@ -49,8 +49,10 @@ class Twin:
         for i in range(c.n_future)[:: -1 if c.topology == "anticausal" else 1]:
             before = found[i - 1] if c.topology in ("causal", "deepseek") and i else x
             before = found[i + 1] if c.topology == "anticausal" and i + 1 < c.n_future else before
+            before = found[1] if c.topology == "branched" and i > 1 else before
             found[i] = self.link(i, before, ids, documents)
-        last = [self.weights[f"unembed.{i if c.topology == 'replicated' else 0}.weight"] for i in range(c.n_future)]
+        of_its_own = c.topology in ("replicated", "branched")
+        last = [self.weights[f"unembed.{i if of_its_own else 0}.weight"] for i in range(c.n_future)]
         return torch.stack([self.norm("norm.weight", found[i]) @ last[i].T for i in range(c.n_future)])
 
     def link(self, i: int, x: Tensor, ids: Tensor, documents: Tensor) -> Tensor:
@@ -60,7 +62,7 @@ class Twin:
             parts = [("hidden_norm", x), ("embed_norm", self.weights["embed.weight"][ahead])]
             both = torch.cat([self.norm(f"{name}{norm}.weight", part) for norm, part in parts], -1)
             return self.block(name + "block.", both @ self.weights[name + "merge.weight"].T, documents)
-        if topology == "replicated" or (topology == "linear" and i == 0):
+        if topology == "replicated" or (topology == "linear" and i == 0) or (topology == "branched" and i > 1):
             return x
         return x @ self.weights[name + "weight"].T if topology == "linear" else self.block(name, x, documents)
 

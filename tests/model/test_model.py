@@ -124,25 +124,28 @@ def test_parity_keeps_parameters_and_costs_depth(topology):
     extra = {
         "linear": TINY.dim**2,
         "replicated": 264 * TINY.dim,
+        "branched": 264 * TINY.dim,
         "deepseek": sum(p.numel() for p in DeepSeekModule(TINY).parameters()) - block,
     }.get(topology, 0)
     assert counts[3] - counts[1] == 2 * extra and counts[5] - counts[1] == 4 * extra
-    depth = {"anticausal": 5}.get(topology, 3 if topology in LAYERED else 5)
+    depth = {"anticausal": 5, "branched": 4}.get(topology, 3 if topology in LAYERED else 5)
     assert len(path_to_head_1(tiny(topology, n_future=3))) == depth
     grown = tiny(topology, n_future=3, parity=False)
-    assert grown.num_parameters() - counts[1] == 2 * (extra + (block if topology in LAYERED else 0))
+    layers = {"branched": 1}.get(topology, 2 if topology in LAYERED else 0)
+    assert grown.num_parameters() - counts[1] == 2 * extra + layers * block
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_every_preset_takes_every_head_count_up_to_8(name, topology):
-    """On the command line: where heads have layers, a preset of too few gets as many as the heads need."""
+    """On the command line: where heads have layers, a preset of too few gets as many as the heads have."""
     for n in range(1, 9):
         named = [f"--model.n-future={n}", f"--model.topology={topology}"]
         config = read_command(["corpus", "--out", "run", "--preset", name, *named]).settings.model
         assert (config.n_future, config.topology) == (n, topology)
-        assert config.trunk_layers + (n if topology in LAYERED else 0) == config.layers
-        assert config.layers == max(PRESETS[name].model.layers, n if topology in LAYERED else 0)
+        of_heads = min(n, 2) if topology == "branched" else n if topology in LAYERED else 0
+        assert config.trunk_layers + of_heads == config.layers
+        assert config.layers == max(PRESETS[name].model.layers, of_heads)
 
 
 @pytest.mark.parametrize(

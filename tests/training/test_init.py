@@ -123,7 +123,7 @@ def test_head_1_is_the_sources_in_any_topology(ours: ModelConfig, theirs: ModelC
     for head in range(shared if ours.transitions == theirs.transitions else 1):
         assert torch.equal(logits(model, head), logits(source, head))
     assert ("dropped" in told) == (theirs.n_future > shared)
-    drawn_anew = ours.n_future > shared and ours.topology not in ("anticausal", "replicated")
+    drawn_anew = ours.n_future > shared and ours.topology not in ("anticausal", "replicated", "branched")
     assert ("drawn anew" in told) == drawn_anew
 
 
@@ -136,14 +136,14 @@ def test_the_length_of_the_path_is_told_from_the_settings(config: ModelConfig) -
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_new_heads_are_as_the_seed_draws_them(topology: Topology) -> None:
-    """But for unembeddings, which begin as copies of head 1's."""
+    """But for unembeddings and the layer of branched heads, which begin as copies of head 1's."""
     config = with_path_of(replace(MODEL, topology=topology, n_future=3), replace(MODEL, n_future=1))
     model, fresh = ByteMTP(config, seed=2), ByteMTP(config, seed=2)
     take(model, drawn(replace(MODEL, n_future=1)))
     for name, parameter in model.named_parameters():
-        is_new = topology != "anticausal" and name.startswith(("links.1", "links.2"))
+        is_new = topology not in ("anticausal", "branched") and name.startswith(("links.1", "links.2"))
         assert torch.equal(parameter, fresh.get_parameter(name)) == is_new, name
-    if topology == "replicated":
+    if topology in ("replicated", "branched"):
         assert torch.equal(logits(model, 2), logits(model, 0))
 
 
