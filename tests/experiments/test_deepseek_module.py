@@ -41,7 +41,9 @@ def test_the_weight_is_the_paper_s() -> None:
     for preset in deepseek.EXPERIMENT.presets():
         (cell,) = cells_of(deepseek.EXPERIMENT, preset, [0], [PAPER_S])
         weights = head_weights(cell.settings["train.head_weights"], 2)
-        now = [scheduled_weights(weights, cell.settings["train.head_schedule"], done)[1] for done in (0, 0.67, 0.68, 1)]
+        now = [
+            scheduled_weights(weights, cell.settings["train.head_schedule"], done)[1] for done in (0.0, 0.67, 0.68, 1.0)
+        ]
         assert now == pytest.approx([0.3, 0.3, 0.1, 0.1])
         assert cell.settings["model.parity"] is False and cell.settings["train.far_rows"] == 1
 

@@ -134,7 +134,8 @@ def test_the_second_byte_is_accepted_as_often_as_two_heads_say() -> None:
     model = bytemtp.ByteMTP(replace(bytemtp.PRESETS["nano"].model, dim=16, attention_heads=1, layers=1, n_future=2))
     for temperature in (0.0, 1.5):
         written = library.write(model, [b"ab"], "speculative", temperature)
-        stats = bytemtp.generate(model, b"ab", library.WRITTEN, temperature=temperature, heads=2).stats
+        options = {"mode": "speculative", "temperature": temperature, "heads": 2}
+        stats = bytemtp.generate(model, b"ab", library.WRITTEN, **options).stats
         assert written.accepted == stats["accept_rate_by_position"][0] and written.passes == stats["forwards"]
     assert library.write(model, [b"ab"], "ar", 0.0).accepted == 0
 

@@ -50,7 +50,8 @@ def settings_of(cell: Cell) -> Settings:
 
 @pytest.mark.parametrize("name", ["cpu", "paper"])
 def test_parameters_are_equal(name: str) -> None:
-    models = {cell.name: meta_model(settings_of(cell)) for cell in cells_of(topologies.EXPERIMENT, name, [0])}
+    cells = {settings_of(cell).model: cell for cell in cells_of(topologies.EXPERIMENT, name, [0])}
+    models = {cell.name: meta_model(settings_of(cell)) for cell in cells.values()}
     counts = [model.num_parameters() for model in models.values()]
     assert max(counts) / min(counts) - 1 < (0.002 if name == "cpu" else 0.016)
     shapes = {model.config.topology: topologies.shape(model) for model in models.values() if model.config.n_future > 1}
