@@ -104,6 +104,11 @@ class Experiment:
         known = [(cells.index(key), line["key"]["seed"], line) for key, line in lines if key in cells]
         return [line for _, _, line in sorted(known, key=lambda entry: entry[:2])]
 
+    def not_run(self, preset: str) -> list[str]:
+        """Cells of recipe.toml without a line."""
+        finished = {line["key"]["cell"] for line in self.lines(preset)}
+        return [name for name in self.presets()[preset]["cells"] if name not in finished]
+
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
     """Run what is not finished and print the preset's table."""

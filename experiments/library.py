@@ -1,13 +1,13 @@
 """Experiments that train on the Python library: how a cell is scored, and the table of what came out.
 
 Scored are bits per byte of every head on held-out files, and, for models with several heads, what drafting brings on
-texts that begin as these files do: bytes a pass, and speed over plain decoding by processor time, which other work on
-the machine disturbs little.
+texts that begin as these files do: bytes a pass, and speed over plain decoding by the thread's processor time, which
+other work on the machine disturbs little.
 """
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ TEMPERATURES = (0.0, 0.8)
 BASE = "n=1"
 """The cell that the others are compared with."""
 SHOWN_HEADS = (2, 4, 8)
+Columns = Mapping[str, Callable[[Sequence[Line]], str]]
+"""Columns of a table that an experiment adds: their headers, and the text for the lines of a cell."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Written:
     bytes: int
     passes: int
     seconds: float
-    """of the processor, the time until a text's first byte included"""
+    """of this thread on the processor, the time until a text's first byte included"""
+    accepted: float
+    """share of the passes with drafts whose first draft was accepted; 0 without drafts"""
 
 
 def score(cell: Cell) -> dict[str, Any]:
@@ -45,39 +49,44 @@ def score(cell: Cell) -> dict[str, Any]:
 def scores(cell: Cell) -> dict[str, Any]:
     """Of a cell that is trained."""
     bits = bits_per_byte(cell.folder, [cell.options["heldout"]])
-    return {name: bits[name] for name in ("bpb", "bpb_per_head")} | {"drafting": drafting(cell)}
-
-
-def drafting(cell: Cell) -> list[dict[str, float]]:
-    """By temperature: bytes a pass with all heads, and speed over plain decoding.  Empty for one head."""
-    model = bytemtp.load(cell.folder)
-    if model.config.n_future == 1:
-        return []
     data = settings_of(cell.folder).data
     prompts = beginnings([cell.options["heldout"]], PROMPTS, PROMPT_BYTES, data)
+    decoded = drafting(bytemtp.load(cell.folder), prompts)
+    return {name: bits[name] for name in ("bpb", "bpb_per_head")} | {"drafting": decoded}
+
+
+def drafting(model: bytemtp.ByteMTP, prompts: Sequence[bytes]) -> list[dict[str, float]]:
+    """By temperature: what drafting with all heads brings behind these prompts.  Empty for one head."""
+    if model.config.n_future == 1:
+        return []
     result = []
     for temperature in TEMPERATURES:
         plain, drafted = (write(model, prompts, mode, temperature) for mode in ("ar", "speculative"))
-        speed = (drafted.bytes / drafted.seconds) / (plain.bytes / plain.seconds)
-        result.append({"bytes_per_pass": drafted.bytes / drafted.passes, "speed_up": speed})
+        speed, slow = (one.bytes / one.seconds for one in (drafted, plain))
+        of_passes = {"bytes_per_pass": drafted.bytes / drafted.passes, "second_byte": drafted.accepted}
+        result.append(of_passes | {"speed_up": speed / slow, "bytes_per_s": speed})
     return result
 
 
 def write(model: bytemtp.ByteMTP, prompts: Sequence[bytes], mode: str, temperature: float) -> Written:
     """Continue the prompts one after the other."""
     options = {"mode": mode, "temperature": temperature, "heads": model.config.n_future if mode != "ar" else 0}
-    begun = time.process_time()
+    begun = time.thread_time()
     texts = [bytemtp.generate(model, prompt, WRITTEN, seed=i, **options) for i, prompt in enumerate(prompts)]
-    seconds = time.process_time() - begun
-    return Written(sum(text.stats["bytes"] for text in texts), sum(text.stats["forwards"] for text in texts), seconds)
+    seconds = time.thread_time() - begun
+    stats = [text.stats for text in texts]
+    size, passes, drafted = (sum(one[name] for one in stats) for name in ("bytes", "forwards", "num_spec_steps"))
+    rejected = sum(one["acceptance_histogram"][0] for one in stats)
+    return Written(size, passes, seconds, (drafted - rejected) / max(drafted, 1))
 
 
-def table(lines: Sequence[Line]) -> str:
-    """Bits per byte, each cell against one head, and what drafting brings."""
-    cells = by_cell(lines)
+def table(lines: Sequence[Line], columns: Columns | None = None) -> str:
+    """Bits per byte, each cell against one head, and what drafting brings; columns that would be empty are left out."""
+    cells, columns = by_cell(lines), columns or {}
     header = [
         "cell",
         "seeds",
+        *columns,
         "bpb, head 1",
         f"minus {BASE}",
         "p",
@@ -86,14 +95,17 @@ def table(lines: Sequence[Line]) -> str:
         *(f"speed-up, T = {t:g}" for t in TEMPERATURES),
         "minutes",
     ]
-    return markdown_table([row(name, of_cell, cells.get(BASE, [])) for name, of_cell in cells.items()], header)
+    rows = [row(name, of_cell, cells.get(BASE, []), columns) for name, of_cell in cells.items()]
+    used = [i for i, texts in enumerate(zip(*rows, strict=True)) if any(texts)]
+    return markdown_table([[texts[i] for i in used] for texts in rows], [header[i] for i in used])
 
 
-def row(name: str, lines: Sequence[Line], base: Sequence[Line]) -> list[str]:
+def row(name: str, lines: Sequence[Line], base: Sequence[Line], columns: Columns) -> list[str]:
     against = ["", ""] if name == BASE else paired(lines, base, "bpb", ".4f")[1:]
     return [
         name,
         str(len(lines)),
+        *(text_of(lines) for text_of in columns.values()),
         mean_and_sd([line["bpb"] for line in lines], ".4f"),
         *against,
         *(mean_of_head(lines, i) for i in SHOWN_HEADS),
@@ -109,6 +121,7 @@ def mean_of_head(lines: Sequence[Line], head: int) -> str:
     return f"{statistics.mean(bits):.3f}" if bits else ""
 
 
-def drafted(lines: Sequence[Line], temperature: int, figure: str) -> str:
+def drafted(lines: Sequence[Line], temperature: int, figure: str, form: str = ".2f") -> str:
+    """`temperature`: its place in TEMPERATURES.  Empty for one head."""
     values = [line["drafting"][temperature][figure] for line in lines if line["drafting"]]
-    return mean_and_sd(values, ".2f") if values else ""
+    return mean_and_sd(values, form) if values else ""

@@ -3,8 +3,9 @@
 python -m experiments.readme             all experiments; what `make figures` does
 python -m experiments.readme planning    one of them, and the gallery
 
-In experiments/NAME/README.md `<!-- table PRESET -->` and `<!-- end -->` enclose the table of a preset.  The paragraph
-that begins with `**Answer.**` is what the gallery says under the picture of the first preset.
+In experiments/NAME/README.md `<!-- table PRESET -->` and `<!-- end -->` enclose the table of a preset, which also says
+which cells have not been run.  The paragraph that begins with `**Answer.**` is what the gallery says under the picture
+of the first preset.
 """
 
 import argparse
@@ -55,8 +56,14 @@ def filled(experiment: Experiment) -> str:
     text = page_of(experiment).read_text(encoding="utf-8")
     for preset in experiment.presets():
         if lines := experiment.lines(preset):
-            text = put(text, f"table {preset}", f"{experiment.table(lines)}\n\n{provenance(lines)}")
+            about = [provenance(lines), *not_run(experiment.not_run(preset))]
+            text = put(text, f"table {preset}", f"{experiment.table(lines)}\n\n{' '.join(about)}")
     return text
+
+
+def not_run(names: Sequence[str]) -> list[str]:
+    """A sentence on these cells, if there are any."""
+    return [f"Not run: {', '.join(f'`{name}`' for name in names)}."] if names else []
 
 
 def put(text: str, mark: str, content: str) -> str:
@@ -88,8 +95,9 @@ def entry(experiment: Experiment) -> str:
     )
     if title is None or verdict is None:
         raise UserError(f"experiments/{experiment.name}/README.md needs a title and a paragraph **Answer.** ...")
-    picture = f"![{title[1]}]({experiment.name}/{next(iter(experiment.presets()))}.png)"
-    return f"### [{experiment.name}]({experiment.name}/README.md): {title[1]}\n\n{picture}\n\n{verdict[1]}"
+    preset = next(iter(experiment.presets()))
+    picture = [f"![{title[1]}]({experiment.name}/{preset}.png)"] if experiment.lines(preset) else []
+    return "\n\n".join([f"### [{experiment.name}]({experiment.name}/README.md): {title[1]}", *picture, verdict[1]])
 
 
 if __name__ == "__main__":

@@ -169,9 +169,10 @@ class TrainConfig:
     head_weights: str = "far:0.02"
     """share of each head's gradient that reaches what head 1 needs, too: equal (all of it), far:W (W of heads 2 to n),
     or geometric:R (R of head 2, R^2 of head 3, ...)"""
-    head_schedule: Literal["constant", "anneal", "forward", "reverse"] = "constant"
-    """how these shares change over the run: not at all, linearly to zero, or head by head: each in turn joins (forward)
-    or, the farthest first, drops out (reverse).  Heads themselves learn all the time"""
+    head_schedule: Literal["constant", "anneal", "forward", "reverse", "deepseek"] = "constant"
+    """how these shares change over the run: not at all, linearly to zero, head by head, where each in turn joins
+    (forward) or, the farthest first, drops out (reverse), or to a third after two thirds (deepseek).  Heads themselves
+    learn all the time"""
     seed: int = 0
     """seed of the weights and of the data order"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -251,11 +252,12 @@ def scheduled_weights(weights: Sequence[float], schedule: str, done: float) -> l
 
     anneal: Marin and modded-nanogpt end so, too.  forward, reverse: curricula over the number of heads in n equal
     stages (Aynetdinov & Akbik 2025, arXiv 2505.22757); there, heads that do not take part are not trained either.
+    deepseek: a third after 10 of 14.8 parts, as 0.3 became 0.1 in DeepSeek-V3 (arXiv 2412.19437, section 4.2).
     """
     n, done = len(weights), min(max(done, 0.0), 1.0)
     stage = min(n, int(done * n) + 1)
-    taking_part = {"constant": n, "anneal": n, "forward": stage, "reverse": n + 1 - stage}[schedule]
-    scale = 1 - done if schedule == "anneal" else 1.0
+    taking_part = {"forward": stage, "reverse": n + 1 - stage}.get(schedule, n)
+    scale = {"anneal": 1 - done, "deepseek": 1.0 if done < 10 / 14.8 else 1 / 3}.get(schedule, 1.0)
     return [weights[0]] + [scale * weight if i < taking_part else 0.0 for i, weight in enumerate(weights) if i]
 
 

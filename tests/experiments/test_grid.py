@@ -170,7 +170,21 @@ def test_pictures_can_be_drawn(name, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "FOLDER", tmp_path)
     readme.draw(experiment)
     drawn = {path.stem for path in (tmp_path / name).glob("*.png")}
-    assert drawn == {preset for preset in experiment.presets() if experiment.lines(preset)} != set()
+    assert drawn == {preset for preset in experiment.presets() if experiment.lines(preset)}
+
+
+def test_a_page_says_which_cells_have_not_been_run(experiment):
+    """With no line at all it keeps its text, and the gallery shows no picture."""
+    page = "# Why?\n\n**Answer.** Not run yet.\n\n<!-- table cpu -->\nNothing.\n<!-- end -->\n"
+    readme.page_of(experiment).write_text(page)
+    assert readme.filled(experiment) == page
+    assert readme.entry(experiment) == "### [toy](toy/README.md): Why?\n\nNot run yet."
+    assert experiment.not_run("cpu") == ["one", "two, wide"]
+    shown = Experiment("toy", experiment.score, lambda lines: f"{len(lines)} lines", tables.dots)
+    grid.main(shown, ["--seeds", "0", "--only", "one"])
+    assert "1 lines\n\nRuns: 1." in readme.filled(shown) and "Not run: `two, wide`.\n<!-- end" in readme.filled(shown)
+    grid.main(shown, ["--seeds", "0"])
+    assert "Not run:" not in readme.filled(shown)
 
 
 def test_a_page_without_its_place_for_a_table_is_told():

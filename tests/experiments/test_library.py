@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import bytemtp
 from bytemtp.bench import quality
 from experiments import grid, library, readme
 from experiments.grid import Cell, cells_of
@@ -45,6 +46,7 @@ def test_a_cell_is_trained_and_scored(name: str, files: dict[str, str]) -> None:
     assert scored["steps"] == 2 and len(scored["bpb_per_head"]) == n and scored["bpb"] == scored["bpb_per_head"][0]
     assert len(scored["drafting"]) == (2 if n > 1 else 0)
     assert all(1 <= one["bytes_per_pass"] <= n and one["speed_up"] > 0 for one in scored["drafting"])
+    assert all(0 <= one["second_byte"] <= 1 for one in scored["drafting"])
     assert json.loads(json.dumps(scored)) == scored
 
 
@@ -125,6 +127,24 @@ def test_the_table_compares_with_one_head() -> None:
     assert cells[-5:] == ["2.00 ± 0.00", "1.50 ± 0.00", "1.50 ± 0.00", "1.00 ± 0.00", "2.0 ± 0.0"]
     assert one.count("±") == 2, "one head is compared with nothing and drafts nothing"
     assert len(sweep.draw(lines).axes) == 2
+
+
+def test_the_second_byte_is_accepted_as_often_as_two_heads_say() -> None:
+    """Text by text as `accept_rate_by_position` has it, and one byte more a pass that accepted it."""
+    model = bytemtp.ByteMTP(replace(bytemtp.PRESETS["nano"].model, dim=16, attention_heads=1, layers=1, n_future=2))
+    for temperature in (0.0, 1.5):
+        written = library.write(model, [b"ab"], "speculative", temperature)
+        options = {"mode": "speculative", "temperature": temperature, "heads": 2}
+        stats = bytemtp.generate(model, b"ab", library.WRITTEN, **options).stats
+        assert written.accepted == stats["accept_rate_by_position"][0] and written.passes == stats["forwards"]
+    assert library.write(model, [b"ab"], "ar", 0.0).accepted == 0
+
+
+def test_a_table_has_the_columns_that_are_added_and_none_that_are_empty() -> None:
+    added = {"of": lambda lines: str(len(lines)), "void": lambda lines: ""}
+    header, _, one = library.table([line("n=1", seed, 1.5, heads=1) for seed in range(3)], added).splitlines()
+    assert [title.strip() for title in header.split("|")[1:-1]] == ["cell", "seeds", "of", "bpb, head 1", "minutes"]
+    assert [text.strip() for text in one.split("|")[1:4]] == ["n=1", "3", "3"]
 
 
 def test_figures_come_from_the_public_command(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from bytemtp.training import trainer
 from bytemtp.training.loss import HeadLosses, backward
 from bytemtp.training.trainer import train
 
-SCHEDULES = ("constant", "anneal", "forward", "reverse")
+SCHEDULES = ("constant", "anneal", "forward", "reverse", "deepseek")
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,7 @@ SCHEDULES = ("constant", "anneal", "forward", "reverse")
         ("anneal", [[1, 0.5 * x, 0.25 * x, 0.125 * x] for x in (1, 0.75, 0.5, 0.25, 0)]),
         ("forward", [[1, 0, 0, 0], [1, 0.5, 0, 0], [1, 0.5, 0.25, 0]] + [[1, 0.5, 0.25, 0.125]] * 2),
         ("reverse", [[1, 0.5, 0.25, 0.125], [1, 0.5, 0.25, 0], [1, 0.5, 0, 0]] + [[1, 0, 0, 0]] * 2),
+        ("deepseek", [[1, 0.5, 0.25, 0.125]] * 3 + [[1, 0.5 / 3, 0.25 / 3, 0.125 / 3]] * 2),
     ],
 )
 def test_weights_by_quarter_of_a_run(schedule: str, by_quarter: list[list[float]]) -> None:
@@ -48,7 +49,12 @@ def test_head_1_keeps_its_weight_and_no_other_grows(n: int, schedule: str, done:
 
 @pytest.mark.parametrize(
     ("schedule", "by_step"),
-    [("forward", [0, 0, 0.5, 0.5]), ("reverse", [0.5, 0.5, 0, 0]), ("anneal", [0.5, 0.375, 0.25, 0.125])],
+    [
+        ("forward", [0, 0, 0.5, 0.5]),
+        ("reverse", [0.5, 0.5, 0, 0]),
+        ("anneal", [0.5, 0.375, 0.25, 0.125]),
+        ("deepseek", [0.5, 0.5, 0.5, 0.5 / 3]),
+    ],
 )
 def test_a_run_follows_its_schedule(
     schedule: str, by_step: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
