@@ -33,8 +33,7 @@ def score(cell: Cell) -> dict[str, Any]:
 def shape(model: bytemtp.ByteMTP) -> dict[str, int]:
     """Parameters, the layers of the trunk, and those that a byte of plain decoding goes through."""
     layers = len(model.trunk)
-    layered = model.config.topology not in ("linear", "replicated")
-    to_first = layers + layered * len(model.path_to_first_head)
+    to_first = layers + (len(model.path_to_first_head) if model.config.head_layers else 0)
     return {"parameters": model.num_parameters(), "trunk_layers": layers, "first_layers": to_first}
 
 
