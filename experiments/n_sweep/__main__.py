@@ -58,7 +58,8 @@ def kinds(line: Line) -> list[str]:
         return [HARMLESS, EQUAL]
     if {"train.head_schedule", "train.freeze", "model.topology"} & settings.keys():
         return []
-    return {"far:0.02": [HARMLESS], "equal": [EQUAL]}.get(settings.get("train.head_weights", "far:0.02"), [])
+    weights, rows = settings.get("train.head_weights", "far:0.02"), settings.get("train.far_rows", 0.25)
+    return {("far:0.02", 0.25): [HARMLESS], ("equal", 1.0): [EQUAL]}.get((weights, rows), [])
 
 
 def curve(axes: Axes, lines: Sequence[Line], values: Sequence[float], name: str, colour: int) -> None:
