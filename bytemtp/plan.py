@@ -1,8 +1,9 @@
-"""Command: what a training run on many GPUs takes, before anybody waits for one: memory of a GPU, FLOPs, days.
+"""Command: what a training run on many GPUs takes, before anybody waits for one: memory, traffic, FLOPs, days.
 
     python -m bytemtp.plan --preset 7b --gpus 64 --mfu 0.4
 
-The numbers are computed from the settings (`bytemtp.training.cost`); what share of its peak a GPU reaches you must say.
+The numbers are computed from the settings (`bytemtp.training.cost`, `bytemtp.training.traffic`); what share of its peak
+a GPU reaches you must say.
 """
 
 import argparse
@@ -20,11 +21,11 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
 from bytemtp.model.attention import Layout
-from bytemtp.model.initial import freeze_path
-from bytemtp.model.model import ByteMTP
 from bytemtp.training.batches import check_shares
-from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, remedy
+from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy
 from bytemtp.training.distributed import World
+from bytemtp.training.sharding import check_copies
+from bytemtp.training.traffic import Traffic, traffic
 
 DAY = 24 * 3600
 ARITHMETIC = torch.bfloat16
@@ -32,7 +33,7 @@ ARITHMETIC = torch.bfloat16
 
 @dataclass(frozen=True)
 class Command:
-    """Say what a training run on many GPUs takes: memory of each, FLOPs, days.
+    """Say what a training run on many GPUs takes: memory of each, bytes that it sends, FLOPs, days.
 
     Nothing is trained, and no GPU is needed.  An example:
 
@@ -83,12 +84,16 @@ def report(command: Command, settings: Settings) -> str:
     train, gpus = settings.train, command.gpus
     ways = ["ddp", "fsdp"] if train.parallel == "auto" else [train.parallel]
     ways = ways if gpus > 1 else ["ddp"]
+    if "fsdp" in ways:
+        check_copies(train, gpus)
     needs = {way: memory(settings, ARITHMETIC, gpus, sharded=way == "fsdp") for way in ways}
     parallel = fitting(needs, command.memory * GB, train, gpus)
     flops = step_flops(settings)
     seconds = flops / (gpus * 1e12 * command.tflops * command.mfu)
     rows = train.batch_size // train.accumulate // gpus
     size = train.batch_size * train.seq_len
+    sent = {way: traffic(settings, ARITHMETIC, gpus, sharded=way == "fsdp") for way in ways if gpus > 1}
+    shards = f" --train.shards {train.shards}" if train.shards and parallel == "fsdp" else ""
     return "\n".join(
         [
             f"{command.preset}: {meta_model(settings).num_parameters():,} parameters, {settings.model.n_future} heads",
@@ -97,11 +102,13 @@ def report(command: Command, settings: Settings) -> str:
             f"{'GB of a GPU':12}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'total':>9}",
             *(row(name, need, command.memory * GB) for name, need in needs.items()),
             "",
+            *(sent_row(name, bytes_, seconds) for name, bytes_ in sent.items()),
+            *([""] if sent else []),
             f"a step: {flops:.3g} FLOPs for {size:,} bytes, {seconds:.3g} s at {command.mfu:g} of "
             f"{command.tflops:g} TFLOP/s",
             f"the run: {train.steps:,} steps, {train.steps * size / GB:,.4g} GB of text, "
             f"{train.steps * seconds / DAY:,.3g} days, {train.steps * seconds * gpus / 3600:,.0f} GPU hours",
-            f"settings: --train.accumulate {train.accumulate} --train.parallel {parallel}",
+            f"settings: --train.accumulate {train.accumulate} --train.parallel {parallel}{shards}",
         ]
     )
 
@@ -111,6 +118,12 @@ def row(name: str, need: Memory, room: float) -> str:
     parts = need.weights, need.gradients, need.moments, need.activations, need.total
     numbers = (f"{part / GB:{width}.1f}" for part, width in zip(parts, (10, 11, 11, 13, 9), strict=True))
     return f"{name:12}{''.join(numbers)}{'' if need.total <= room else '  too much'}"
+
+
+def sent_row(name: str, sent: Traffic, seconds: float) -> str:
+    """A line about what a GPU sends in a step of so many seconds."""
+    parts = f"weights {sent.weights / GB:,.1f}, gradients {sent.gradients / GB:,.1f}, once {sent.once / GB:,.1f}"
+    return f"with {name} a GPU sends {sent.total / GB:,.1f} GB a step ({parts}), {sent.total / GB / seconds:,.1f} GB/s"
 
 
 def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int) -> str:
@@ -135,15 +148,6 @@ def step_flops(settings: Settings) -> float:
     train = settings.train
     pairs = train.batch_size * Layout.of(1, train.seq_len, window=settings.model.window).pairs
     return Flops.of_model(meta_model(settings), train.far_rows).of(train.batch_size * train.seq_len, pairs)
-
-
-def meta_model(settings: Settings) -> ByteMTP:
-    """The model without its weights."""
-    with torch.device("meta"):
-        model = ByteMTP(settings.model)
-    if settings.train.freeze != "none":
-        freeze_path(model)
-    return model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

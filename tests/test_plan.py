@@ -15,6 +15,7 @@ from bytemtp.model.attention import Layout
 from bytemtp.model.model import ByteMTP
 from bytemtp.plan import dealt, main, step_flops
 from bytemtp.training.cost import GB, Flops, memory
+from bytemtp.training.traffic import traffic
 
 SMALL = Settings(
     ModelConfig(dim=32, layers=4, attention_heads=4, ffn_dim=48, n_future=3),
@@ -67,6 +68,19 @@ def test_days_are_flops_over_what_the_gpus_do(capsys: pytest.CaptureFixture[str]
         assert int(found[2].replace(",", "")) == round(flops * steps / 5e14 / 3600)
 
 
+def test_the_bytes_sent_are_those_of_the_model_of_traffic(capsys: pytest.CaptureFixture[str]) -> None:
+    out = planned(capsys, "--preset=7b", "--gpus=64", "--train.shards=8")
+    assert out.endswith("settings: --train.accumulate 24 --train.parallel fsdp --train.shards 8\n")
+    own = changed(PRESETS["7b"], **{"train.accumulate": 24, "train.shards": 8})
+    seconds = step_flops(own) / (64 * 0.4 * 989e12)
+    for name, sharded in (("ddp", False), ("fsdp", True)):
+        sent = traffic(own, torch.bfloat16, 64, sharded=sharded).total / GB
+        (line,) = re.findall(f"^with {name} .*", out, re.M)
+        assert line.startswith(f"with {name} a GPU sends {sent:,.1f} GB a step (")
+        assert line.endswith(f", {sent / seconds:,.1f} GB/s")
+    assert "sends" not in planned(capsys, "--preset=1.3b")
+
+
 def test_rounds_are_dealt_to_the_gpus() -> None:
     assert dealt(SMALL, 4).train.accumulate == 1
     whole = changed(SMALL, **{"train.far_rows": 1.0})
@@ -84,6 +98,7 @@ def test_rounds_are_dealt_to_the_gpus() -> None:
             ["--preset=1.3b", "--gpus=4", "--train.accumulate=64"],
             r"a step takes some \d+ GB on each of 4 GPUs of 80, \d+ of them activations; set train.accumulate to",
         ),
+        (["--preset=7b", "--gpus=64", "--train.shards=24"], "train.shards is 24, which does not divide the 64 proc"),
         (["--mfu=1.2"], "--mfu is 1.2; it must be above 0 and at most 1$"),
         (["--gpus=0"], "--gpus is 0; it must be above 0"),
         (["--tflops=0"], "--tflops is 0; it must be above 0"),

@@ -67,13 +67,22 @@ def run_verb(
     verbs: Mapping[str, type[Command]], program: str, example: str, arguments: Sequence[str] | None = None
 ) -> None:
     """Hand the command line to the verb that it begins with.  UserError for an unknown one."""
+    command = read_verb(verbs, program, example, arguments)
+    if command is not None:
+        command.main()
+
+
+def read_verb(
+    verbs: Mapping[str, type[Command]], program: str, example: str, arguments: Sequence[str] | None = None
+) -> Command | None:
+    """The same without doing it.  None where the command line asks for help, which has been printed."""
     verb, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if verb in ("--help", "-h"):
         lines = {name: str(kind.__doc__).splitlines()[0].split("  ")[0] for name, kind in verbs.items()}
         print(usage(program, "verb", lines, example))
-        return
+        return None
     check_known(verb, verbs, f"verb {verb!r} of {program}")
-    run(verbs[verb], f"python -m {program} {verb}", rest)
+    return parse(verbs[verb], f"python -m {program} {verb}", rest)
 
 
 def usage(program: str, kind: str, names: Mapping[str, str], example: str) -> str:

@@ -186,6 +186,9 @@ class TrainConfig:
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """several processes: each has the whole model (ddp), or an N-th of its layers' weights, gradients and optimizer
     (fsdp); auto takes fsdp where the whole does not fit on a CUDA device"""
+    shards: int = 0
+    """of fsdp: so many processes, neighbours, share one copy of the model, and there are several copies (HSDP); it must
+    divide the number of processes.  0 means all of them share a single one"""
     log_every: int = 10
     """steps between two train lines of metrics.jsonl"""
     valid_every: int = 200
@@ -210,7 +213,7 @@ class TrainConfig:
         every = ("log_every", "checkpoint_every")
         for name in ("batch_size", "accumulate", "seq_len", "valid_bytes", "keep_checkpoints", *every):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        sizes = ("weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed", "first_seq_len")
+        sizes = ("weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed", "first_seq_len", "shards")
         for name in ("steps", "minutes", "epochs", "warmup", *sizes):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
         head_weights(self.head_weights, 1)

@@ -5,6 +5,7 @@ DTensor takes half a second to import, so nothing here imports it before there i
 Try:  python -c "import torch; from bytemtp.common.shards import local; print(local(torch.ones(2)))"
 """
 
+import math
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -23,6 +24,12 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """All of it.  Of a sharded one a copy, and all processes must ask for it."""
     return cast(Tensor, cast(Any, tensor).full_tensor()) if is_sharded(tensor) else tensor
+
+
+def copies(tensor: Tensor) -> int:
+    """How many processes hold the same rows of a sharded tensor."""
+    mesh, placements = cast(Any, tensor).device_mesh, cast(Any, tensor).placements
+    return math.prod(mesh.size(i) for i, placement in enumerate(placements) if placement.is_replicate())
 
 
 def joined_like(part: Float[Tensor, "rows c"], like: Float[Tensor, "r c"]) -> Float[Tensor, "r c"]:

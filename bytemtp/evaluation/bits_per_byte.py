@@ -12,6 +12,9 @@ and between models of any vocabulary.  What exactly is counted:
   the result is a little better than the validation in training, where a window's first byte has none.  Otherwise both
   count alike.
 
+Of several processes (torchrun) each reads everything and scores every N-th pass of windows.  Losses are added up in the
+order of the windows, whoever has scored them, so that the numbers are those of one process to the last bit.
+
 Try:  python -m bytemtp.evaluate bpb RUN PATH
 """
 
@@ -40,6 +43,7 @@ from bytemtp.data.sources import as_text
 from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of
 from bytemtp.training.progress import finite
 
@@ -63,7 +67,8 @@ class Command:
 
     Files are opened as the run's data settings say (RUN/config.toml): .zst .gz .xz .bz2 .tar and .jsonl are
     decompressed unless it was trained with data.decompress false.  Every byte counts once; ends of documents are
-    counted apart.  The compressors read all documents joined; xz -9 takes up to 700 MB of memory for that.
+    counted apart.  The compressors read all documents joined; xz -9 takes up to 700 MB of memory for that.  With
+    `torchrun --nproc-per-node N -m bytemtp.evaluate bpb ...` N processes share the work, and the numbers are the same.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -82,23 +87,30 @@ class Command:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the matrix products.  float32 gives the same number on every processor, but for rounding"""
 
-    def main(self) -> None:
+    def main(self, world: World = ALONE) -> None:
         if not self.paths:
             raise UserError("no PATH given; name the files to score, or - for standard input")
         if any(length < 1 for length in self.contexts):
             raise UserError(f"contexts is {self.contexts}; each must be at least 1")
         if self.contexts and "-" in self.paths:
             raise UserError("--contexts reads the files again, and standard input can be read only once; name a file")
-        check_output(self.json)
+        if world.size > 1 and "-" in self.paths:
+            raise UserError(f"{world.size} processes cannot all read standard input; name a file")
+        world.share(lambda: check_output(self.json))
         settings = settings_of(self.run)
         device = pick_device(self.device)
+        world.check_device(device.value)
         model = load_model(self.run, device.value)
         attention = model.use(dtype=getattr(torch, self.dtype))
         log(f"device: {device}  dtype: {self.dtype}  attention: {attention}")
         seq_len = settings.train.seq_len
         stride = max(1, seq_len // 2) if self.stride is None else self.stride
-        score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=settings.data)
-        contexts = by_context(model, self.paths, self.contexts, settings.data)
+        score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=settings.data, world=world)
+        contexts = by_context(model, self.paths, self.contexts, settings.data, world)
+        if world.is_first:
+            self._tell(score, contexts)
+
+    def _tell(self, score: "Score", contexts: dict[int, float]) -> None:
         print("\n".join([str(score), *(f"context {length:<6} {bits:.4f}" for length, bits in contexts.items())]))
         if self.json is not None:
             record = score.as_dict() | {"dtype": self.dtype} | ({"bpb_by_context": contexts} if contexts else {})
@@ -148,42 +160,59 @@ class Score:
 
 
 def bits_per_byte(
-    model: ByteMTP, paths: Sequence[str], *, seq_len: int, stride: int, data: DataConfig | None = None
+    model: ByteMTP,
+    paths: Sequence[str],
+    *,
+    seq_len: int,
+    stride: int,
+    data: DataConfig | None = None,
+    world: World = ALONE,
 ) -> Score:
     """Score every byte of `paths` in windows of `seq_len`, of which the last `stride` positions count.
 
     The order of the documents does not matter but for the compressors: nothing is remembered from one to the next.
+    world: the processes that call this together and share the windows; all get the same score.
     UserError as from `bytemtp.stream` for paths that cannot be read, for a stride outside 1 to seq_len, and for a
     model whose loss is not finite.
     """
     if not 1 <= stride <= seq_len:
         raise UserError(f"stride is {stride}; it must be from 1 to the window's length, {seq_len}")
-    compressors = Compressors()
+    compressors = Compressors(world)
     ids = compressors.watch(read_ids(paths, data or DataConfig()))
-    return Score(_score(model, ids, seq_len, stride), compressors.sizes())
+    return Score(_score(model, ids, seq_len, stride, world), compressors.sizes())
 
 
-def by_context(model: ByteMTP, paths: Sequence[str], lengths: Sequence[int], data: DataConfig) -> dict[int, float]:
+def by_context(
+    model: ByteMTP, paths: Sequence[str], lengths: Sequence[int], data: DataConfig, world: World = ALONE
+) -> dict[int, float]:
     """Head 1's bits per byte in windows of each of `lengths`, half of a window counted: what a long context is worth.
 
     UserError as from `bits_per_byte`.
     """
-    scores = {length: _score(model, read_ids(paths, data), length, max(1, length // 2)) for length in lengths}
+    scores = {length: _score(model, read_ids(paths, data), length, max(1, length // 2), world) for length in lengths}
     return {length: losses.bits_per_byte[0] for length, losses in scores.items()}
 
 
-def _score(model: ByteMTP, ids: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int) -> HeadLosses:
+def _score(model: ByteMTP, ids: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int, world: World) -> HeadLosses:
     """Losses of all bytes and ends of documents.  UserError for a loss that is not finite."""
-    total: HeadLosses | None = None
+    total = none = HeadLosses.none(model.config.n_future, model.device)
+    passes = batched(windows(ids, seq_len, stride, model.config.n_future), max(1, IDS_A_PASS // seq_len))
     with byte_progress("scored") as bar:
-        for rows in batched(windows(ids, seq_len, stride, model.config.n_future), max(1, IDS_A_PASS // seq_len)):
-            new = score_windows(model, torch.stack(rows), stride)
-            total = new if total is None else total + new
-            bar.update(int(new.byte_counts[0]))
-    assert total is not None  # the stream refuses a corpus without a byte
+        for of_ranks in batched(passes, world.size):  # the last time there is nothing left for some
+            has_rows = world.rank < len(of_ranks)
+            mine = score_windows(model, torch.stack(of_ranks[world.rank]), stride) if has_rows else none
+            for new in _of_each(mine, world):
+                total = total + new
+                bar.update(int(new.byte_counts[0]))
     if not math.isfinite(total.mean):
         raise UserError(f"the loss of the model is {total.mean}: its weights are damaged; use another checkpoint")
     return total
+
+
+def _of_each(mine: HeadLosses, world: World) -> list[HeadLosses]:
+    """The losses of every process, in order."""
+    fields = {name: world.each(values) for name, values in vars(mine).items()}
+    return [HeadLosses(**{name: values[rank] for name, values in fields.items()}) for rank in range(world.size)]
 
 
 def read_ids(paths: Sequence[str], data: DataConfig) -> Iterator[Int[Tensor, " k"]]:
@@ -277,10 +306,12 @@ COMPRESSORS: dict[str, Callable[[], Any]] = {
 
 
 class Compressors:
-    """Sizes of what passes by, compressed; nothing is kept but the sizes."""
+    """Sizes of what passes by, compressed; nothing is kept but the sizes.  Several processes share the compressors."""
 
-    def __init__(self) -> None:
-        self._compressors = {name: make() for name, make in COMPRESSORS.items()}
+    def __init__(self, world: World = ALONE) -> None:
+        dealt = enumerate(COMPRESSORS.items())
+        self._world = world
+        self._compressors = {name: make() for i, (name, make) in dealt if i % world.size == world.rank}
         self._sizes = dict.fromkeys(COMPRESSORS, 0)
 
     def watch(self, chunks: Iterator[Int[Tensor, " k"]]) -> Iterator[Int[Tensor, " k"]]:
@@ -293,7 +324,9 @@ class Compressors:
 
     def sizes(self) -> dict[str, int]:
         """To be called once, at the end."""
-        return {name: self._sizes[name] + len(compressor.flush()) for name, compressor in self._compressors.items()}
+        for name, compressor in self._compressors.items():
+            self._sizes[name] += len(compressor.flush())
+        return {name: int(self._world.sum(torch.tensor(size))) for name, size in self._sizes.items()}
 
 
 def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -62,26 +62,33 @@ class Memory:
 def memory(settings: Settings, dtype: torch.dtype, processes: int = 1, *, sharded: bool = False) -> Memory:
     """Of a step on one device, with matrix products in `dtype`, if so many processes share each micro-batch.
 
-    sharded: they share out the layers' matrices, too (`bytemtp.training.sharding`).
+    sharded: they share out the layers' matrices, too, all of them or `train.shards` (`bytemtp.training.sharding`).
     """
     train, half = settings.train, dtype.itemsize
-    with torch.device("meta"):
-        model = ByteMTP(settings.model)
-    if train.freeze != "none":
-        freeze_path(model)
+    shards = train.shards or processes
+    model = meta_model(settings)
     copies = half if half < SINGLE else 0
     largest = largest_layer(model) if sharded else 0
     weights, gradients, moments = 2 * half * largest, (half + SINGLE) * largest, 0
     for name, parameter in model.named_parameters():
         is_large = is_layer_matrix(name, parameter)
         is_split = sharded and is_large
-        size = -(-parameter.numel() // processes) if is_split else parameter.numel()
+        size = -(-parameter.numel() // shards) if is_split else parameter.numel()
         weights += (SINGLE if is_split else SINGLE + copies) * size
         if parameter.requires_grad:
             gradients += SINGLE * size
             moments += (1 if train.optimizer == "muon" and is_large else 2) * SINGLE * size
     rows = train.batch_size // train.accumulate // processes
     return Memory(weights, gradients, moments, rows * train.seq_len * activation_bytes(settings, half))
+
+
+def meta_model(settings: Settings) -> ByteMTP:
+    """The model without its weights."""
+    with torch.device("meta"):
+        model = ByteMTP(settings.model)
+    if settings.train.freeze != "none":
+        freeze_path(model)
+    return model
 
 
 def largest_layer(model: ByteMTP) -> int:

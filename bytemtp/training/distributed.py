@@ -63,6 +63,15 @@ class World:
         """The sum over the processes, without gradient."""
         return x if self.size == 1 else self._reduced(x.detach().clone())
 
+    def each(self, x: Tensor) -> list[Tensor]:
+        """That of every process, in order; all have one shape."""
+        if self.size == 1:
+            return [x]
+        found = [torch.empty_like(x) for _ in range(self.size)]
+        with _meeting(self):
+            dist.all_gather(found, x.contiguous())
+        return found
+
     def largest(self, number: int) -> int:
         return number if self.size == 1 else int(self._reduced(torch.tensor(number), dist.ReduceOp.MAX))
 
@@ -89,7 +98,7 @@ class World:
         """UserError if two processes would share a CUDA device."""
         if self.size > 1 and device.type == "cuda" and device.index != _local_rank():
             raise UserError(
-                f"process {self.rank} of {self.size} would train on {device}, which another one has; start no more "
+                f"process {self.rank} of {self.size} would run on {device}, which another one has; start no more "
                 f"processes than there are cards ({torch.cuda.device_count()}), and name none of them in --device"
             )
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from bytemtp.common.settings import TrainConfig
-from bytemtp.common.shards import is_sharded, local
+from bytemtp.common.shards import copies, is_sharded, local
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.muon import StackedMuon
@@ -92,11 +92,12 @@ class Optimizers:
 def clip_together(parameters: list[nn.Parameter], largest: float, world: World) -> Float[Tensor, ""]:
     """`torch.nn.utils.clip_grad_norm_`, also where processes hold slices of some: the norm of all, before clipping."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    slices = [local(gradient) for gradient in gradients if is_sharded(gradient)]
+    sharded = [gradient for gradient in gradients if is_sharded(gradient)]
+    slices = [local(gradient) for gradient in sharded]
     wholes = [gradient for gradient in gradients if not is_sharded(gradient)]
     norm = get_total_norm(wholes or slices)
     if slices:
-        square = world.sum(get_total_norm(slices).double().square())
+        square = world.sum(get_total_norm(slices).double().square()) / copies(sharded[0])
         norm = ((square + norm.double().square()) if wholes else square).sqrt().to(norm.dtype)
     torch._foreach_mul_(slices + wholes, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -33,6 +33,7 @@ MAY_CHANGE = frozenset(
         "tensorboard",
         "compile",
         "parallel",
+        "shards",
     )
 ) | {"data.on_change"}
 """Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes."""

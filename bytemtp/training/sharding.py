@@ -4,6 +4,10 @@
     after its backward pass               their gradients are summed, and each process keeps its own rows
     a step                                each process updates its own rows
 
+With `train.shards` K it is a K-th: the first K processes share out one copy of the model, the next K another, and once
+a step each process sums the gradients of its rows over the copies (HSDP).  Then matrices are gathered from neighbours
+only, on one machine perhaps.
+
 This is PyTorch's FSDP2 (Zhao et al. 2023; ZeRO-3 of Rajbhandari et al. 2020), one unit for each trunk layer and each
 head.  Whatever is small stays whole everywhere, and its gradients are summed as without sharding: norms, embedding,
 transitions, order head, and unembeddings, which must not be dropped between the backward passes of the heads that
@@ -15,14 +19,15 @@ Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN --train.parall
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import Choice, log, pick_dtype
-from bytemtp.common.settings import Settings
+from bytemtp.common.settings import Settings, TrainConfig
 from bytemtp.common.shards import is_sharded, whole
 from bytemtp.model.checkpoint import OptimizerStates
 from bytemtp.model.model import ByteMTP
@@ -36,8 +41,20 @@ def will_shard(settings: Settings, device: torch.device, world: World) -> bool:
     choice = pick_parallel(settings, device, world) if world.size > 1 else Choice("ddp", "one process")
     if world.size > 1:
         log(f"parallel: {choice}")
+    if choice.value == "fsdp":
+        check_copies(settings.train, world.size)
     check_memory(settings, device, world.size, sharded=choice.value == "fsdp")
     return bool(choice.value == "fsdp")
+
+
+def check_copies(train: TrainConfig, processes: int) -> None:
+    """UserError unless so many processes make whole copies of the model."""
+    if train.shards == 1:
+        raise UserError("train.shards is 1, so nobody would share; set train.parallel to ddp, or train.shards to 0")
+    if train.shards and processes % train.shards:
+        raise UserError(
+            f"train.shards is {train.shards}, which does not divide the {processes} processes; set it to 0 or a divisor"
+        )
 
 
 def pick_parallel(settings: Settings, device: torch.device, world: World) -> Choice:
@@ -55,21 +72,23 @@ def pick_parallel(settings: Settings, device: torch.device, world: World) -> Cho
 def put(model: ByteMTP, settings: Settings, device: torch.device, *, sharded: bool) -> ByteMTP:
     """The model on a device, whole or sharded.  It comes from the host, layer by layer."""
     if sharded:
-        shard(model, pick_dtype(settings.train.dtype, device).value, device)
+        shard(model, pick_dtype(settings.train.dtype, device).value, device, settings.train.shards)
         if settings.train.sample_bytes:
             log("samples: none, for the weights are sharded; python -m bytemtp.generate RUN writes one of a checkpoint")
     return model.to(device)
 
 
-def shard(model: ByteMTP, dtype: torch.dtype, device: torch.device) -> None:
+def shard(model: ByteMTP, dtype: torch.dtype, device: torch.device, shards: int = 0) -> None:
     """Keep this process's rows of the layers' matrices.
 
-    dtype: of matrix products; float32 stands for the weights' own.
+    dtype: of matrix products; float32 stands for the weights' own.  shards: as `train.shards`.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    size = dist.get_world_size()
+    shape = (size // shards, shards) if 0 < shards < size else (size,)
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards")[-len(shape) :])
     reduced = dict(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else {}
     policy = MixedPrecisionPolicy(**reduced, cast_forward_inputs=False)
     large = {parameter for name, parameter in model.named_parameters() if is_layer_matrix(name, parameter)}
@@ -80,6 +99,15 @@ def shard(model: ByteMTP, dtype: torch.dtype, device: torch.device) -> None:
         unit.set_gradient_divide_factor(1.0)  # the losses are divided by counts of all processes
         unit.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "run_trunk")
+
+
+def sum_over_copies(model: ByteMTP, *, now: bool) -> None:
+    """Whether backward passes from here on add up gradients over copies of the model, or leave that to later ones.
+
+    Among the processes that share a copy they are added up in either case.
+    """
+    if is_split(model):
+        cast(Any, model).set_requires_all_reduce(now)
 
 
 def is_split(model: ByteMTP) -> bool:

@@ -46,7 +46,7 @@ from bytemtp.training.prepare import begin, plan, write_down
 from bytemtp.training.progress import MetricsLine, NoProgress, Progress, finite, peak_memory_bytes
 from bytemtp.training.resume import facts
 from bytemtp.training.run_folder import locked, on_disk
-from bytemtp.training.sharding import gathered, is_split, put, will_shard
+from bytemtp.training.sharding import gathered, is_split, put, sum_over_copies, will_shard
 from bytemtp.training.start import freeze, start_from
 from bytemtp.training.watch import Watch
 
@@ -248,10 +248,10 @@ class Trainer:
             counts = self.world.sum(counts)
         done = share_done(self.train, self.state.step, self.state.elapsed_s)
         weights = scheduled_weights(self.head_weights, self.train.head_schedule, done)
-        rounds = [
-            backward(self.model, *part, counts, mode, weights, share, layout)
-            for part, layout in zip(parts, layouts, strict=True)
-        ]
+        rounds = []
+        for i, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
+            sum_over_copies(self.model, now=i == len(parts) - 1)
+            rounds.append(backward(self.model, *part, counts, mode, weights, share, layout))
         self.world.sum_gradients(self.model.parameters())
         return reduce(add, rounds)
 

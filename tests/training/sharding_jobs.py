@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,6 +19,7 @@ import torch
 import torch.distributed.fsdp  # here it is done once, before the processes are forked
 import torch.distributed.tensor
 
+from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Topology, changed
 from bytemtp.common.shards import local
 from bytemtp.model.model import ByteMTP
@@ -27,6 +29,7 @@ from bytemtp.training.loss import backward
 from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.sharding import shard
 from bytemtp.training.trainer import train
+from experiments.launch.measure import SMALL, measured, ways
 from tests.training.distributed_jobs import BASE, before_step, command, fork, write_corpus
 
 CASES: dict[str, dict[str, Any]] = {
@@ -54,6 +57,11 @@ FOUR: dict[str, dict[str, Any]] = {
     "four, causal": {"model.topology": "causal", "train.optimizer": "muon", "train.accumulate": 1},
     "four, replicated": {"model.topology": "replicated", "train.far_rows": 0.5, "model.ffn_dim": 22},
 }
+COPIES: dict[str, dict[str, Any]] = {
+    "copies, parallel, adamw": {"model.topology": "parallel", "train.far_rows": 0.5},
+    "copies, deepseek, muon": {"model.topology": "deepseek", "train.optimizer": "muon", "train.far_rows": 0.5},
+}
+"""For four processes, of which two share a copy of the model.  In float64."""
 SINGLE: dict[str, dict[str, Any]] = {
     "float32, adamw": {"train.warmup": 0},
     "float32, muon": {"train.optimizer": "muon"},
@@ -64,33 +72,42 @@ HALF: dict[str, dict[str, Any]] = {
     "bfloat16, muon": {"train.dtype": "bfloat16", "train.optimizer": "muon", "model.topology": "causal"},
 }
 """Products in bfloat16: two processes with all weights each against two that share them out."""
+MEASURED = changed(SMALL, **{"train.seq_len": 64})
 WEIGHED = changed(BASE, **{"model.topology": "causal", "train.optimizer": "muon"})
-RELAY = [("two", 3, "fsdp"), ("one", 5, "ddp"), ("both", 7, "ddp"), ("again", 0, "fsdp")]
-"""One run by several jobs in turn: each up to a step, and how its processes share."""
+RELAY = [
+    ("four", 4, 3, {"train.parallel": "fsdp", "train.shards": 2}),
+    ("one", 1, 5, {"train.parallel": "ddp"}),
+    ("eight", 8, 7, {"train.parallel": "fsdp", "train.shards": 0}),
+    ("both", 2, 8, {"train.parallel": "ddp"}),
+    ("two", 2, 0, {"train.parallel": "fsdp"}),
+]
+"""One run by several jobs in turn: how many processes, up to which step, and how they share."""
 
 
-def run_cases(folder: Path, job: str, cases: dict[str, dict[str, Any]], dtype: torch.dtype, parallel: str) -> None:
+def run_cases(
+    folder: Path, job: str, cases: dict[str, dict[str, Any]], dtype: torch.dtype, parallel: str, shards: int
+) -> None:
     torch.set_default_dtype(dtype)
     with joined() as world:
         for case, values in cases.items():
             init = folder / "one" / "parallel, adamw" if "frozen" in case else None
-            own = changed(BASE, **values | {"train.parallel": parallel})
+            own = changed(BASE, **values | {"train.parallel": parallel, "train.shards": shards})
             train(own, [str(folder / "corpus")], folder / job / case, device="cpu", init=init, world=world)
 
 
-def relay(folder: Path, job: str, stop: int, parallel: str, run: str = "relay") -> None:
+def relay(folder: Path, job: str, stop: int, values: dict[str, Any], run: str = "relay") -> None:
     torch.set_default_dtype(torch.float64)
-    own = changed(BASE, **{"train.parallel": parallel, "train.optimizer": "muon"})
+    own = changed(BASE, **{"train.optimizer": "muon", "train.accumulate": 1, "train.far_rows": 0.5}, **values)
     with joined() as world:
         resume = (folder / run).exists()
         train(own, [str(folder / "corpus")], folder / run, device="cpu", world=world, resume=resume, stop_after=stop)
 
 
-def weigh(folder: Path, job: str) -> None:
+def weigh(folder: Path, job: str, shards: int) -> None:
     """Bytes of weights, gradients and moments that each process holds after a step."""
     with joined() as world:
         model = ByteMTP(WEIGHED.model)
-        shard(model, torch.float32, torch.device("cpu"))
+        shard(model, torch.float32, torch.device("cpu"), shards)
         optimizer = Optimizers(model, WEIGHED.train, world)
         ids = torch.arange(2 * 19).view(2, 19)
         backward(model, ids, torch.zeros_like(ids))
@@ -99,6 +116,17 @@ def weigh(folder: Path, job: str) -> None:
         held += [state[key] for _, _, state, keys in optimizer.states() for key in keys if key != "step"]
         size = sum(local(x).numel() * x.itemsize for x in held)
         (folder / f"{job}.{world.rank}.json").write_text(json.dumps(size))
+
+
+def measure(folder: Path, job: str) -> None:
+    """What a step holds and sends, foreseen and measured."""
+    with joined() as world:
+        place = pick_device("cpu")
+        lines = [measured(MEASURED, way, place, world) for way in ways(world.size)]
+        half = changed(MEASURED, **{"train.dtype": "bfloat16", "train.optimizer": "muon"})
+        lines += [measured(half, ("fsdp", 2), place, world)]
+        if world.is_first:
+            (folder / f"{job}.lines").write_text(json.dumps([asdict(line) for line in lines]))
 
 
 def killed(folder: Path, job: str) -> None:
@@ -111,19 +139,24 @@ def killed(folder: Path, job: str) -> None:
     command(folder, job, "--train.parallel=fsdp")()
 
 
-def cases_of(cases: dict[str, dict[str, Any]], dtype: torch.dtype, parallel: str = "auto") -> Callable[..., None]:
-    return partial(run_cases, cases=cases, dtype=dtype, parallel=parallel)
+def cases_of(
+    cases: dict[str, dict[str, Any]], dtype: torch.dtype, parallel: str = "auto", shards: int = 0
+) -> Callable[..., None]:
+    return partial(run_cases, cases=cases, dtype=dtype, parallel=parallel, shards=shards)
 
 
 def run_fast(folder: Path) -> None:
-    fork(folder, "one", 1, cases_of(CASES, torch.float64))
+    fork(folder, "one", 1, cases_of(CASES | COPIES, torch.float64))
     fork(folder, "two", 2, cases_of(CASES, torch.float64, "fsdp"))
+    fork(folder, "copies", 4, cases_of(COPIES, torch.float64, "fsdp", 2))
     fork(folder, "single", 1, cases_of(SINGLE, torch.float32))
     fork(folder, "singles", 2, cases_of(SINGLE, torch.float32, "fsdp"))
-    fork(folder, "whole", 1, partial(relay, stop=0, parallel="auto", run="whole"))
-    for job, stop, parallel in RELAY:
-        fork(folder, f"relay {job}", 1 if job == "one" else 2, partial(relay, stop=stop, parallel=parallel))
-    fork(folder, "weigh", 2, weigh)
+    fork(folder, "whole", 1, partial(relay, stop=0, values={}, run="whole"))
+    for job, size, stop, values in RELAY:
+        fork(folder, f"relay {job}", size, partial(relay, stop=stop, values=values))
+    fork(folder, "weigh", 2, partial(weigh, shards=0))
+    fork(folder, "weigh copies", 4, partial(weigh, shards=2))
+    fork(folder, "measure", 4, measure)
     for job in ("killed before", "killed inside"):
         fork(folder, job, 2, killed)
 

@@ -290,7 +290,7 @@ def test_a_card_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     World(1, 2).check_device(torch.device("cuda", 1))
     World(1, 2).check_device(torch.device("cpu"))
     ALONE.check_device(torch.device("cuda", 0))
-    with pytest.raises(UserError, match="process 1 of 2 would train on cuda:0, which another one has; start no more"):
+    with pytest.raises(UserError, match="process 1 of 2 would run on cuda:0, which another one has; start no more"):
         World(1, 2).check_device(torch.device("cuda", 0))
 
 

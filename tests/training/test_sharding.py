@@ -23,8 +23,9 @@ from bytemtp.training.cost import check_memory, largest_layer, memory
 from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.optimizer import is_layer_matrix
 from bytemtp.training.sharding import pick_parallel, will_shard
+from experiments.launch.measure import ways
 from tests.training.distributed_jobs import BASE
-from tests.training.sharding_jobs import CASES, FOUR, HALF, RELAY, SINGLE, SLOW, WEIGHED
+from tests.training.sharding_jobs import CASES, COPIES, FOUR, HALF, RELAY, SINGLE, SLOW, WEIGHED
 from tests.training.test_distributed import assert_alike, assert_same_lines, ended, lines, tensors
 
 CARD = 80 * cost.GB
@@ -78,6 +79,14 @@ def test_sharded_processes_take_the_steps_of_one(jobs: Path, case: str) -> None:
     assert ended(jobs, "two")[1].count("parallel: fsdp (as asked)") == len(CASES)
 
 
+@pytest.mark.parametrize("case", COPIES)
+def test_copies_of_the_model_take_the_steps_of_one(jobs: Path, case: str) -> None:
+    """Two copies, shared by two processes each: gradients are summed over the copies after the last micro-batch."""
+    assert_runs_alike(jobs / "one" / case, jobs / "copies" / case)
+    assert set(ended(jobs, "copies")[0]) == {0}
+    assert tensors(jobs / "copies" / case, SAVED[0])["embed.weight"].dtype == torch.float64
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "case"), [*(("two", case) for case in SLOW), *(("four", case) for case in FOUR)])
 def test_sharded_processes_take_the_steps_of_one_whatever_the_model(slow_jobs: Path, job: str, case: str) -> None:
@@ -101,9 +110,12 @@ def test_products_in_bfloat16_are_those_of_whole_weights(slow_jobs: Path, case: 
 
 
 def test_a_run_goes_from_sharded_processes_to_others(jobs: Path) -> None:
-    """Two that share the weights out, one alone, two with all weights each, and two that share again."""
+    """Four with two copies, one alone, eight that share one, two with all weights each, and two that share one.
+
+    By Muon, whose momenta are sharded as its matrices are.
+    """
     assert_runs_alike(jobs / "whole", jobs / "relay")
-    assert all(set(ended(jobs, f"relay {job}")[0]) == {0} for job, _, _ in RELAY)
+    assert all(set(ended(jobs, f"relay {job}")[0]) == {0} for job, *_ in RELAY)
     assert load_model(jobs / "relay").embed.weight.dtype == torch.float32
 
 
@@ -112,9 +124,41 @@ def test_each_process_holds_its_share(jobs: Path) -> None:
     model = ByteMTP(WEIGHED.model)
     foreseen = memory(WEIGHED, torch.float32, 2, sharded=True).kept - 4 * 4 * largest_layer(model)
     assert [json.loads((jobs / f"weigh.{rank}.json").read_text()) for rank in range(2)] == [foreseen, foreseen]
+    with_copies = changed(WEIGHED, **{"train.shards": 2})
+    assert (
+        memory(with_copies, torch.float32, 4, sharded=True).kept == memory(WEIGHED, torch.float32, 2, sharded=True).kept
+    )
+    assert [json.loads((jobs / f"weigh copies.{rank}.json").read_text()) for rank in range(4)] == [foreseen] * 4
     matrices = [parameter for name, parameter in model.named_parameters() if is_layer_matrix(name, parameter)]
     saved = memory(WEIGHED, torch.float32, 2).kept - foreseen
     assert saved == 3 * 4 * sum(matrix.numel() for matrix in matrices) // 2
+
+
+def test_what_a_step_holds_and_sends_is_foreseen_within_a_tenth(jobs: Path) -> None:
+    """Of the four processes: by PyTorch's allocator, and at every collective."""
+    lines = json.loads((jobs / "measure.lines").read_text())
+    assert [line["way"] for line in lines] == ["ddp", "fsdp", "fsdp/2", "fsdp/2"]
+    for line in lines:
+        foreseen, measured = line["sent"]
+        assert measured == pytest.approx(foreseen, rel=0.1)
+    for line in lines[:3]:  # a CPU's products in bfloat16 make copies of their own
+        foreseen, measured = line["held"]
+        assert measured == pytest.approx(foreseen, rel=0.1)
+        assert line["loss"] == pytest.approx(lines[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_all_cards_take_the_same_steps_and_send_what_is_foreseen() -> None:
+    """However they share; with one card there is one way.  The table is printed (`pytest -s`)."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=gpu", "-m"]
+    outcome = subprocess.run([*line, "experiments.launch.measure"], capture_output=True, text=True, timeout=600)
+    assert outcome.returncode == 0, outcome.stderr
+    print(outcome.stdout)
+    rows = [row.split() for row in outcome.stdout.splitlines()[1:]]
+    assert len(rows) == len(ways(torch.cuda.device_count()))
+    for _, _, _, foreseen, sent, _, loss in rows:
+        assert float(sent) == pytest.approx(float(foreseen), rel=0.1)
+        assert float(loss) == pytest.approx(float(rows[0][-1]), rel=1e-4)
 
 
 @pytest.mark.parametrize("job", ["killed before", "killed inside"])
@@ -142,6 +186,22 @@ def test_one_process_has_nobody_to_share_with(monkeypatch: pytest.MonkeyPatch) -
     """So a run of many goes on with one, whatever it was made with."""
     monkeypatch.setattr(cost, "device_memory", lambda device: CARD)
     assert not will_shard(changed(BASE, **{"train.parallel": "fsdp"}), CPU, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        (3, "train.shards is 3, which does not divide the 4 processes"),
+        (1, "is 1, so nobody would share"),
+        (8, "does not"),
+    ],
+)
+def test_copies_must_be_whole(shards: int, message: str) -> None:
+    own = changed(BASE, **{"train.parallel": "fsdp", "train.shards": shards})
+    with pytest.raises(UserError, match=message):
+        will_shard(own, CPU, World(0, 4))
+    assert not will_shard(changed(own, **{"train.parallel": "ddp"}), CPU, World(0, 4))
+    assert will_shard(changed(own, **{"train.shards": 4}), CPU, World(0, 4))
 
 
 def test_more_processes_are_the_remedy_for_a_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
 from bytemtp.common.errors import UserError
@@ -32,6 +33,7 @@ from bytemtp.evaluation.code.samples import Cell, Plan, claim, digest, draw_miss
 from bytemtp.evaluation.code.score import summarise
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.distributed import ALONE, World
 
 KS = (1, 10, 100)
 MEMORY_MIB = 1024
@@ -48,8 +50,9 @@ class Command:
         python -m bytemtp.evaluate passk runs/code --problems heldout.jsonl --out passk --samples 20 --k 1 10
         python -m bytemtp.evaluate passk runs/code --problems heldout.jsonl --out sweep --temperature 0.2 0.4 0.8
 
-    Killed, it goes on when the same command is given again.  With several processes, give each `--shard 1/4`, `--shard
-    2/4`, ... to draw, and then the command without --shard to execute and report.
+    Killed, it goes on when the same command is given again.  With `torchrun --nproc-per-node 4 -m bytemtp.evaluate
+    passk ...` four processes draw the very samples of one, and the first executes and reports.  With processes that
+    cannot meet, give each `--shard 1/4`, `--shard 2/4`, ... to draw, and then the command without --shard.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -90,20 +93,26 @@ class Command:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
-    def main(self) -> None:
+    def main(self, world: World = ALONE) -> None:
         ks, shard = tries(self), parse_shard(self.shard)
+        if world.size > 1 and self.shard is not None:
+            raise UserError(f"--shard is for processes that cannot meet, and these {world.size} can; leave it out")
         problems = chosen_problems(self)
         plan = plan_of(self, judgeable(problems))
-        model = load_model(self.run, pick_device(self.device).value)
-        claim(self.out, settings_of(self, plan, model))
+        device = pick_device(self.device).value
+        world.check_device(device)
+        model = load_model(self.run, device)
+        world.share(lambda: claim(self.out, settings_of(self, plan, model)))
         start = time.perf_counter()
-        drawn = draw_missing(model, plan, self.out, batch=self.batch, shard=shard)
+        mine = shard if world.size == 1 else (world.rank + 1, world.size)
+        drawn = draw_missing(model, plan, self.out, batch=self.batch, shard=mine)
+        drawn = int(world.sum(torch.tensor(drawn)))  # from here on all samples are there
         seconds = time.perf_counter() - start
         if drawn:
             log(f"drew {drawn:,} bytes in {seconds:.1f} s, {drawn / seconds:,.0f} bytes/s")
         if shard[1] > 1:
             log("when all shards are drawn, give the command without --shard to execute and report")
-        else:
+        elif world.is_first:
             finish(plan, problems, self, ks)
 
 
