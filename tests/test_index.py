@@ -108,7 +108,12 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, said):
 # ---- the index of a run
 
 
-TINY = "--preset nano --train.steps 2 --train.sample-bytes 0 --model.layers 1 --train.compile false".split()
+TINY = {"preset": "nano", "train.steps": 2, "train.sample-bytes": 0, "model.layers": 1, "train.compile": "false"}
+
+
+def trained(corpus: Path, run: Path, *options: str) -> Path:
+    train_command([str(corpus), "--out", str(run), *(f"--{name}={value}" for name, value in TINY.items()), *options])
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +123,7 @@ def indexed_run(tmp_path_factory) -> Path:
     lines = [json.dumps({"body": f"document {number} " + "abc " * 40}) for number in range(60)]
     (folder / "files.jsonl").write_text("\n".join(lines))
     options = ["--data.text-field", "body", "--data.valid-fraction", "0.3", "--index"]
-    train_command([str(folder / "files.jsonl"), "--out", str(folder / "run"), *TINY, *options])
-    return folder / "run"
+    return trained(folder / "files.jsonl", folder / "run", *options)
 
 
 def test_training_makes_an_index_of_what_it_reads_and_not_of_what_it_holds_out(indexed_run):
@@ -127,9 +131,9 @@ def test_training_makes_an_index_of_what_it_reads_and_not_of_what_it_holds_out(i
     assert numbers == sorted(set(numbers)) and 20 < len(numbers) < 60
 
 
-def copied_from(run: Path, *options: str) -> tuple[bytes, list[CorpusIndex | None]]:
+def copied_from(run: Path, *options: str) -> tuple[bytes, list[CorpusIndex]]:
     """What `bytemtp.generate` writes, and the indices that it looks into."""
-    seen: list[CorpusIndex | None] = []
+    seen: list[CorpusIndex] = []
     with pytest.MonkeyPatch.context() as patch:
         command = import_module("bytemtp.generate.__main__")
         patch.setattr(command, "write", lambda data: written.extend(data))
@@ -144,10 +148,8 @@ def test_generating_finds_it_unless_another_one_or_none_is_named(indexed_run, tm
     assert not none
     newest = next((indexed_run / "checkpoints").glob("step-*"))
     for run in (indexed_run, newest):
-        assert copied_from(run, "--mode", "copy")[0] == plain
-        assert [index.documents for index in copied_from(run, "--mode", "copy")[1]] == [
-            len(documents_in(indexed_run / RUN_INDEX))
-        ]
+        text, found = copied_from(run, "--mode", "copy")
+        assert text == plain and [index.documents for index in found] == [len(documents_in(indexed_run / RUN_INDEX))]
     write_index(tmp_path / "other", [b"document 1 abc"])
     text, named = copied_from(indexed_run, "--mode", "copy", "--index", str(tmp_path / "other"))
     assert text == plain and [index.documents for index in named] == [1]
@@ -157,5 +159,5 @@ def test_generating_finds_it_unless_another_one_or_none_is_named(indexed_run, tm
 def test_a_new_run_takes_the_place_of_one_with_an_index(indexed_run, tmp_path):
     shutil.copytree(indexed_run, tmp_path / "run")
     (tmp_path / "a.txt").write_bytes(b"other text " * 200)
-    train_command([str(tmp_path / "a.txt"), "--out", str(tmp_path / "run"), *TINY, "--overwrite"])
+    trained(tmp_path / "a.txt", tmp_path / "run", "--overwrite")
     assert not (tmp_path / "run" / RUN_INDEX).exists()
