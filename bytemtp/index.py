@@ -1,4 +1,4 @@
-"""Command: make an index of files, for drafts that are copied from them.
+"""Command: make an index of files, for drafts that are copied from them.  `bytemtp.train --index` makes one of a run's.
 
 python -m bytemtp.index PATH --out FILE
 """
@@ -17,10 +17,16 @@ from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output
 from bytemtp.common.runtime import byte_progress, log
+from bytemtp.common.settings import load_settings
 from bytemtp.data.documents import Reading
-from bytemtp.data.rows import IdStream, Position
+from bytemtp.data.rows import IdStream, Position, Split
 from bytemtp.data.sources import SkipLog, as_text, find
-from bytemtp.decoding.corpus_index import MAX_BYTES, write_index
+from bytemtp.decoding.corpus_index import MAX_BYTES, RUN_INDEX, write_index
+from bytemtp.training.batches import sources_of
+from bytemtp.training.run_folder import on_disk
+
+LIMIT = 1 << 25
+"""Bytes of an index, unless the user wants others."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Command:
     """what to index: files, folders, globs, - for standard input, fsspec URLs"""
     out: Path
     """file to write; an older one is replaced once the new one is complete"""
-    bytes: int = 1 << 25
+    bytes: int = LIMIT
     """take so many bytes at most, from the front of the files"""
     text_field: str = "text"
     """of a .jsonl file's lines: where the text is"""
@@ -54,27 +60,47 @@ class Command:
         if not 1 <= self.bytes <= MAX_BYTES:
             raise UserError(f"bytes is {self.bytes}; it must be from 1 to {MAX_BYTES}")
         check_output(self.out)
-        begun = time.perf_counter()
         older = glob.escape(os.path.abspath(self.out))
-        reading = Reading(self.text_field, exclude=(*self.exclude, older))
-        documents = list(documents_of(self.paths, self.bytes, reading))
-        size = sum(map(len, documents))
-        log(f"sorting {size:,} bytes")
-        write_index(self.out, documents)
-        kept = f"{size:,} bytes of {len(documents):,} documents in {self.out.stat().st_size:,} bytes"
-        print(f"written: {self.out} ({kept}, {time.perf_counter() - begun:.1f} s)")
+        reading, skip_log = Reading(self.text_field, exclude=(*self.exclude, older)), SkipLog("error")
+        sources = find(self.paths, skip_log, reading.leave_out)
+        print(write(self.out, IdStream(sources, skip_log, shuffle=False, reading=reading), self.bytes))
 
 
-def documents_of(paths: Sequence[str], limit: int, reading: Reading) -> Iterator[bytes]:
+def index_run(run: Path) -> str:
+    """Make RUN/train.index of what a run was trained on, without what it held out; returns a line about it.
+
+    UserError if the files are gone, or cannot be read any more.
+    """
+    settings, info = load_settings(run / "config.toml")
+    data, skip_log = settings.data, SkipLog(settings.data.on_corrupt)
+    fraction = 0.0 if data.valid_paths else data.valid_fraction
+    reading = Reading(data.text_field, data.decompress, data.format, data.exclude)
+    sources = sources_of(settings, on_disk(info["paths"], run), skip_log)
+    split: Split = "train" if fraction else "all"
+    stream = IdStream(sources, skip_log, shuffle=False, split=split, valid_fraction=fraction, reading=reading)
+    return write(run / RUN_INDEX, stream, LIMIT)
+
+
+def write(path: Path, stream: IdStream, limit: int) -> str:
+    """Make an index of `limit` bytes of a stream at most; returns a line about it."""
+    begun = time.perf_counter()
+    documents = list(documents_of(stream, limit))
+    size = sum(map(len, documents))
+    log(f"sorting {size:,} bytes")
+    write_index(path, documents)
+    kept = f"{size:,} bytes of {len(documents):,} documents in {path.stat().st_size:,} bytes"
+    return f"written: {path} ({kept}, {time.perf_counter() - begun:.1f} s)"
+
+
+def documents_of(stream: IdStream, limit: int) -> Iterator[bytes]:
     """Those that have a byte, in order, `limit` bytes of them at most; says what is left out.
 
     UserError as from `bytemtp.stream` for files that cannot be read, or hold no byte.
     """
-    skip_log = SkipLog("error")
-    sources = find(paths, skip_log, reading.leave_out)
+    sources, left_out = stream.sources, stream.skip_log.left_out
     document, room = bytearray(), limit
     with byte_progress("read") as bar:
-        for position, octets in IdStream(sources, skip_log, shuffle=False, reading=reading).read(Position(), 1):
+        for position, octets in stream.read(Position(), 1):
             document += octets[:room]
             if document and (not octets or len(octets) > room):
                 yield bytes(document)
@@ -88,8 +114,8 @@ def documents_of(paths: Sequence[str], limit: int, reading: Reading) -> Iterator
                 break
             room -= len(octets)
             bar.update(len(octets))
-    if skip_log.left_out:
-        log(f"left out: {as_text(skip_log.left_out)}")
+    if left_out:
+        log(f"left out: {as_text(left_out)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.settings import MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
 from bytemtp.decoding.generate import generate
+from bytemtp.index import index_run
 from bytemtp.model.checkpoint import best
 from bytemtp.model.initial import source_config, with_path_of
 from bytemtp.model.model import ByteMTP
@@ -63,6 +64,8 @@ class Command:
     """replace the run in OUT"""
     stop_after: int = 0
     """pause after this step, with a checkpoint; the learning rate still follows train.steps.  0 means train on"""
+    index: tyro.conf.FlagCreatePairsOff[bool] = False
+    """at the end, make OUT/train.index of the files (see `bytemtp.index`), from which `bytemtp.generate OUT` copies"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
     settings: Annotated[tyro.conf.FlagConversionOff[Settings], tyro.conf.arg(name="")] = PRESETS[DEFAULT_PRESET]
@@ -81,6 +84,8 @@ class Command:
             sample=lambda model: show(model, self.settings),
             world=world,
         )
+        if self.index and outcome.finished and world.is_first:
+            log(index_run(self.out))
         report(outcome, self.out)
         if outcome.signal and not outcome.finished:
             sys.exit(128 + outcome.signal)

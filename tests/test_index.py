@@ -1,6 +1,9 @@
 """`python -m bytemtp.index`: which documents of which files are taken, and what is said about the others."""
 
+import json
 import re
+import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytemtp.common.errors import UserError
-from bytemtp.decoding.corpus_index import PADDING, CorpusIndex, write_index
+from bytemtp.decoding.corpus_index import PADDING, RUN_INDEX, CorpusIndex, write_index
 from bytemtp.index import main
 from bytemtp.testing import corpora
+from bytemtp.train import main as train_command
 
 TEXTS = {"a.txt": b"first file", "b.txt": b"second file", "c.txt": b"third"}
 
@@ -99,3 +103,61 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, said):
         main(arguments)
     assert said in str(raised.value) and "\n" not in str(raised.value)
     assert not Path("x").exists()
+
+
+# ---- the index of a run
+
+
+TINY = {"preset": "nano", "train.steps": 2, "train.sample-bytes": 0, "model.layers": 1, "train.compile": "false"}
+
+
+def trained(corpus: Path, run: Path, *options: str) -> Path:
+    train_command([str(corpus), "--out", str(run), *(f"--{name}={value}" for name, value in TINY.items()), *options])
+    return run
+
+
+@pytest.fixture(scope="module")
+def indexed_run(tmp_path_factory) -> Path:
+    """Trained with --index on lines of JSON, a part of which is held out."""
+    folder = tmp_path_factory.mktemp("indexed")
+    lines = [json.dumps({"body": f"document {number} " + "abc " * 40}) for number in range(60)]
+    (folder / "files.jsonl").write_text("\n".join(lines))
+    options = ["--data.text-field", "body", "--data.valid-fraction", "0.3", "--index"]
+    return trained(folder / "files.jsonl", folder / "run", *options)
+
+
+def test_training_makes_an_index_of_what_it_reads_and_not_of_what_it_holds_out(indexed_run):
+    numbers = [int(document.split()[1]) for document in documents_in(indexed_run / RUN_INDEX)]
+    assert numbers == sorted(set(numbers)) and 20 < len(numbers) < 60
+
+
+def copied_from(run: Path, *options: str) -> tuple[bytes, list[CorpusIndex]]:
+    """What `bytemtp.generate` writes, and the indices that it looks into."""
+    seen: list[CorpusIndex] = []
+    with pytest.MonkeyPatch.context() as patch:
+        command = import_module("bytemtp.generate.__main__")
+        patch.setattr(command, "write", lambda data: written.extend(data))
+        patch.setattr(command, "CorpusIndex", lambda path: seen.append(CorpusIndex(path)) or seen[-1])
+        written = bytearray()
+        command.main([str(run), "--prompt", "document", "--max-bytes", "30", *options])
+    return bytes(written), seen
+
+
+def test_generating_finds_it_unless_another_one_or_none_is_named(indexed_run, tmp_path):
+    plain, none = copied_from(indexed_run, "--mode", "ar")
+    assert not none
+    newest = next((indexed_run / "checkpoints").glob("step-*"))
+    for run in (indexed_run, newest):
+        text, found = copied_from(run, "--mode", "copy")
+        assert text == plain and [index.documents for index in found] == [len(documents_in(indexed_run / RUN_INDEX))]
+    write_index(tmp_path / "other", [b"document 1 abc"])
+    text, named = copied_from(indexed_run, "--mode", "copy", "--index", str(tmp_path / "other"))
+    assert text == plain and [index.documents for index in named] == [1]
+    assert copied_from(indexed_run, "--mode", "copy", "--index", "none") == (plain, [])
+
+
+def test_a_new_run_takes_the_place_of_one_with_an_index(indexed_run, tmp_path):
+    shutil.copytree(indexed_run, tmp_path / "run")
+    (tmp_path / "a.txt").write_bytes(b"other text " * 200)
+    trained(tmp_path / "a.txt", tmp_path / "run", "--overwrite")
+    assert not (tmp_path / "run" / RUN_INDEX).exists()

@@ -35,6 +35,8 @@ VOTERS = 4
 MAX_BYTES = 1 << 30
 """Of a corpus.  With a separator behind each document it has twice as many at most: places stay below 2^32, and two
 of them fit into 64 bits."""
+RUN_INDEX = "train.index"
+"""In a run folder: of the files that the run was trained on."""
 MAGIC = b"bytemtp index 1\n"
 """With the version of the format."""
 HEADER = struct.Struct("<16sQQB31x")

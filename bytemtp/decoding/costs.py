@@ -12,36 +12,37 @@ import json
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from bytemtp.common.files import cache_folder, write_file
+from bytemtp.common.vocab import EOT
 from bytemtp.decoding.chains import CopiedChain
 from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.copies import Copies
-from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.recorded import RecordedEngine
 from bytemtp.decoding.engines.select import ENGINES, engine_kind
-from bytemtp.decoding.loop import COPIED, Drafting, VerifyLoop
+from bytemtp.decoding.loop import Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.tree import chain
 from bytemtp.model.model import ByteMTP
 
-DRAFTS = (0, 1, 2, 3, 5, 7, 11, COPIED)
-"""Drafts of the passes that are timed; between them costs are taken to grow evenly."""
-BEFORE = 48
-"""Ids that stand before those passes."""
+DRAFTS = (0, 1, 2, 3, 5, 7, 11, 15, 23, 31)
+"""Drafts of the passes that are timed; between them costs are taken to grow evenly.  Mode "auto" makes no more."""
+BEFORE = 192
+"""Ids that stand before those passes, as far as the model looks back: what attention costs grows with them."""
 PASSES = 6
 """That are timed in a row, each by itself: other work on the machine interrupts some, and the fastest counts."""
 ROUNDS = 5
 ENOUGH = 1.0
 """Seconds after which no further round is begun."""
-METHOD = 2
+METHOD = 3
 """Raised when passes are measured in another way, or take another time: what is kept is measured anew."""
 
 
@@ -85,21 +86,33 @@ def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> str:
 
 def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> Costs:
     """Time passes in turn, and take the fastest of each: other work on the machine only slows them."""
-    heads = model.config.n_future
+    heads, most = model.config.n_future, DRAFTS[-1]
     kinds = [Drafting(copied=count) for count in DRAFTS]
-    looks = Costs([1.0, *[1e9] * COPIED], heads=0.0, look=-0.5)  # that always pays, and drafts never do
-    kinds.append(Drafting(copied=COPIED, costs=looks))
+    looks = Costs([1.0, *[1e9] * most], heads=0.0, look=-0.5)  # that always pays, and drafts never do
+    kinds.append(Drafting(copied=most, costs=looks))
     kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
-    times: list[list[float]] = []
     begun = time.perf_counter()
+    rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
+    texts: list[Row] = [Endless(prompt, number, 1 << 16, rule, 0, (), False) for number in range(rows)]
+    loop = VerifyLoop(model, texts, Drafting(chain(heads - 1), copied=most), engine=engine)
+    passes, times = loop.passes(), list[list[float]]()
     while len(times) < 2 or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
-        times.append([seconds_a_pass(model, rows, engine, kind, greedy=greedy) for kind in kinds])
-    best = np.min(times[1:], axis=0)  # the first round warms caches
-    every = np.interp(np.arange(1 + COPIED), DRAFTS, np.maximum.accumulate(best[: len(DRAFTS)]))
+        times.append([seconds_a_pass(loop, passes, kind) for kind in kinds])
+    best = np.min(times[1:], axis=0) / rows  # the first round warms caches
+    # More drafts are never cheaper: where it seems so, the passes with fewer were interrupted.
+    copying = np.minimum.accumulate(best[: len(DRAFTS)][::-1])[::-1]
+    every = np.interp(np.arange(1 + most), DRAFTS, copying)
     look, *by_heads = best[len(DRAFTS) :]
-    one, most = [max(0.0, float(x - every[n])) for x, n in zip(by_heads, (1, heads - 1), strict=False)] or (0.0, 0.0)
-    each = max(0.0, most - one) / max(1, heads - 2)
+    one, all_ = [max(0.0, float(x - every[n])) for x, n in zip(by_heads, (1, heads - 1), strict=False)] or (0.0, 0.0)
+    each = max(0.0, all_ - one) / max(1, heads - 2)
     return Costs(tuple(every.tolist()), max(0.0, one - each), each, max(0.0, float(look - every[0])))
+
+
+class Endless(Row):
+    """A text that an end of document does not end."""
+
+    def append(self, id_: int, draft: int) -> None:
+        super().append(id_ % EOT, draft)
 
 
 class Junk(Copies):
@@ -115,25 +128,19 @@ class Junk(Copies):
         return count, self.random.randbytes(count)
 
 
-def seconds_a_pass(model: ByteMTP, rows: int, engine: str, drafting: Drafting, *, greedy: bool) -> float:
-    """Of the fastest pass of the loop, behind random bytes, a row's share."""
-    rule, draws = Rule(0.0 if greedy else 1.0), random.Random(0)
-    texts = [Row(draws.randbytes(BEFORE), number, 1 << 16, rule, 0, (), False) for number in range(rows)]
-    loop = VerifyLoop(model, texts, drafting, engine=engine)
+def seconds_a_pass(loop: VerifyLoop, passes: Iterator[None], drafting: Drafting) -> float:
+    """Of the fastest pass of all rows with such drafts."""
     # Where others have a share of the cores, a pass of milliseconds is always interrupted: the native engine's calling
     # thread, which waits for others by turning, does not count that.  Those of PyTorch and CUDA may sleep.
-    clock = time.thread_time if isinstance(loop.engine, NativeEngine) else time.perf_counter
+    clock = time.thread_time if loop.is_compiled else time.perf_counter
+    loop.drafting = drafting
+    loop.trees = [loop.tree(row) for row in loop.rows]
     for tree in loop.trees:
         if isinstance(tree, CopiedChain):
             tree.copies = Junk()
-    passes = loop.passes()
-    next(passes)
-    return min(seconds_a_row(passes, texts, clock) for _ in range(PASSES))
-
-
-def seconds_a_row(passes: Iterator[None], texts: Sequence[Row], clock: Callable[[], float]) -> float:
-    """Of one pass; inf if all texts have ended."""
-    before, begun = sum(row.passes for row in texts), clock()
-    next(passes, None)
-    elapsed, done = clock() - begun, sum(row.passes for row in texts) - before
-    return elapsed / done if done else float("inf")
+    next(passes)  # drafts for the next one
+    times = [clock()]
+    for _ in range(PASSES):
+        next(passes)
+        times.append(clock())
+    return min(after - before for before, after in pairwise(times))

@@ -101,7 +101,8 @@ class Options:
         shape, costs = self.shape(model), self._costs(model, rows)
         if costs is not None and not costs.may_pay:
             return Drafting()
-        return Drafting(shape, self.mode == "tree", draft, COPIED if copies else 0, self.index, costs)
+        copied = costs.most if costs is not None else COPIED if copies else 0
+        return Drafting(shape, self.mode == "tree", draft, copied, self.index, costs)
 
     def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
         """The loop that decodes these rows, so many at a time (0: all); draft: the other model of mode "draft"."""

@@ -55,7 +55,7 @@ from bytemtp.model.model import ByteMTP
 PREFILL = 512
 """Ids of a prompt that go through the model at a time."""
 COPIED = 15
-"""Most bytes that are copied for a pass."""
+"""Most bytes that are copied for a pass; in mode "auto" as many as costs are known of."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class VerifyLoop:
         self.engine = make_engine(engine, model, slots, capacity, 1 + drafting.most, back)
         self.is_compiled = isinstance(self.engine, NativeEngine)
         self.draws = CompiledDraws() if self.is_compiled else NUMPY
-        self.trees = [self._tree(row) for row in self.rows]
+        self.trees = [self.tree(row) for row in self.rows]
         # bfloat16 errs by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
@@ -116,7 +116,8 @@ class VerifyLoop:
         for slot, row in enumerate(self.rows):
             self._know(slot, EOT, *row.prompt)
 
-    def _tree(self, row: Row) -> DraftTree:
+    def tree(self, row: Row) -> DraftTree:
+        """For the drafts of a row."""
         drafting, draws = self.drafting, self.draws
         if drafting.as_tree:
             return DraftTree(row, drafting.shape)
@@ -177,7 +178,7 @@ class VerifyLoop:
         for slot in ended:
             while self.waiting and self.rows[slot].stopped_by:
                 last, row = self.rows[slot].prompt, self.waiting.popleft()
-                self.rows[slot], self.trees[slot], self.known[slot] = row, self._tree(row), 0
+                self.rows[slot], self.trees[slot], self.known[slot] = row, self.tree(row), 0
                 self._know(slot, EOT, *row.prompt)
                 has_read = last == row.prompt and self.start[slot] >= len(last)
                 self._begin(slot, slot, len(last) if has_read else 0)

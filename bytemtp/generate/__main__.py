@@ -17,14 +17,18 @@ from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, read_input, write_output
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.decoding.corpus_index import CorpusIndex
+from bytemtp.decoding.corpus_index import RUN_INDEX, CorpusIndex
 from bytemtp.decoding.divergence import Divergence, divergence
 from bytemtp.decoding.generate import EngineName, Generation, Mode, generate, generate_stream
 from bytemtp.decoding.tree import Shape
 from bytemtp.decoding.tree import check as check_tree
-from bytemtp.model.checkpoint import load_model
+from bytemtp.model.checkpoint import load_model, run_folder
 from bytemtp.model.model import ByteMTP
 from bytemtp.reports.terminal import coloured, whole_characters
+
+COPYING = ("auto", "copy")
+"""Modes that may copy from an index."""
+NO_INDEX = Path("none")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Command:
     head; draft: another run drafts; copy: what followed where the text's end stood before; auto: copies, heads or
     nothing, whatever pays"""
     index: tyro.conf.DisallowNone[Path | None] = None
-    """file of `python -m bytemtp.index`, from which modes auto and copy may copy, too"""
+    """file of `python -m bytemtp.index`, from which modes auto and copy may copy, too; by default RUN/train.index, if
+    the run was trained with --index; none: no file"""
     heads: int = 0
     """use the first so many heads; 0 means all"""
     tree: tyro.conf.DisallowNone[Path | None] = None
@@ -124,7 +129,7 @@ def check(arguments: Command) -> None:
     for name in ("tree", "draft"):
         if getattr(arguments, name) is not None and arguments.mode != name:
             raise UserError(f"--{name} is for --mode {name}, but the mode is {arguments.mode}; leave one of them out")
-    if arguments.index is not None and arguments.mode not in ("auto", "copy"):
+    if arguments.index is not None and arguments.mode not in COPYING:
         raise UserError(
             f"--index is for the modes auto and copy, but the mode is {arguments.mode}; leave one of them out"
         )
@@ -147,8 +152,19 @@ def decoding(arguments: Command) -> dict[str, Any]:
     tree = () if arguments.tree is None else read_tree(arguments.tree)
     names = ("mode", "heads", "temperature", "top_k", "top_p", "seed", "utf8", "engine")
     stop = [as_bytes(text) for text in arguments.stop]
-    index = None if arguments.index is None else CorpusIndex(arguments.index)
+    index = index_of(arguments)
     return {"tree": tree, "stop": stop, "index": index, **{name: getattr(arguments, name) for name in names}}
+
+
+def index_of(arguments: Command) -> CorpusIndex | None:
+    """The one that is named, or else that of the run."""
+    if arguments.index is not None:
+        return None if arguments.index == NO_INDEX else CorpusIndex(arguments.index)
+    path = run_folder(arguments.run) / RUN_INDEX
+    if arguments.mode not in COPYING or not path.exists():
+        return None
+    log(f"index: {path}")
+    return CorpusIndex(path)
 
 
 def read_tree(path: Path) -> Shape:

@@ -108,13 +108,17 @@ def checkpoint_of(path: Path | str) -> Path:
 
 def settings_of(path: Path | str) -> Settings:
     """Settings of a RUN, or of the run that a step folder belongs to.  UserError names the file that is amiss."""
-    path = Path(path)
-    folder = _named_by(path)
-    is_step = folder is not None and not (folder / "config.toml").exists()
-    config = (path.resolve().parent.parent if is_step else path) / "config.toml"
+    config = run_folder(Path(path)) / "config.toml"
     if not config.exists():
         raise UserError(f"{path} is not a run: there is no {config}; {GIVE_A_RUN}")
     return load_settings(config)[0]
+
+
+def run_folder(path: Path) -> Path:
+    """RUN of a RUN, or of one of its step folders; UserError for a pointer that names none."""
+    folder = _named_by(path)
+    is_step = folder is not None and not (folder / "config.toml").exists()
+    return path.resolve().parent.parent if is_step else path
 
 
 def _named_by(path: Path) -> Path | None:

@@ -6,6 +6,7 @@ RUN/
     metrics.jsonl       one object a line (`bytemtp.training.progress`)
     corpus.jsonl        the files of the corpus as they were when it began (`bytemtp.training.corpus`)
     stdin.bytes*        what came through standard input, if a PATH was `-`; its suffix tells the format
+    train.index         with --index: the files that it was trained on, for copied drafts (`bytemtp.index`)
     checkpoints/        see `bytemtp.model.checkpoint`
     tensorboard/        with train.tensorboard
 """
@@ -28,7 +29,16 @@ from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
 
 LOCK = "lock"
 """Stays when a run is replaced: two processes with a file each of that name would both have their lock."""
-OURS = ("config.toml", "metrics.jsonl", "corpus.jsonl", "stdin.bytes*", "checkpoints", "tensorboard", "*" + PARTIAL)
+OURS = (
+    "config.toml",
+    "metrics.jsonl",
+    "corpus.jsonl",
+    "stdin.bytes*",
+    "train.index",
+    "checkpoints",
+    "tensorboard",
+    "*" + PARTIAL,
+)
 INCOMING = "stdin" + PARTIAL
 """Folder of standard input that is not yet part of the run."""
 

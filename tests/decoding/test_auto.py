@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loop import ENGINES, TOPOLOGIES, model_for
 
+from bytemtp.common.vocab import EOT
 from bytemtp.decoding import costs as costs_module
 from bytemtp.decoding.chains import AutoChain, CopiedChain
 from bytemtp.decoding.chooser import FIRST_REST, LONGEST_REST, Chooser, Costs
@@ -15,6 +16,7 @@ from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.generate import Options, generate, generate_batch
 from bytemtp.decoding.loop import COPIED
+from bytemtp.decoding.sampling import Rule
 from bytemtp.index import main
 
 FLAT = Costs((1e-3,) * 16, heads=0.0)
@@ -102,6 +104,13 @@ def test_an_index_is_copied_from(table, tmp_path):
         out = generate(model, b"abc", 120, mode=mode, index=str(tmp_path / "an.index"))
         assert out.data == text and out.stats["sources"].keys() == {"copies"}
         assert out.stats["bytes_per_forward"] > COPIED / 2
+
+
+def test_auto_copies_as_many_bytes_as_costs_are_known_of(table):
+    table["now"] = Costs((1e-3,) * 32, heads=0.0)
+    model = model_for("linear")
+    most = {mode: generate(model, b"ab" * 40, 100, mode=mode).stats["num_spec_tokens"] for mode in ("copy", "auto")}
+    assert most == {"copy": COPIED, "auto": 31}
 
 
 # ---- the choice
@@ -211,7 +220,7 @@ def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
     monkeypatch.setattr(costs_module, "measure", lambda *args, **kw: measured.append(real(*args, **kw)) or measured[-1])
     model = model_for("parallel")
     first = costs_of(model, 1, "auto")
-    assert len(first.passes) == 1 + COPIED and all(0 < cost < math.inf for cost in first.passes)
+    assert first.most == costs_module.DRAFTS[-1] and all(0 < cost < math.inf for cost in first.passes)
     assert list(first.passes) == sorted(first.passes) and first.heads > 0
     assert costs_of(model, 1, "auto") == first and len(measured) == 1
     costs_of(model, 2, "auto")
@@ -222,6 +231,12 @@ def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
     for file in (tmp_path / "bytemtp").glob("pass-costs-*"):
         file.write_text("{")
     assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == 6
+
+
+def test_passes_are_timed_in_texts_that_do_not_end():
+    row = costs_module.Endless(b"", 0, 9, Rule(), 0, (), False)
+    row.append(EOT, 0)
+    assert not row.stopped_by and row.data == b"\0"
 
 
 def test_no_costs_are_measured_where_nothing_is_chosen(monkeypatch):

@@ -215,6 +215,26 @@ def test_a_product_in_bfloat16_errs_no_more_than_float32_sums_do(rows, size, out
     assert ((torch.from_numpy(y) - products.sum(2) * scale).abs() <= bound).all()
 
 
+@settings(max_examples=40)
+@given(
+    rows=st.integers(5, 70),
+    size=st.integers(1, 20).map(lambda n: 16 * n),
+    out=st.integers(1, 70),
+    scale=st.sampled_from([1.0, 1e-19, 1e-38]),
+    seed=st.integers(0, 99),
+)
+def test_in_bfloat16_many_rows_have_the_bits_of_each_alone(rows, size, out, scale, seed):
+    """Tiles, where the processor has them, against vectors, also of numbers that are too small to be normal; and
+    whatever tiles others have used in the meantime."""
+    generator = torch.Generator().manual_seed(seed)
+    x, w = (scale * torch.randn(shape, generator=generator) for shape in ((rows, size), (out, size)))
+    engine, matrix = NativeEngine(model_of("plain", "parallel", dtype=torch.bfloat16), 1, 8), pack(w, torch.bfloat16)
+    alone = np.concatenate([engine._product(matrix, row[None].numpy(), out) for row in x])
+    for _ in range(2):
+        np.testing.assert_array_equal(engine._product(matrix, x.numpy(), out).view(np.int32), alone.view(np.int32))
+        x.bfloat16() @ w.bfloat16().T  # by torch's own tiles, of another shape
+
+
 @settings(max_examples=20)
 @given(
     dtype=st.sampled_from(DTYPES),

@@ -14,7 +14,8 @@
 //
 // Matrices are float32 or bfloat16, the upper half of a float32, which takes half as long to read.  Those are packed by
 // pairs of inputs, [out / p, in / 2, p, 2], and what they are multiplied with is rounded to bfloat16 first.  Products of two
-// bfloat16 are exact in float32, in which they are summed; all else is float32, too.
+// bfloat16 are exact in float32, in which they are summed; all else is float32, too.  A processor that multiplies tiles does
+// so for more than a few ids; then sums have its order, in which vectors give the same bits.
 //
 // A row of the cache is a ring: id number n of a text lies in slot n % slots, and what is long past is overwritten.
 //
@@ -33,7 +34,14 @@
 #include <thread>
 #include <type_traits>
 #include <utility>
+#include <variant>
 #include <vector>
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define TILES  // of matrices, which the processor multiplies (AMX)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -170,19 +178,96 @@ Vector rounded(Vector x) {
   return (Vector)((bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff);
 }
 
-// out[r][p] = panel [in, p] times the rows x[r][in].
+#if defined(TILES)
+constexpr bool BY_TILES = true;
+// Of a tile; and rows that vectors multiply as fast.
+constexpr int TILE_ROWS = 16, TILE_INPUTS = 32, FEW_ROWS = 4;
+
+// While there is one, this thread may multiply by tiles.  They take numbers below 2^-126 for zero: so do vectors meanwhile.
+class Tiles {
+ public:
+  Tiles() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~Tiles() {
+    _mm_setcsr(before_);
+    if (shaped_) _tile_release();
+  }
+  // Whether the system lets this process do so.
+  static bool allowed() {
+    static const bool allowed = !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* the tiles' data */);
+    return allowed;
+  }
+  // As panel_product, for up to two tiles of rows x [rows, in].  Tiles 0 to 3 are the sums of the first and of the second
+  // tile of rows with both halves of the panel, 4 and 5 these rows, 6 and 7 the halves.
+  void product(const uint16_t* panel, int in, const uint16_t* x, int rows, float (*out)[PANEL]) {
+    if (rows != shaped_) shape(rows);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int i = 0; i < in; i += TILE_INPUTS, panel += TILE_INPUTS * PANEL) {
+      for (int b = 0; b < TILE_INPUTS * PANEL * 2; b += CACHE_LINE)
+        __builtin_prefetch(reinterpret_cast<const char*>(panel) + 2 * AHEAD + b);
+      _tile_loadd(6, panel, PANEL * 4);
+      _tile_loadd(7, panel + PANEL, PANEL * 4);
+      _tile_loadd(4, x + i, in * 2);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (rows <= TILE_ROWS) continue;
+      _tile_loadd(5, x + (int64_t)TILE_ROWS * in + i, in * 2);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out[0], PANEL * 4);
+    _tile_stored(1, out[0] + LANES, PANEL * 4);
+    if (rows <= TILE_ROWS) return;
+    _tile_stored(2, out[TILE_ROWS], PANEL * 4);
+    _tile_stored(3, out[TILE_ROWS] + LANES, PANEL * 4);
+  }
+
+ private:
+  void shape(int rows) {
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {};
+    } shape;
+    const uint8_t first = (uint8_t)std::min(rows, TILE_ROWS), second = (uint8_t)std::max(rows - TILE_ROWS, 1);
+    const uint8_t used[] = {first, first, second, second, first, second, TILE_INPUTS / 2, TILE_INPUTS / 2};
+    std::memcpy(shape.rows, used, sizeof used);
+    _tile_loadconfig(&shape);
+    shaped_ = rows;
+  }
+
+  const unsigned before_;
+  int shaped_ = 0;
+};
+#else
+constexpr bool BY_TILES = false;
+constexpr int TILE_ROWS = 0, TILE_INPUTS = 32, FEW_ROWS = 0;
+struct Tiles {
+  static bool allowed() { return false; }
+  void product(const uint16_t*, int, const uint16_t*, int, float (*)[PANEL]) {}
+};
+#endif
+
+// out[r][p] = panel [in, p] times the rows x[r][in].  In bfloat16 in the order of tiles, where there are any: the even and
+// the odd inputs of a tile are summed apart, from zero on.
 template <class Kind, int R>
 void panel_product(const typename Kind::Weight* panel, int in, const float* const* x, float (*out)[PANEL]) {
   constexpr int vectors = PANEL / LANES;
-  Vector total[R][vectors] = {};
+  constexpr bool as_tiles = Kind::INPUTS == 2 && BY_TILES;
+  Vector total[R][vectors] = {}, part[R][vectors][2] = {};
   for (int i = 0; i < in; i += Kind::INPUTS, panel += PANEL * Kind::INPUTS) {
     for (int b = 0; b < PANEL * 4; b += CACHE_LINE) __builtin_prefetch(reinterpret_cast<const char*>(panel) + AHEAD + b);
     for (int j = 0; j < Kind::INPUTS; j++) {
       Vector weights[vectors];
       for (int p = 0; p < vectors; p++) weights[p] = Kind::weights(panel + p * LANES * Kind::INPUTS, j);
       for (int r = 0; r < R; r++)
-        for (int p = 0; p < vectors; p++) total[r][p] += weights[p] * x[r][i + j];
+        for (int p = 0; p < vectors; p++) (as_tiles ? part[r][p][j] : total[r][p]) += weights[p] * x[r][i + j];
     }
+    if (!as_tiles || ((i + Kind::INPUTS) % TILE_INPUTS && i + Kind::INPUTS < in)) continue;
+    for (int r = 0; r < R; r++)
+      for (int p = 0; p < vectors; p++) total[r][p] += part[r][p][0] + part[r][p][1], part[r][p][0] = part[r][p][1] = Vector{};
   }
   for (int r = 0; r < R; r++)
     for (int p = 0; p < vectors; p++) store(&out[r][p * LANES], total[r][p]);
@@ -202,17 +287,22 @@ template <class Kind>
 class Rows {
  public:
   Rows(const float* x, int rows, int in) : x_(x), in_(in) {
-    if (rounds) done_.resize(rows), rounded_.reset(new float[(int64_t)rows * in]);
+    if (!rounds) return;
+    done_.resize(rows), rounded_.reset(new float[(int64_t)rows * in]);
+    if (tiled) halves_.reset(new Line[(int64_t)rows * in / TILE_INPUTS + 1]);
   }
   // Calls use(i, out[p]), i < count, with the products of a matrix's panel and row which(i).
   template <class Which, class Use>
   void times(const void* matrix, int panel, int count, Which which, Use use) {
-    static constexpr auto products = by_rows<Kind>(std::make_integer_sequence<int, ROWS>());
     const auto* weights = static_cast<const typename Kind::Weight*>(matrix) + (int64_t)panel * in_ * PANEL;
-    float out[ROWS][PANEL];
-    for (int begin = 0; begin < count; begin += ROWS) {
-      const float* x[ROWS];
-      const int some = std::min(count - begin, ROWS);
+    if constexpr (tiled)
+      if (count > FEW_ROWS && in_ % TILE_INPUTS == 0 && Tiles::allowed()) return times_by_tiles(weights, count, which, use);
+    constexpr int most = tiled ? FEW_ROWS : ROWS;
+    static constexpr auto products = by_rows<Kind>(std::make_integer_sequence<int, most>());
+    float out[most][PANEL];
+    for (int begin = 0; begin < count; begin += most) {
+      const float* x[most];
+      const int some = std::min(count - begin, most);
       for (int i = 0; i < some; i++) x[i] = input(which(begin + i));
       products[some - 1](weights, in_, x, out);
       for (int i = 0; i < some; i++) use(begin + i, out[i]);
@@ -220,19 +310,41 @@ class Rows {
   }
 
  private:
-  static constexpr bool rounds = std::is_same_v<Kind, Bfloat16>;
+  static constexpr bool rounds = std::is_same_v<Kind, Bfloat16>, tiled = rounds && BY_TILES;
+  template <class Which, class Use>
+  void times_by_tiles(const uint16_t* weights, int count, Which which, Use use) {
+    constexpr int most = 2 * TILE_ROWS;
+    alignas(CACHE_LINE) float out[most][PANEL];
+    for (int begin = 0, some; begin < count; begin += some) {
+      const int first = which(begin);
+      for (some = 0; some < std::min(count - begin, most) && which(begin + some) == first + some; some++) input(first + some);
+      tiles_.product(weights, in_, half(first), some, out);
+      for (int i = 0; i < some; i++) use(begin + i, out[i]);
+    }
+  }
+  uint16_t* half(int r) { return reinterpret_cast<uint16_t*>(halves_.get()) + (int64_t)r * in_; }
   const float* input(int r) {
     const int64_t begin = (int64_t)r * in_;
     if (!rounds) return x_ + begin;
-    for (int i = 0; i < in_ && !done_[r]; i += LANES) store(&rounded_[begin + i], rounded(load(x_ + begin + i)));
+    for (int i = 0; i < in_ && !done_[r]; i += LANES) {
+      const Vector value = rounded(load(x_ + begin + i));
+      store(&rounded_[begin + i], value);
+      if (tiled) *reinterpret_cast<Halves*>(half(r) + i) = __builtin_convertvector((Integers)value >> 16, Halves);
+    }
     done_[r] = true;
     return &rounded_[begin];
   }
 
+  typedef uint16_t Halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+  struct alignas(CACHE_LINE) Line {
+    char bytes[CACHE_LINE];
+  };
   const float* x_;
   int in_;
   std::vector<char> done_;
   std::unique_ptr<float[]> rounded_;
+  std::unique_ptr<Line[]> halves_;  // the same, for tiles
+  std::conditional_t<rounds, Tiles, std::monostate> tiles_;
 };
 
 float inverse_rms(const float* x, int dim) {
