@@ -6,7 +6,6 @@ Shapes:  b stories, s bytes of the longest one, padded.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,31 +21,6 @@ BATCH = 16
 """Stories a forward pass."""
 
 
-@dataclass(frozen=True)
-class Mention:
-    """A place where a name stands."""
-
-    row: int
-    """of the story, in its batch"""
-    start: int
-    """its first byte"""
-    is_first: bool
-    """of this name in this story"""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What was expected, of all stories."""
-
-    again: list[list[bool]]
-    """of each mention that is not the name's first: which bytes of the second part head 1 finds likeliest"""
-    first: list[list[bool]]
-    """the same of first mentions"""
-    bits: float
-    """of all bytes"""
-    bytes: int
-
-
 def scores(model: ByteMTP, stories: Sequence[Story]) -> dict[str, float]:
     """Shares from 0 to 1 of mentions, and bits per byte.
 
@@ -55,13 +29,13 @@ def scores(model: ByteMTP, stories: Sequence[Story]) -> dict[str, float]:
     start: of the first bytes of these second parts.
     new: as `second`, of first mentions, which nobody can know.
     """
-    tally = tallied(model, stories)
+    again, first, bits = tallied(model, stories)
     return {
-        "second": mean([all(part) for part in tally.again]),
-        "byte": mean([right for part in tally.again for right in part]),
-        "start": mean([part[0] for part in tally.again]),
-        "new": mean([all(part) for part in tally.first]),
-        "bpb": tally.bits / tally.bytes,
+        "second": mean([all(part) for part in again]),
+        "byte": mean([right for part in again for right in part]),
+        "start": mean([part[0] for part in again]),
+        "new": mean([all(part) for part in first]),
+        "bpb": bits / sum(len(story.text.encode()) for story in stories),
     }
 
 
@@ -69,20 +43,19 @@ def mean(values: Sequence[bool]) -> float:
     return sum(values) / len(values)
 
 
-def tallied(model: ByteMTP, stories: Sequence[Story]) -> Tally:
-    tally = Tally([], [], 0.0, 0)
+def tallied(model: ByteMTP, stories: Sequence[Story]) -> tuple[list[list[bool]], list[list[bool]], float]:
+    """Which bytes of second parts are expected, of later and of first mentions; and the bits of all bytes."""
+    parts: dict[bool, list[list[bool]]] = {False: [], True: []}
+    total = 0.0
     for place in range(0, len(stories), BATCH):
-        tally = with_batch(tally, model, stories[place : place + BATCH])
-    return tally
-
-
-def with_batch(tally: Tally, model: ByteMTP, stories: Sequence[Story]) -> Tally:
-    texts = [story.text.encode() for story in stories]
-    right, bits = expected(model, texts)
-    found = [one for row, story in enumerate(stories) for one in mentions(row, texts[row], story.names)]
-    parts = {kind: [second_part(right, one) for one in found if one.is_first == kind] for kind in (False, True)}
-    total = tally.bits + float(bits.sum())
-    return Tally(tally.again + parts[False], tally.first + parts[True], total, tally.bytes + sum(map(len, texts)))
+        batch = stories[place : place + BATCH]
+        texts = [story.text.encode() for story in batch]
+        right, bits = expected(model, texts)
+        total += float(bits.sum())
+        for row, text, story in zip(right, texts, batch, strict=True):
+            for start, is_first in mentions(text, story.names):
+                parts[is_first].append(row[start + PART : start + 2 * PART].tolist())
+    return parts[False], parts[True], total
 
 
 @torch.no_grad()
@@ -96,17 +69,7 @@ def expected(model: ByteMTP, texts: Sequence[bytes]) -> tuple[Bool[Tensor, "b s"
     return (logits.argmax(-1) == ids[:, 1:]) & is_text, nats / math.log(2) * is_text
 
 
-def mentions(row: int, text: bytes, names: Sequence[str]) -> list[Mention]:
-    """In the order of the text."""
-    seen: set[bytes] = set()
-    result = []
-    for found in re.finditer("|".join(names).encode() or rb"(?!)", text):
-        result.append(Mention(row, found.start(), found[0] not in seen))
-        seen.add(found[0])
-    return result
-
-
-def second_part(right: Bool[Tensor, "b s"], mention: Mention) -> list[bool]:
-    start = mention.start + PART
-    hits: list[bool] = right[mention.row, start : start + PART].tolist()
-    return hits
+def mentions(text: bytes, names: Sequence[str]) -> list[tuple[int, bool]]:
+    """Where a name begins, and whether for the first time in this text; in the order of the text."""
+    found = [(one.start(), one[0]) for name in names for one in re.finditer(name.encode(), text)]
+    return [(start, text.find(name) == start) for start, name in sorted(found)]
