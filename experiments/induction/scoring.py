@@ -71,5 +71,6 @@ def expected(model: ByteMTP, texts: Sequence[bytes]) -> tuple[Bool[Tensor, "b s"
 
 def mentions(text: bytes, names: Sequence[str]) -> list[tuple[int, bool]]:
     """Where a name begins, and whether for the first time in this text; in the order of the text."""
-    found = [(one.start(), one[0]) for name in names for one in re.finditer(name.encode(), text)]
-    return [(start, text.find(name) == start) for start, name in sorted(found)]
+    found = [(one.start(), one[0]) for name in names for one in re.finditer(rf"\b{name}\b".encode(), text)]
+    first = {name: start for start, name in sorted(found, reverse=True)}
+    return [(start, first[name] == start) for start, name in sorted(found)]

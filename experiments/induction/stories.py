@@ -1,6 +1,6 @@
 """Children's stories by templates, about characters whose names are new in each story.
 
-    One sunny day Dorbim went to the lake to look for a kite. There Dorbim met Kalnis. "A red kite!" said Kalnis. ...
+    One sunny day Dobi went to the lake to look for a kite. There Dobi met Kafe. "A red kite!" said Kafe. ...
 
 A story has an opening, some events and an end, and two or three characters; each sentence picks among them anew, so the
 next name is open until it has begun.

@@ -18,6 +18,8 @@ from experiments.induction.stories import Story
 
 SEPARATOR = "<|endoftext|>"
 WORD = r"\b[A-Za-z]+\b"
+MOST = 8
+"""Characters of a story that get names."""
 INSIDE = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+\b")
 """A word with a capital that does not begin a sentence."""
 
@@ -54,8 +56,8 @@ def renamed_stories(path: Path | str, count: int, seed: int) -> list[Story]:
 
 
 def characters(text: str, small: set[str]) -> list[str]:
-    """In the order of their first coming within a sentence."""
-    return [word for word in dict.fromkeys(INSIDE.findall(text)) if word.lower() not in small]
+    """The first so many, in the order of their first coming within a sentence."""
+    return [word for word in dict.fromkeys(INSIDE.findall(text)) if word.lower() not in small][:MOST]
 
 
 def renamed(text: str, words: list[str], source: random.Random) -> Story:

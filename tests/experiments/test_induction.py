@@ -23,26 +23,22 @@ from experiments.induction.scoring import expected, mentions, scores
 from experiments.induction.stories import ENDS, EVENTS, OPENINGS, WORDS, Story, stories
 from experiments.induction.tinystories import characters, read_stories, renamed, renamed_stories, split
 
-NAME = re.compile("[A-Z][a-z]{5}")
+NAME = re.compile(f"\\b[{CONSONANTS.upper()}][{VOWELS}][{CONSONANTS}][{VOWELS}]\\b")
 
 
 @given(st.integers(0, 999), st.integers(0, 9), st.booleans())
 def test_names_are_two_parts_and_the_first_tells_the_second(seed, count, heldout):
     names = draw_names(random.Random(seed), count, heldout)
-    assert len({name[:3] for name in names}) == len(names) == count
+    assert len({name[:2] for name in names}) == len(names) == count
     for name in names:
-        part = f"[{CONSONANTS}][{VOWELS}][{CONSONANTS}]"
-        assert re.fullmatch(part * 2, name.lower()) and name == name.capitalize()
+        assert NAME.fullmatch(name)
         assert is_heldout(name) == heldout
 
 
 def test_a_tenth_of_the_names_is_held_out():
-    source = random.Random(0)
-    every = [draw_names(source, 1, heldout)[0] for heldout in (False, True) for _ in range(300)]
-    assert len(set(every[:300]) & set(every[300:])) == 0 and len(set(every)) > 590
-    parts = [c + v + k for c in CONSONANTS for v in VOWELS for k in CONSONANTS]
-    held = sum(is_heldout(first.capitalize() + second) for first in parts[::20] for second in parts)
-    assert 0.095 < held / (len(parts) * len(parts[::20])) < 0.105
+    parts = [consonant + vowel for consonant in CONSONANTS for vowel in VOWELS]
+    every = [first.capitalize() + second for first in parts for second in parts]
+    assert 0.09 < sum(map(is_heldout, every)) / len(every) < 0.11
 
 
 def test_stories_depend_on_the_seed_alone():
@@ -52,8 +48,8 @@ def test_stories_depend_on_the_seed_alone():
 def test_names_of_held_out_stories_are_in_no_other():
     trained, held = (list(stories(2000, 0, heldout)) for heldout in (False, True))
     of_trained, of_held = ({name for story in some for name in story.names} for some in (trained, held))
-    assert len(of_trained) > 4000 and not of_trained & of_held
-    assert not any(is_heldout(word) for story in trained for word in NAME.findall(story.text))
+    assert len(of_trained) > 1500 and len(of_held) > 200 and not of_trained & of_held
+    assert {name for story in trained for name in NAME.findall(story.text)} <= of_trained
 
 
 def test_stories_say_their_own_names_again_and_again():
@@ -68,18 +64,14 @@ def test_stories_say_their_own_names_again_and_again():
 
 def test_templates_have_no_word_that_a_name_could_be():
     """Names are then found by their letters alone."""
-    words = {word for choices in WORDS.values() for word in choices.split()}
-    text = " ".join([*words, *(re.sub(r"\{.*?\}", "", line) for line in (*OPENINGS, *EVENTS, *ENDS))])
-    part = f"[{CONSONANTS.upper()}][{VOWELS}][{CONSONANTS}]"
-    assert not re.search(part + part.lower(), text)
+    assert not NAME.search(" ".join([*WORDS.values(), *OPENINGS, *EVENTS, *ENDS]))
 
 
-STORY = b"Dorbim saw Kalnis. Kalnis saw Dorbim and Dorbimi."
+STORY = b"Dobi saw Kafe. Kafe saw Dobi and Dobis."
 
 
 def test_mentions_are_found_in_order():
-    found = mentions(STORY, ["Kalnis", "Dorbim"])
-    assert found == [(0, True), (11, True), (19, False), (30, False), (41, False)]
+    assert mentions(STORY, ["Kafe", "Dobi"]) == [(0, True), (9, True), (15, False), (24, False)]
     assert mentions(STORY, []) == []
 
 
@@ -105,13 +97,13 @@ class Knowing:
 
 
 def test_scores_of_a_hand_made_story():
-    """Of the three later mentions one has its whole second part, one the first byte, one the last two."""
-    story = Story(STORY.decode(), ("Kalnis", "Dorbim"))
+    """Of the two later mentions one has its whole second part, the other the last byte alone."""
+    story = Story(STORY.decode(), ("Kafe", "Dobi"))
     other = Story("No name.", ())
-    known = [{3, 4, 5, 22, 23, 24, 33, 45, 46}, set()]
+    known = [{2, 3, 11, 17, 18, 27, 33}, set()]
     found = scores(Knowing([STORY, other.text.encode()], known), [story, other])
-    assert found["second"] == pytest.approx(1 / 3) and found["byte"] == pytest.approx(6 / 9)
-    assert found["start"] == pytest.approx(2 / 3) and found["new"] == pytest.approx(1 / 2)
+    assert found["second"] == pytest.approx(1 / 2) and found["byte"] == pytest.approx(3 / 4)
+    assert found["start"] == pytest.approx(1 / 2) and found["new"] == pytest.approx(1 / 2)
     assert found["bpb"] == pytest.approx(1, abs=1e-4)
 
 
@@ -171,6 +163,11 @@ def test_characters_get_held_out_names(file):
 
 def test_only_whole_words_are_renamed():
     assert renamed("Ben and Benny", ["Ben"], random.Random(0)).text.endswith(" and Benny")
+
+
+def test_no_more_characters_are_renamed_than_there_are_names():
+    words = [f"the X{letter} saw" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    assert characters(" ".join(words), set()) == [f"X{letter}" for letter in "abcdefgh"]
 
 
 def test_too_few_stories_are_told(file):
