@@ -96,3 +96,28 @@ def draw_dots(axes: Axes, values: Sequence[float], place: float, colour: int) ->
     if values:
         axes.plot(values, [place] * len(values), "o", color=COLOURS[colour], alpha=0.6, markersize=5)
         axes.plot([statistics.mean(values)], [place], "|", color=COLOURS[colour], markersize=14, markeredgewidth=2)
+
+
+def by_group(cells: dict[str, list[Line]]) -> dict[str, list[str]]:
+    """Names of the cells that differ in their heads alone: `0.3M, n=2, equal` belongs to `0.3M`; each in order."""
+    groups: dict[str, list[str]] = {}
+    for name in cells:
+        groups.setdefault(name.partition(", n=")[0], []).append(name)
+    return groups
+
+
+def group_panels(cells: dict[str, list[Line]], height: float) -> tuple[Figure, list[tuple[Axes, str, list[str]]]]:
+    """A panel a group, with the group's name and those of its cells."""
+    groups = by_group(cells)
+    picture = Figure(figsize=(1 + 3.2 * len(groups), height), dpi=150, layout="constrained")
+    panels = picture.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    return picture, [(axes, *entry) for axes, entry in zip(panels, groups.items(), strict=True)]
+
+
+def draw_percentages(
+    axes: Axes, places: Sequence[float], shares: Sequence[Sequence[float]], colour: str, label: str
+) -> None:
+    """Shares from 0 to 1 by seed, then by place: a line through the means, a dot a seed."""
+    by_place = [[100 * share for share in at_place] for at_place in zip(*shares, strict=True)]
+    axes.plot(places, list(map(statistics.mean, by_place)), color=colour, linewidth=1.2, label=literal(label))
+    axes.plot(places, by_place, "o", color=colour, alpha=0.4, markersize=3)

@@ -1,0 +1,67 @@
+"""Do heads teach a small model to copy a name that it has just read?  See README.md.
+
+Settings that begin with story. say how many stories are trained on (count) and scored (heldout).  A preset with files
+`train` and `heldout`, in the form of TinyStories, takes its stories from there and needs no count.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import bytemtp
+from bytemtp.common.cli import run_main
+from bytemtp.common.runtime import pick_device
+from experiments.documents import written_once
+from experiments.grid import RUNS, Cell, Experiment, main, train
+from experiments.induction.report import draw, table
+from experiments.induction.scoring import scores
+from experiments.induction.stories import Story, stories
+from experiments.induction.tinystories import read_stories, renamed_stories
+
+TRAIN_SEED, HELDOUT_SEED = 0, 1
+"""Of the stories, the same for all cells; --seeds are those of the weights and of the order."""
+
+
+def score(cell: Cell) -> dict[str, Any]:
+    """Figures of every checkpoint (`way`), and those of the last one by themselves."""
+    heldout = heldout_of(cell)
+    trained = train(cell, corpus(cell))
+    way = [score_checkpoint(folder, heldout) for folder in checkpoints(cell.folder)]
+    return trained | way[-1] | {"way": way}
+
+
+def heldout_of(cell: Cell) -> list[Story]:
+    """With names that no story of the training has."""
+    count = cell.settings["story.heldout"]
+    if "heldout" in cell.options:
+        return renamed_stories(cell.options["heldout"], count, HELDOUT_SEED)
+    return list(stories(count, HELDOUT_SEED, heldout=True))
+
+
+def corpus(cell: Cell) -> Path:
+    """The file to train on, a document a story."""
+    texts: Iterable[str]
+    if "train" in cell.options:
+        path = Path(cell.options["train"]).resolve()
+        name, texts = f"{path.stem}-{crc32(bytes(path)):08x}", read_stories(path)
+    else:
+        count = cell.settings["story.count"]
+        name, texts = f"{count}-stories", (story.text for story in stories(count, TRAIN_SEED, heldout=False))
+    return written_once(RUNS / cell.experiment / "data" / f"{name}.jsonl.zst", texts)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """In the order of training: folder names have as many digits."""
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def score_checkpoint(folder: Path, heldout: list[Story]) -> dict[str, Any]:
+    model = bytemtp.load(folder, pick_device().value)
+    return {"step": int(folder.name.removeprefix("step-"))} | scores(model, heldout)
+
+
+EXPERIMENT = Experiment("induction", score, table, draw)
+
+if __name__ == "__main__":
+    run_main(lambda: main(EXPERIMENT))
