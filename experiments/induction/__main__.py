@@ -40,15 +40,15 @@ def heldout_of(cell: Cell) -> list[Story]:
 
 
 def corpus(cell: Cell) -> Path:
-    """The file to train on, a document a story."""
+    """The file to train on, a document a story.  Its name tells other stories, or other files, apart."""
     texts: Iterable[str]
     if "train" in cell.options:
         path = Path(cell.options["train"]).resolve()
-        name, texts = f"{path.stem}-{crc32(bytes(path)):08x}", read_stories(path)
+        texts, name, origin = read_stories(path), path.stem, bytes(path)
     else:
-        count = cell.settings["story.count"]
-        name, texts = f"{count}-stories", (story.text for story in stories(count, TRAIN_SEED, heldout=False))
-    return written_once(RUNS / cell.experiment / "data" / f"{name}.jsonl.zst", texts)
+        texts = [story.text for story in stories(cell.settings["story.count"], TRAIN_SEED, heldout=False)]
+        name, origin = "stories", "".join(texts).encode()
+    return written_once(RUNS / cell.experiment / "data" / f"{name}-{crc32(origin):08x}.jsonl.zst", texts)
 
 
 def checkpoints(run: Path) -> list[Path]:
