@@ -77,7 +77,7 @@ def sent_by(name: str, args: Any, result: Any) -> float:
             return bytes_of(result) - bytes_of(args[0])
         case "c10d::allgather_":
             return sum(map(bytes_of, args[0][0])) - bytes_of(args[1][0])
-        case "_c10d_functional::wait_tensor" | "c10d::barrier" | "c10d::broadcast_":
+        case "_c10d_functional::wait_tensor" | "_c10d_functional::_wrap_tensor_autograd" | "c10d::broadcast_":
             return 0.0
     raise KeyError(f"{name} is no collective that a step is known to use")
 

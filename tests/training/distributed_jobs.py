@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, get_args
 
@@ -46,7 +46,7 @@ BASE = Settings(
 )  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     f"{topology}, {optimizer}": {"model.topology": topology, "train.optimizer": optimizer}
-    for topology, optimizer in zip(get_args(Topology), ["adamw", "muon"] * 3, strict=True)
+    for topology, optimizer in zip(get_args(Topology), cycle(["adamw", "muon"]), strict=False)
 }
 CASES |= {
     "one head": {"model.n_future": 1},
