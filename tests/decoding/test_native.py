@@ -187,12 +187,18 @@ def test_in_bfloat16_it_agrees_with_a_twin_that_rounds_where_it_does(shape, topo
     tie=st.integers(0, 15),
 )
 def test_numbers_are_rounded_to_the_nearest_bfloat16_and_ties_to_even(x, tie):
-    """Multiplied with the unit matrix; one of them lies in the middle between two bfloat16."""
+    """Multiplied with the unit matrix; one of them lies in the middle between two bfloat16.
+
+    What is too small to be normal is zero for processors that multiply tiles.
+    """
     x = np.array([x], np.float32)
     x.view(np.uint32)[0, tie] = x.view(np.uint32)[0, tie] & 0xFFFF0000 | 0x8000
     engine = NativeEngine(model_of("plain", "parallel", dtype=torch.bfloat16), 1, 8)
     out = engine._product(pack(torch.eye(16), torch.bfloat16), x, 16)
-    np.testing.assert_array_equal(out, nearest(torch.from_numpy(x)).numpy())
+    found, expected = out[0], nearest(torch.from_numpy(x)).numpy()[0]
+    normal = np.abs(expected) >= 2.0**-126
+    np.testing.assert_array_equal(found[normal], expected[normal])
+    assert set(found[~normal]) <= {0.0, *expected[~normal]}
 
 
 @settings(max_examples=20)

@@ -85,7 +85,7 @@ def test_two_cells_do_not_train_one_run_at_once(tmp_path: Path, monkeypatch: pyt
 
 def test_cells_differ_in_what_is_asked_about_alone() -> None:
     asked = {"model.n_future", "train.head_weights", "train.head_schedule", "train.far_rows", "train.freeze"}
-    asked |= {"sweep.init"}
+    asked |= {"sweep.init", "model.topology", "model.layers"}
     for preset in sweep.EXPERIMENT.presets():
         cells = cells_of(sweep.EXPERIMENT, preset, [0])
         rest = [{k: v for k, v in cell.settings.items() if k not in asked} for cell in cells]
@@ -97,7 +97,9 @@ def test_cells_differ_in_what_is_asked_about_alone() -> None:
     [
         ({"model.n_future": 1}, 2),
         ({}, 1),
-        ({"train.head_weights": "equal"}, 1),
+        ({"train.far_rows": 1.0}, 0),
+        ({"train.head_weights": "equal", "train.far_rows": 1.0}, 1),
+        ({"model.topology": "branched"}, 0),
         ({"train.head_weights": "equal", "train.head_schedule": "anneal"}, 0),
         ({"train.head_weights": "far:0"}, 0),
         ({"train.freeze": "trunk"}, 0),

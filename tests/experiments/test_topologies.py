@@ -56,10 +56,11 @@ def test_parameters_are_equal(name: str) -> None:
     assert max(counts) / min(counts) - 1 < (0.002 if name == "cpu" else 0.016)
     shapes = {model.config.topology: topologies.shape(model) for model in models.values() if model.config.n_future > 1}
     layers = models["n=1"].config.layers
-    assert {shapes[topology]["trunk_layers"] for topology in LAYERED} == {layers - 4}
+    assert {shapes[topology]["trunk_layers"] for topology in LAYERED & shapes.keys() - {"branched"}} == {layers - 4}
     first = {topology: shape["first_layers"] for topology, shape in shapes.items()}
     assert first["parallel"] == first["causal"] == first["deepseek"] == layers - 3
     assert first["anticausal"] == first["linear"] == first["replicated"] == layers
+    assert first.get("branched", layers - 1) == layers - 1
 
 
 def test_cells_differ_in_topology_width_and_weighting() -> None:
