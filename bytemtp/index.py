@@ -19,10 +19,10 @@ from bytemtp.common.files import check_output
 from bytemtp.common.runtime import byte_progress, log
 from bytemtp.common.settings import load_settings
 from bytemtp.data.documents import Reading
-from bytemtp.data.rows import IdStream, Position, Split
+from bytemtp.data.rows import IdStream, Position
 from bytemtp.data.sources import SkipLog, as_text, find
 from bytemtp.decoding.corpus_index import MAX_BYTES, RUN_INDEX, write_index
-from bytemtp.training.batches import sources_of
+from bytemtp.training.batches import sources_of, training_split
 from bytemtp.training.run_folder import on_disk
 
 LIMIT = 1 << 25
@@ -73,10 +73,9 @@ def index_run(run: Path) -> str:
     """
     settings, info = load_settings(run / "config.toml")
     data, skip_log = settings.data, SkipLog(settings.data.on_corrupt)
-    fraction = 0.0 if data.valid_paths else data.valid_fraction
+    split, fraction = training_split(data)
     reading = Reading(data.text_field, data.decompress, data.format, data.exclude)
     sources = sources_of(settings, on_disk(info["paths"], run), skip_log)
-    split: Split = "train" if fraction else "all"
     stream = IdStream(sources, skip_log, shuffle=False, split=split, valid_fraction=fraction, reading=reading)
     return write(run / RUN_INDEX, stream, LIMIT)
 

@@ -12,7 +12,6 @@ Try:  python -c "from bytemtp.data.rows import *; from bytemtp.data.sources impo
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -90,14 +89,17 @@ class IdStream:
     """how often an epoch takes the documents of each source, once unless given"""
 
     @cached_property
-    def turns(self) -> list[Turn]:
-        """What an epoch reads; in another order, if shuffled."""
-        weighted = zip(self.sources, self.weights or [1.0] * len(self.sources), strict=True)
-        return [
-            Turn(source, number, min(1.0, weight - number))
-            for source, weight in weighted
-            for number in range(math.ceil(weight))
-        ]
+    def _turns(self) -> Int64[np.ndarray, " t"]:
+        """Numbers of the sources that an epoch reads; in another order, if shuffled."""
+        times = np.ceil(self.weights).astype(int) if self.weights else 1
+        return np.arange(len(self.sources)).repeat(times)
+
+    def _turn(self, place: int) -> Turn:
+        """By its place among `_turns`."""
+        source = int(self._turns[place])
+        number = place - int(np.searchsorted(self._turns, source))
+        weight = self.weights[source] if self.weights else 1.0
+        return Turn(self.sources[source], number, min(1.0, weight - number))
 
     def fingerprint(self, *row_shape: int) -> str:
         """16 hexadecimal digits of the file names and of the settings that shape the rows."""
@@ -106,7 +108,8 @@ class IdStream:
         options += [reading.decompress, reading.text_field]
         # Only where it matters, so that cursors of older versions still hold.
         options += [self.sweeps] * (self.sweeps > 1) + [*reading.exclude]
-        options += [f"weight {weight:g}" for weight in self.weights if set(self.weights) != {1.0}]
+        if set(self.weights) - {1.0}:
+            options += [f"weight {weight:g}" for weight in self.weights]
         if any(reading.is_later(source.name) for source in self.sources):
             options.append(f"format {reading.format}")
         digest = hashlib.blake2b(json.dumps([*row_shape, *options]).encode(), digest_size=8)
@@ -148,13 +151,13 @@ class IdStream:
 
         A document of a file that is read several times has its turns in different sweeps.
         """
-        count = len(self.turns)
+        count = len(self._turns)
         shares = permutation(self.sweeps, self.seed, SHARES, start.epoch)
         for sweep in range(start.file // count, self.sweeps):
             number = start.epoch * self.sweeps + sweep
             order = permutation(count, self.seed, FILES, number) if self.shuffle else np.arange(count)
             for file in range(max(start.file - sweep * count, 0), count):
-                turn = self.turns[order[file]]
+                turn = self._turn(int(order[file]))
                 yield sweep * count + file, turn, (int(shares[sweep]) + turn.number) % self.sweeps
 
     def _read_file(
@@ -177,6 +180,8 @@ class IdStream:
             place = self._random(turn.source.key, b"weight")
             begin, width = epoch * turn.fraction % 1, turn.fraction
             tests.append(lambda document, section: (place(document, section) / 2**64 - begin) % 1 < width)
+        if len(tests) == 1:
+            return tests[0]
         return lambda document, section: all(is_wanted(document, section) for is_wanted in tests)
 
     def _random(self, key: str, purpose: bytes) -> Callable[[int, int], int]:

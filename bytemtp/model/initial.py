@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.settings import LAYERED, MAX_FUTURE, ModelConfig
+from bytemtp.common.settings import MAX_FUTURE, ModelConfig
 from bytemtp.model.checkpoint import checkpoint_of, load_model, settings_of
 from bytemtp.model.from_huggingface import config_of_folder, load_folder
 from bytemtp.model.model import ByteMTP
@@ -74,9 +74,8 @@ def _is_huggingface(path: Path) -> bool:
 
 def path_layers(config: ModelConfig) -> int:
     """Layers from the embedding to head 1's final norm."""
-    if config.topology not in LAYERED:
-        return config.trunk_layers
-    return config.trunk_layers + (config.n_future if config.topology == "anticausal" else 1)
+    of_heads = config.head_layers
+    return config.trunk_layers + (of_heads if config.topology == "anticausal" else min(1, of_heads))
 
 
 def with_path_of(config: ModelConfig, source: ModelConfig) -> ModelConfig:

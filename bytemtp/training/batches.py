@@ -17,10 +17,10 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import Settings, TrainConfig, changed, check_weights
+from bytemtp.common.settings import DataConfig, Settings, TrainConfig, changed, check_weights
 from bytemtp.data.documents import Reading
 from bytemtp.data.leave_out import held_out_paths
-from bytemtp.data.rows import EmptySplit
+from bytemtp.data.rows import EmptySplit, Split
 from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, as_text, find
 from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
 from bytemtp.training.distributed import ALONE, World
@@ -99,7 +99,7 @@ def training_rows(
     documents again.
     """
     train, data = settings.train, settings.data
-    fraction = 0.0 if data.valid_paths else data.valid_fraction
+    split, fraction = training_split(data)
     return stream(
         paths,
         seq_len,
@@ -108,7 +108,7 @@ def training_rows(
         n_future=settings.model.n_future,
         epochs=None,
         shuffle=data.shuffle,
-        split="train" if fraction else "all",
+        split=split,
         valid_fraction=fraction,
         exclude=data.exclude,
         held_out=data.valid_paths,
@@ -120,6 +120,12 @@ def training_rows(
         cursor=cursor,
         pin_memory=pin_memory,
     )
+
+
+def training_split(data: DataConfig) -> tuple[Split, float]:
+    """The split of PATH that is trained on, and the share of documents that it lacks."""
+    fraction = 0.0 if data.valid_paths else data.valid_fraction
+    return ("train" if fraction else "all"), fraction
 
 
 def share_done(train: TrainConfig, step: int, elapsed_s: float) -> float:

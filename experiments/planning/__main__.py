@@ -7,7 +7,6 @@ scored (heldout), and how many a row of training holds (per_row).
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from bytemtp.common.cli import run_main
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.vocab import EOT
 from bytemtp.reports.figures import COLOURS, describe, literal
+from experiments.documents import written_once
 from experiments.grid import RUNS, Cell, Experiment, Line, main, train
-from experiments.planning.graphs import Question, Star, questions, write_corpus
+from experiments.planning.graphs import Question, Star, questions, unheard
 from experiments.tables import by_cell, draw_dots, mean_and_sd, paired
 
 TRAIN_SEED, HELDOUT_SEED = 0, 1
@@ -28,7 +28,6 @@ TRAIN_SEED, HELDOUT_SEED = 0, 1
 FIGURES = {"exact": "the whole path", "first": "first step", "along": "along some arm"}
 BATCH = 250
 """Questions asked at a time."""
-_writing = Lock()
 
 
 def score(cell: Cell) -> dict[str, Any]:
@@ -58,11 +57,8 @@ def corpus(cell: Cell, star: Star, heldout: Sequence[Question]) -> Path:
     """The file to train on, written once for all cells with these graphs."""
     count = cell.settings["graph.count"]
     name = f"G-{star.degree}-{star.length}-of-{star.names}-{count}-without-{len(heldout)}.jsonl.zst"
-    path = RUNS / cell.experiment / "data" / name
-    with _writing:
-        if not path.exists():
-            write_corpus(path, star, count, TRAIN_SEED, {question.prompt for question in heldout})
-    return path
+    taboo = {question.prompt for question in heldout}
+    return written_once(RUNS / cell.experiment / "data" / name, unheard(star, count, TRAIN_SEED, taboo))
 
 
 def answers(model: bytemtp.ByteMTP, asked: Sequence[Question]) -> list[bytes]:

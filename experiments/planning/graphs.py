@@ -10,18 +10,13 @@ Source: Bachmann & Nagarajan 2024 (arXiv 2403.06963), section 4; their nodes are
 Try:  python -c "from experiments.planning.graphs import *; print(*questions(Star(2, 5), 3, seed=0), sep='\\n')"
 """
 
-import json
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-
-import zstandard
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_output
 
 NAMES = string.ascii_letters + string.digits
 
@@ -69,6 +64,11 @@ def questions(star: Star, count: int, seed: int) -> Iterator[Question]:
     return (question(star, source) for _ in range(count))
 
 
+def unheard(star: Star, count: int, seed: int, heldout: Set[str]) -> Iterator[str]:
+    """Texts to train on: `questions` with their answers, without those whose prompt is in `heldout`."""
+    return (one.prompt + one.answer for one in questions(star, count, seed) if one.prompt not in heldout)
+
+
 def question(star: Star, source: random.Random) -> Question:
     centre, *others = source.sample(NAMES[: star.names], star.nodes)
     step = star.length - 1
@@ -76,11 +76,3 @@ def question(star: Star, source: random.Random) -> Question:
     edges = ["".join(edge) for arm in arms for edge in pairwise(arm)]
     source.shuffle(edges)
     return Question(f"{'|'.join(edges)};{centre}{arms[0][-1]}=", tuple(arms))
-
-
-def write_corpus(path: Path, star: Star, count: int, seed: int, heldout: set[str]) -> None:
-    """A document a question, without those whose prompt is in `heldout`."""
-    chosen = (q for q in questions(star, count, seed) if q.prompt not in heldout)
-    lines = (json.dumps({"text": q.prompt + q.answer}) + "\n" for q in chosen)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_output(path, zstandard.compress("".join(lines).encode()))

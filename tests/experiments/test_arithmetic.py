@@ -16,6 +16,7 @@ from experiments.arithmetic.__main__ import EXPERIMENT, accuracy, answers, corpu
 from experiments.arithmetic.questions import OPERATORS, Question, questions, unheard
 from experiments.arithmetic.ring import POWERS, PRIME, added, composed, multiplied, negated
 from experiments.grid import cells_of
+from tests.experiments.small_cells import SHAPE
 
 ELEMENTS = st.tuples(*[st.integers(0, PRIME - 1)] * POWERS)
 
@@ -174,16 +175,7 @@ def test_cells_are_what_they_are_called():
             assert rest["ring.asked"] > rest["ring.learnt"], cell.name
 
 
-SMALL = {
-    "model.dim": 16,
-    "model.layers": 1,
-    "model.attention_heads": 1,
-    "model.ffn_dim": 16,
-    "train.steps": 2,
-    "train.batch_size": 2,
-    "ring.count": 50,
-    "ring.heldout": 12,
-}
+SMALL = SHAPE | {"ring.count": 50, "ring.heldout": 12}
 
 
 def test_a_cell_is_trained_scored_and_shown(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """One module for the byte after next: cells, scores, and tables by what was scored."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,19 +8,10 @@ import pytest
 from bytemtp.common.settings import head_weights, scheduled_weights
 from experiments import library, programs
 from experiments.deepseek import __main__ as deepseek
-from experiments.grid import Cell, cells_of
+from experiments.grid import cells_of
 from experiments.n_sweep import __main__ as sweep
+from tests.experiments.small_cells import small
 
-SMALL = {
-    "model.dim": 16,
-    "model.layers": 1,
-    "model.attention_heads": 1,
-    "model.ffn_dim": 16,
-    "train.steps": 2,
-    "train.batch_size": 2,
-    "train.seq_len": 32,
-    "train.first_seq_len": 0,
-}
 PAPER_S = "module, 0.3 then 0.1"
 PROBLEM = {
     "task_id": "toy/0",
@@ -30,10 +20,6 @@ PROBLEM = {
     "canonical_solution": "    return x\n",
     "test": "def check(candidate):\n    assert candidate(1) == 1\n",
 }
-
-
-def small(cell: Cell, **options: object) -> Cell:
-    return replace(cell, settings=cell.settings | SMALL, options=cell.options | options)
 
 
 def test_the_weight_is_the_paper_s() -> None:

@@ -22,6 +22,7 @@ from experiments.induction.report import after
 from experiments.induction.scoring import expected, mentions, scores
 from experiments.induction.stories import ENDS, EVENTS, OPENINGS, WORDS, Story, stories
 from experiments.induction.tinystories import characters, read_stories, renamed, renamed_stories, split
+from tests.experiments.small_cells import SHAPE
 
 NAME = re.compile(f"\\b[{CONSONANTS.upper()}][{VOWELS}][{CONSONANTS}][{VOWELS}]\\b")
 
@@ -242,17 +243,7 @@ def test_figures_on_the_way_are_those_of_the_first_checkpoint_that_is_far_enough
     assert after(1.0, [{"steps": 9, "way": way}])[0]["second"] == 0.9
 
 
-SMALL = {
-    "model.dim": 16,
-    "model.layers": 1,
-    "model.attention_heads": 1,
-    "model.ffn_dim": 16,
-    "train.steps": 4,
-    "train.checkpoint_every": 1,
-    "train.batch_size": 2,
-    "story.count": 30,
-    "story.heldout": 5,
-}
+SMALL = SHAPE | {"train.steps": 4, "train.checkpoint_every": 1, "story.count": 30, "story.heldout": 5}
 
 
 def test_a_cell_is_trained_scored_and_shown(tmp_path, monkeypatch):

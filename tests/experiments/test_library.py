@@ -11,18 +11,9 @@ from bytemtp.bench import quality
 from experiments import grid, library, readme
 from experiments.grid import Cell, cells_of
 from experiments.n_sweep import __main__ as sweep
+from tests.experiments.small_cells import small
 
 SHARED = ("n_sweep", "future_lens", "compression")
-SMALL = {
-    "model.dim": 16,
-    "model.layers": 1,
-    "model.attention_heads": 1,
-    "model.ffn_dim": 16,
-    "train.steps": 2,
-    "train.batch_size": 2,
-    "train.seq_len": 32,
-    "train.first_seq_len": 0,
-}
 
 
 @pytest.fixture
@@ -34,14 +25,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {"train": "train.txt", "heldout": "heldout.txt"}
 
 
-def small(cell: Cell, options: dict[str, str]) -> Cell:
-    return replace(cell, settings=cell.settings | SMALL, options=cell.options | options)
-
-
 @pytest.mark.parametrize("name", ["n=1", "n=4"])
 def test_a_cell_is_trained_and_scored(name: str, files: dict[str, str]) -> None:
     (cell,) = cells_of(sweep.EXPERIMENT, "cpu", [0], [name])
-    scored = library.score(small(cell, files))
+    scored = library.score(small(cell, **files))
     n = cell.settings["model.n_future"]
     assert scored["steps"] == 2 and len(scored["bpb_per_head"]) == n and scored["bpb"] == scored["bpb_per_head"][0]
     assert len(scored["drafting"]) == (2 if n > 1 else 0)
@@ -52,7 +39,7 @@ def test_a_cell_is_trained_and_scored(name: str, files: dict[str, str]) -> None:
 
 def test_heads_can_be_added_to_another_cell_s_run(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Head 1 is then that run's, and the minutes and bytes are those of both."""
-    monkeypatch.setattr(sweep, "cells_of", lambda *which: [small(cell, files) for cell in cells_of(*which)])
+    monkeypatch.setattr(sweep, "cells_of", lambda *which: [small(cell, **files) for cell in cells_of(*which)])
     first, added = sweep.cells_of(sweep.EXPERIMENT, "cpu", [0], ["n=1", "n=8, added to n=1"])
     alone, both = sweep.score(first), sweep.score(added)
     assert both["bpb"] == alone["bpb"] and both["steps"] == 2 * alone["steps"] and len(both["bpb_per_head"]) == 8
@@ -151,7 +138,7 @@ def test_a_table_has_the_columns_that_are_added_and_none_that_are_empty() -> Non
 
 def test_figures_come_from_the_public_command(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     (cell,) = cells_of(sweep.EXPERIMENT, "cpu", [0], ["n=1"])
-    cell = small(cell, files)
+    cell = small(cell, **files)
     scored = library.score(cell)
     again = quality.bits_per_byte(cell.folder, [cell.options["heldout"]])
     assert again["bpb"] == scored["bpb"]

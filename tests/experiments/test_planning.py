@@ -15,6 +15,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS
 from bytemtp.common.settings import changed
 from bytemtp.training.batches import seq_len_at, training_rows
+from experiments.documents import written_once
 from experiments.grid import cells_of
 from experiments.planning.__main__ import (
     EXPERIMENT,
@@ -27,7 +28,7 @@ from experiments.planning.__main__ import (
     rows,
     star_of,
 )
-from experiments.planning.graphs import NAMES, Question, Star, questions, write_corpus
+from experiments.planning.graphs import NAMES, Question, Star, questions, unheard
 
 SMALL = st.tuples(st.integers(1, 5), st.integers(2, 6)).flatmap(
     lambda shape: st.builds(
@@ -78,16 +79,16 @@ def test_graphs_that_cannot_be_are_told(shape):
 def test_nothing_held_out_is_trained_on(tmp_path):
     star = Star(2, 2, 3)
     heldout = {question.prompt for question in questions(star, 4, seed=1)}
-    write_corpus(tmp_path / "a.jsonl.zst", star, 100, 0, heldout)
-    write_corpus(tmp_path / "b.jsonl.zst", star, 100, 0, set())
+    written_once(tmp_path / "a.jsonl.zst", unheard(star, 100, 0, heldout))
+    written_once(tmp_path / "b.jsonl.zst", unheard(star, 100, 0, set()))
     kept, every = (documents(tmp_path / name) for name in ("a.jsonl.zst", "b.jsonl.zst"))
     assert kept == [text for text in every if text[:-2] not in heldout] != every
     assert len(every) == 100
 
 
 def documents(path) -> list[str]:
-    lines = zstandard.decompress(path.read_bytes()).splitlines()
-    return [json.loads(line)["text"] for line in lines]
+    with zstandard.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
 
 
 @pytest.mark.parametrize("preset", EXPERIMENT.presets())

@@ -22,17 +22,9 @@ from experiments import library
 from experiments.grid import SECTIONS, Cell, cells_of
 from experiments.topologies import __main__ as topologies
 from experiments.topologies import trunk
+from tests.experiments import small_cells
 
-SMALL = {
-    "model.dim": 16,
-    "model.layers": 5,
-    "model.attention_heads": 1,
-    "model.ffn_dim": 16,
-    "train.steps": 2,
-    "train.batch_size": 2,
-    "train.seq_len": 32,
-    "train.first_seq_len": 0,
-}
+SMALL = small_cells.SMALL | {"model.layers": 5}
 TINY = bytemtp.ByteMTP(replace(preset("nano").model, dim=16, layers=1, attention_heads=1, ffn_dim=16))
 
 
