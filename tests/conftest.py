@@ -31,8 +31,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 TORCH_COMPILE_WARNINGS = (
     "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning",
     "ignore:The .grad attribute of a Tensor that is not a leaf Tensor:UserWarning",
+    "ignore:warmup, rep, and use_cuda_graph parameters are deprecated:DeprecationWarning",
+    "ignore:TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled:UserWarning",
 )
-"""About torch's own code."""
+"""About torch's own code, and Triton's."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -94,14 +94,14 @@ class Batch:
     def ids(self) -> Int64[Tensor, "b s_n"]:
         """The ids, built on the batch's device; padding is 256."""
         ids = self.octets.long()
-        ids[self.eots[:, 0], self.eots[:, 1]] = EOT
+        ids.index_put_(tuple(self.eots.T), ids.new_full((), EOT))  # for `ids[...] = EOT` CUDA waits
         return ids.masked_fill_(self._padding, EOT)
 
     @property
     def document_ids(self) -> Int32[Tensor, "b s_n"]:
         """How many end-of-text ids the row has up to here; one belongs to the document it opens.  -1 in padding."""
         boundaries = torch.zeros(self.octets.shape, dtype=torch.int32, device=self.octets.device)
-        boundaries[self.eots[:, 0], self.eots[:, 1]] = 1
+        boundaries.index_put_(tuple(self.eots.T), boundaries.new_ones(()))
         return boundaries.cumsum(dim=1, dtype=torch.int32).masked_fill_(self._padding, -1)
 
     def to(self, device: torch.device | str) -> "Batch":

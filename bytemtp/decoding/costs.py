@@ -59,8 +59,9 @@ def costs_of(model: ByteMTP, rows: int, engine: str, *, greedy: bool = True, ane
         known = json.loads(path.read_text(encoding="utf-8"))
         return Costs(tuple(map(float, known["passes"])), *(float(known[name]) for name in ("heads", "head", "look")))
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: both are mended by measuring
-        # To record all these passes would take longer than it is worth.
-        costs = measure(model, rows, "torch" if kind is RecordedEngine else engine, greedy=greedy)
+        # To compile passes on a CPU would take longer than it is worth.
+        is_compiled = kind is RecordedEngine and model.device.type == "cpu"
+        costs = measure(model, rows, "torch" if is_compiled else engine, greedy=greedy)
         with suppress(OSError):  # a full disk: then they are measured again
             write_file(path, json.dumps(asdict(costs)))
         return costs

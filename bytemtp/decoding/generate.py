@@ -10,10 +10,12 @@ from typing import Any, Literal, get_args
 
 from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, real, whole
 from bytemtp.common.errors import UserError
+from bytemtp.decoding.ahead import AheadLoop, goes_ahead
 from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.costs import costs_of
-from bytemtp.decoding.engines.select import ENGINES
+from bytemtp.decoding.engines.recorded import RecordedEngine
+from bytemtp.decoding.engines.select import ENGINES, engine_kind
 from bytemtp.decoding.loop import COPIED, Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import Rule
@@ -65,7 +67,8 @@ class Options:
     """only bytes that continue well-formed UTF-8"""
     engine: EngineName = "auto"
     """native: steps compiled from C++, for CPU cores; torch: tensor operations, for any device and dtype;
-    recorded: the same, as CUDA graphs (on CPU cores by torch.compile); auto: native where it can be, else torch"""
+    recorded: the same, as CUDA graphs (on CPU cores by torch.compile); auto: recorded on CUDA, else native where it can
+    be, else torch"""
 
     def row(self, prompt: bytes, number: int, max_bytes: int) -> Row:
         """A row that starts with `prompt`.  UserError for options that make no sense."""
@@ -107,7 +110,9 @@ class Options:
     def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
         """The loop that decodes these rows, so many at a time (0: all); draft: the other model of mode "draft"."""
         drafting = self.drafting(model, slots or len(rows), draft)
-        return VerifyLoop(model, rows, drafting, engine=self.engine, slots=slots)
+        is_recorded = engine_kind(self.engine, model) is RecordedEngine
+        kind = AheadLoop if is_recorded and goes_ahead(model, rows, drafting) else VerifyLoop
+        return kind(model, rows, drafting, engine=self.engine, slots=slots)
 
 
 def _draft(name: str, value: Any) -> ByteMTP | None:

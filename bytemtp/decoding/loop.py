@@ -149,8 +149,13 @@ class VerifyLoop:
             self.start = self.start + accepted
             self.prompt_seconds = self.prompt_seconds or self.seconds()
             yield
+            yield from self._passes_ahead()
             if self._refill():
                 self._prefill()
+
+    def _passes_ahead(self) -> Iterator[None]:
+        """Passes that need nothing of this loop; here none, see `AheadLoop`."""
+        yield from ()
 
     def seconds(self) -> float:
         """Since the start."""

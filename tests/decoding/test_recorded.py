@@ -4,7 +4,10 @@ CUDA graphs need a GPU.  Their trap does not: what a pass reads from Python (a n
 read) is fixed when it is recorded.  So here passes are recorded as traces, which fix the same things.
 """
 
+import gc
+import weakref
 from dataclasses import replace
+from itertools import zip_longest
 from typing import get_args
 
 import numpy as np
@@ -16,10 +19,13 @@ from test_native import drafts_of
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bytemtp.common.settings import ModelConfig, Topology
+from bytemtp.decoding import ahead, verdicts
+from bytemtp.decoding.ahead import AheadLoop
 from bytemtp.decoding.engines import recorded, ring
 from bytemtp.decoding.engines.recorded import RecordedEngine
 from bytemtp.decoding.engines.tensor import TensorEngine
-from bytemtp.decoding.generate import generate, generate_batch
+from bytemtp.decoding.generate import Options, generate, generate_batch, generate_stream
+from bytemtp.decoding.verdicts import MARGIN
 from bytemtp.model.model import ByteMTP
 
 TOPOLOGIES = get_args(Topology)
@@ -89,10 +95,71 @@ def test_greedy_decoding_writes_the_same_and_records_few_passes(topology):
         out = generate(model, b"a prompt", 40, mode=mode, engine="recorded")
         assert out.data == generate(model, b"a prompt", 40, engine="torch").data
         assert out.stats["engine"] == "recorded"
+        assert out.stats["accepted"] == generate(model, b"a prompt", 40, mode=mode, engine="torch").stats["accepted"]
     reached = -(-(1 + 8 + 40) // 32)
-    assert (
-        0 < len(TRACED) <= 4 * reached
-    )  # a pass over one id, over four, and drafts after each; by stretches of the cache
+    # A pass over one id, over four, drafts after each, and passes that decide, with drafts and without; by stretches.
+    assert 0 < len(TRACED) <= 6 * reached
+
+
+@settings(max_examples=12)
+@given(
+    topology=st.sampled_from(TOPOLOGIES),
+    mode=st.sampled_from(["ar", "speculative"]),
+    prompts=st.lists(st.binary(max_size=12), min_size=1, max_size=4),
+    slots=st.integers(0, 2),
+    size=st.integers(0, 40),
+    margin=st.sampled_from([MARGIN, 0.05]),
+    stop=st.sampled_from([(), (b"a",)]),
+    has_table=st.booleans(),
+    reach=st.sampled_from([0, 11]),
+)
+def test_deciding_on_the_device_changes_no_byte(topology, mode, prompts, slots, size, margin, stop, has_table, reach):
+    """Rows that wait, stop early, share prompts; with the wide margin most passes end in a near tie."""
+    model = ByteMTP(replace(TINY, topology=topology, transitions=has_table and topology != "deepseek")).eval()
+    model.trained_length = reach
+    if model.transitions is not None:
+        torch.nn.init.normal_(model.transitions, std=3.0)
+    plain = [generate(model, prompt, size, stop=stop, engine="torch") for prompt in prompts]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (ahead, verdicts):
+            patch.setattr(module, "MARGIN", margin)
+        chosen = Options(mode=mode, stop=stop, engine="recorded")
+        rows = [chosen.row(prompt, number, size) for number, prompt in enumerate(prompts)]
+        loop = chosen.loop(model, rows, slots=slots)
+        assert isinstance(loop, AheadLoop) == (topology != "deepseek" or mode == "ar")
+        loop.run()
+    for row, text in zip(rows, plain, strict=True):
+        assert (bytes(row.data), row.stopped_by) == (text.data, text.stats["stopped_by"])
+
+
+def test_passes_are_recorded_once_for_all_texts(monkeypatch):
+    """Also for one that is written while another one is: each has caches of its own."""
+    monkeypatch.setattr(recorded, "KEEPING", ("cuda", "cpu"))
+    model = ByteMTP(TINY).eval()
+    plain = [generate(model, prompt, 40, engine="torch").data for prompt in (b"one", b"two")]
+    options = dict(mode="speculative", engine="recorded")
+    assert generate(model, b"one", 40, **options).data == plain[0]
+    TRACED.clear()
+    assert generate(model, b"two", 40, **options).data == plain[1]
+    assert not TRACED
+    streams = [generate_stream(model, prompt, 40, **options) for prompt in (b"one", b"two")]
+    pieces = [list(pair) for pair in zip_longest(*streams, fillvalue=b"")]
+    assert [b"".join(parts) for parts in zip(*pieces, strict=True)] == plain
+    with torch.no_grad():
+        model.embed.weight.mul_(-1)
+    TRACED.clear()
+    assert generate(model, b"two", 40, **options).data == generate(model, b"two", 40, engine="torch").data
+    assert TRACED
+
+
+def test_a_model_can_be_forgotten(monkeypatch):
+    monkeypatch.setattr(recorded, "KEEPING", ("cuda", "cpu"))
+    model = ByteMTP(TINY).eval()
+    generate(model, b"one", 20, engine="recorded")
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_tree_and_a_batch():

@@ -368,6 +368,7 @@ def test_a_layer_with_varlen_is_one_graph_for_all_batches(window):
     assert compiles.frame_count == 1
 
 
+@pytest.mark.filterwarnings("ignore:warmup, rep, and use_cuda_graph:DeprecationWarning")  # Triton's, in xformers
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [0, 16])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

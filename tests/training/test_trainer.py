@@ -371,6 +371,7 @@ def test_a_step_asks_nothing_of_the_device(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_step_never_waits_for_cuda(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
@@ -390,6 +391,7 @@ def test_a_step_never_waits_for_cuda(
 
 
 @pytest.mark.gpu
+@pytest.mark.compiled
 def test_a_resumed_run_on_cuda_is_near_the_whole_one(corpus: str, tmp_path: Path) -> None:
     train(SETTINGS, [corpus], tmp_path / "whole", device="cuda")
     train(SETTINGS, [corpus], tmp_path / "cut", device="cuda", stop_after=5)

@@ -8,7 +8,7 @@ from bytemtp.common.runtime import log
 from bytemtp.decoding.engines.engine import Engine
 from bytemtp.decoding.engines.native.engine import NativeEngine, supports
 from bytemtp.decoding.engines.native.library import compiler
-from bytemtp.decoding.engines.recorded import RecordedEngine
+from bytemtp.decoding.engines.recorded import RecordedEngine, doubled
 from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.model.model import ByteMTP
 
@@ -19,15 +19,20 @@ ENGINES: dict[type[Engine], str] = {NativeEngine: "native", TensorEngine: "torch
 def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: int = 1, back: int = 0) -> Engine:
     """See `engine_kind`.
 
-    capacity: ids that a row may come to have; they take no memory before they come.
+    capacity: ids that a row may come to have; they take no memory before they come, unless passes are recorded.
     width: ids of a verifying pass; back: ids beyond ring.STEP_BACK that a row may give up.
     """
-    kind, window = engine_kind(choice, model), window_of(model) or capacity
-    return kind(model, rows, window, width, back) if kind is RecordedEngine else kind(model, rows, window, back)
+    kind, window = engine_kind(choice, model), window_of(model)
+    if kind is RecordedEngine:
+        return RecordedEngine(model, rows, window or doubled(capacity), width, back, capacity)
+    return kind(model, rows, window or capacity, back)
 
 
 def engine_kind(choice: str, model: ByteMTP) -> type[NativeEngine] | type[TensorEngine]:
-    """UserError if the native engine is asked for and cannot be had; "auto" says so and takes the other."""
+    """What "auto" is on this model's device: recorded passes on CUDA, else native ones, and if there is no compiler
+    (said) tensor operations.  UserError if the native engine is asked for and cannot be had."""
+    if choice == "auto" and model.device.type == "cuda":
+        return RecordedEngine
     if choice == "auto" and supports(model) and compiler() is None:
         log("no C++ compiler (c++, g++ or clang++) was found: decoding by tensor operations, several times slower")
         choice = "torch"
