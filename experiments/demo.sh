@@ -5,7 +5,8 @@
 #   2. train    preset tiny, 8 heads, on the library, for MINUTES of the clock; bits per byte beside zstd -19 and xz -9
 #   3. decode   a function that it has not seen, plainly and with drafts, by the heads and copied from an index of the
 #               training files: how fast, and that both write the same
-#   4. train    the same on tiny code, for CODE_MINUTES, in rows that hold whole functions from the start
+#   4. train    the same on tiny code, for CODE_STEPS (by the clock it would be another run each time, and the moment when
+#               it learns to copy from its prompt hangs on little), in rows that hold whole functions from the start
 #   5. decode   its held-out problems, in all modes: how fast, and that all write the same
 #   6. pass@k   SAMPLES programs for each held-out problem, run in the sandbox
 #
@@ -16,7 +17,7 @@ cd "$(dirname "$0")/.."
 data=${DATA:-data}
 runs=${RUNS:-runs}
 minutes=${MINUTES:-4}
-code_minutes=${CODE_MINUTES:-6}
+code_steps=${CODE_STEPS:-5000}
 samples=${SAMPLES:-10}
 library=$runs/demo
 code=$runs/demo-code
@@ -48,7 +49,7 @@ speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.by
     --index "$data/python/train.index" --html "$library/decode.html" 2>&1 >"$library/greedy.bytes")
 
 step "4. Tiny code: $code"
-train "$code" "$data/tinycode/train.jsonl.zst" --train.minutes "$code_minutes" --train.seq-len 256 --train.first-seq-len 0 \
+train "$code" "$data/tinycode/train.jsonl.zst" --train.steps "$code_steps" --train.seq-len 256 --train.first-seq-len 0 \
     --train.batch-size 6 --train.lr 2e-3 --train.embedding-lr 40
 
 step "5. Held-out problems, in all modes"

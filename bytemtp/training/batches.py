@@ -146,7 +146,8 @@ def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
 def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE, *, pin_memory: bool) -> list[Batch]:
     """The first `train.valid_bytes` of held-out rows, in batches of one round of forward, kept in memory.
 
-    Of several processes each has its share, of a few rows perhaps none.
+    Of several processes each has its share, in as many batches as the others have, though there may be nothing in
+    them: those that share weights must run every layer together.
     """
     train, data = settings.train, settings.data
     if not data.valid_paths and not data.valid_fraction:
@@ -159,14 +160,22 @@ def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE
     except EmptySplit:
         log("warning: no document fell into the validation split; there will be no validation")
         return []
+    batches += [nothing(settings)] * (world.largest(len(batches)) - len(batches))
     count = count_rows(batches, world)
     log(f"validation: {count * train.seq_len:,} bytes in {count:,} rows")
     return batches
 
 
 def count_rows(batches: Sequence[Batch], world: World) -> int:
-    """Of all processes."""
-    return int(world.sum(torch.tensor(sum(len(batch.octets) for batch in batches))))
+    """Of all processes; rows with nothing in them do not count."""
+    return int(world.sum(torch.tensor(sum(int((batch.lengths > 0).sum()) for batch in batches))))
+
+
+def nothing(settings: Settings) -> Batch:
+    """A row of padding."""
+    octets = torch.zeros(1, settings.train.seq_len + settings.model.n_future, dtype=torch.uint8)
+    eots, lengths = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return Batch(octets, eots, lengths, Cursor(0, 0, 0, 0, 0, 0, 0, ""))
 
 
 def with_sweeps(settings: Settings, paths: Sequence[str]) -> Settings:

@@ -14,11 +14,13 @@ Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -139,6 +141,7 @@ def joined() -> Iterator[World]:
         return
     with _meeting(world):
         store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        store = fresh(store, world)
     try:
         with nullcontext() if world.is_first else _silence():
             _connect(world, store)
@@ -154,6 +157,34 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def fresh(store: Any, world: World) -> Any:
+    """A part of the store that no earlier start of this job has written to, the same for all processes.
+
+    torchrun's store outlives a restart (`--max-restarts`), with the addresses of the dead.  So each process asks by a
+    word of its own, and the first one answers all questions, also those of the dead, until all living ones are there.
+    """
+    start = _answer(store, world) if world.is_first else _ask(store, world)
+    return dist.PrefixStore(start, store)  # type: ignore[attr-defined]
+
+
+def _ask(store: Any, world: World) -> str:
+    question = uuid4().hex
+    store.set(f"question of {world.rank}", question)
+    start: str = store.get(f"answer to {question}").decode()  # waits
+    store.set(f"{world.rank} is at {start}", "")
+    return start
+
+
+def _answer(store: Any, world: World) -> str:
+    start, others = f"start {uuid4().hex}", range(1, world.size)
+    while not all(store.check([f"{rank} is at {start}"]) for rank in others):
+        for rank in others:
+            if store.check([f"question of {rank}"]):
+                store.set(f"answer to {store.get(f'question of {rank}').decode()}", start)
+        time.sleep(0.01)
+    return start
 
 
 def job() -> str:
@@ -218,8 +249,7 @@ def _reason(error: Exception) -> str:
 def _is_first(store: Any, error: Exception) -> bool:
     """Whether this process is the first of all to have an error."""
     try:
-        # The store may outlive a restart.
-        return bool(store.add(f"failed in {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1)
+        return bool(store.add("failed", 1) == 1)
     except RuntimeError:  # the store has died with its process, the first one where there is no torchrun
         return not isinstance(error, LostProcess)
 

@@ -43,7 +43,8 @@ from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training import auto
 from bytemtp.training.auto import pick_compile
-from bytemtp.training.batches import collect_valid, seq_len_at
+from bytemtp.training.batches import collect_valid, count_rows, nothing, seq_len_at
+from bytemtp.training.distributed import ALONE
 from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_targets
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.progress import drop_lines_after
@@ -528,6 +529,15 @@ def test_wrong_validation_files_are_told_before_anything_is_written(corpus: str,
         with pytest.raises(UserError, match=message):
             train(changed(SETTINGS, **{"data.valid_paths": [path]}), [corpus], tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_with_nothing_in_it_adds_nothing() -> None:
+    """A process that shares weights validates as often as the others, though it may have fewer rows."""
+    model, batch = ByteMTP(SETTINGS.model), nothing(SETTINGS)
+    losses = evaluate(model, batch.ids, batch.document_ids, model.layout(1, SETTINGS.train.seq_len, batch.document_ids))
+    none = HeadLosses.none(2, model.device)
+    assert all(torch.equal(one, other) for one, other in zip(vars(losses).values(), vars(none).values(), strict=True))
+    assert count_rows([batch], ALONE) == 0
 
 
 @pytest.mark.parametrize(("accumulate", "rows"), [(1, 4), (2, 4), (4, 3)])
