@@ -1,12 +1,13 @@
-"""The loop where the device decides by itself: greedy decoding by recorded passes, which the host reads one pass late.
+"""The loop where the device decides by itself: recorded passes by heads, which the host reads one pass late.
 
-A pass of `RecordedEngine.greedy` verifies, accepts, and drafts for the next one, so the device never waits for the
+A pass of `RecordedEngine.decide` verifies, accepts, and drafts for the next one, so the device never waits for the
 host: it is at the next pass while the host appends what the last one decided, looks for stop strings and counts.
 Passes of `VerifyLoop` begin a text, and go on where the host is needed: at a near tie (the judge's), and when a slot
-takes the next row.  The pass under way is then given up, as drafts are.
+takes the next row.  The pass under way is then given up, as drafts are, and not counted.  The device draws by random
+numbers of its own (`device_draws`), whose keys are from the row's.
 
 Try:  bytemtp.generate(model, b"def ", 100, mode="speculative", engine="recorded")
-Shapes:  b rows, h drafting heads.
+Shapes:  b rows, h heads in use, h2 = h + 2.
 """
 
 from collections import deque
@@ -17,18 +18,23 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bytemtp.decoding.engines.recorded import RecordedEngine
+from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.decoding.chains import Chain
+from bytemtp.decoding.engines.recorded import Going, RecordedEngine
 from bytemtp.decoding.loop import Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
+from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.verdicts import MARGIN
 from bytemtp.model.model import ByteMTP
 
 
 def goes_ahead(model: ByteMTP, rows: list[Row], drafting: Drafting) -> bool:
-    """Whether all that is to be decided are likeliest ids, and all drafts are heads' that read no ids."""
-    is_greedy = all(row.rule.temperature == 0 and row.utf8_state is None for row in rows)
+    """Whether all ids may follow, by their probability alone, and all drafts are heads' that read no ids."""
+    rules = {row.rule for row in rows}
+    is_plain = all(rule in (Rule(), Rule(rule.temperature)) or rule.temperature == 0 for rule in rules)
+    is_plain = is_plain and len(rules) < 2 and all(row.utf8_state is None for row in rows)
     is_by_heads = not (drafting.as_tree or drafting.copied or drafting.model is not None)
-    return is_greedy and is_by_heads and (model.config.topology != "deepseek" or not drafting.shape)
+    return is_plain and is_by_heads and (model.config.topology != "deepseek" or not drafting.shape)
 
 
 class AheadLoop(VerifyLoop):
@@ -36,11 +42,11 @@ class AheadLoop(VerifyLoop):
 
     def _passes_ahead(self) -> Iterator[None]:
         assert isinstance(self.engine, RecordedEngine)
-        start, ids = self.engine.tensor(self.start), self.engine.tensor(self._next_chunk())
+        going = self._going(self.engine)
         under_way: deque[Copied] = deque()
         while not self._needs_host():
-            reach = int(self.start.max()) + (1 + len(under_way)) * ids.shape[1]
-            start, ids, decided = self.engine.greedy(start, ids, reach, MARGIN)
+            reach = int(self.start.max()) + (1 + len(under_way)) * going.ids.shape[1]
+            going, decided = self.engine.decide(going, reach, MARGIN)
             under_way.append(Copied(decided))
             if len(under_way) == 2:
                 if not self._read(under_way.popleft().array()):
@@ -49,13 +55,22 @@ class AheadLoop(VerifyLoop):
         for tree in self.trees:
             tree.begin()  # the host knows nothing of the device's drafts
 
-    def _next_chunk(self) -> Int[np.ndarray, "b h"]:
-        """Of each row the id that the engine has not read yet, and its drafts; where there are fewer, anything."""
-        chunk = np.zeros((len(self.rows), 1 + len(self.drafting.shape)), dtype=np.int64)
+    def _going(self, engine: RecordedEngine) -> Going:
+        """From each row's last id, which the engine has not read yet, and its drafts; where there are fewer, zeros."""
+        shape = len(self.rows), len(self.drafting.shape)
+        ids, q = np.zeros((shape[0], 1 + shape[1]), dtype=np.int64), np.zeros((*shape, PADDED_VOCAB_SIZE))
+        q[..., 0] = 1
         for slot, tree in enumerate(self.trees):
-            chunk[slot, 0] = self.ids[slot, self.known[slot] - 1]
-            chunk[slot, 1 : 1 + len(tree.drafts)] = [draft.id for draft in tree.drafts]
-        return chunk
+            ids[slot, 0] = self.ids[slot, self.known[slot] - 1]
+            ids[slot, 1 : 1 + len(tree.drafts)] = [draft.id for draft in tree.drafts]
+            if isinstance(tree, Chain) and len(tree.laws):
+                q[slot, : len(tree.drafts)] = tree.laws
+        start, chunk = engine.tensor(self.start), engine.tensor(ids)
+        rule = self.rows[0].rule
+        if rule.temperature == 0:
+            return Going(start, chunk)
+        keys = np.array([row.random.getrandbits(63) for row in self.rows])
+        return Going(start, chunk, *map(engine.tensor, (q, keys, np.array(rule.temperature))))
 
     def _needs_host(self) -> bool:
         """To end, or to begin another row."""
@@ -72,24 +87,31 @@ class AheadLoop(VerifyLoop):
             if certain <= stay and self.judge is not None:
                 is_certain = False
                 continue
-            for number, id_ in enumerate(best[: stay + 1]):
-                if not row.stopped_by:
-                    self._append(slot, id_, number + 1 if number < stay else 0)
-            row.count_pass(range(1, len(best)), stay, self.trees[slot].source)
+            drafts = min(len(best), row.left) - 1  # more would not have been of use
+            kept = self._keep(slot, best[: min(stay, drafts) + 1])
+            row.count_pass(range(1, 1 + drafts), kept, self.trees[slot].source)
             start[slot] += stay + 1
         self.start = start
         return is_certain
+
+    def _keep(self, slot: int, ids: list[int]) -> int:
+        """Append them, the last one as head 1's, until the text ends; returns how many drafts stay."""
+        for number, id_ in enumerate(ids):
+            if self.rows[slot].stopped_by:
+                return number
+            self._append(slot, id_, number + 1 if number < len(ids) - 1 else 0)
+        return len(ids) - 1
 
 
 class Copied:
     """A tensor on its way to the host."""
 
     def __init__(self, there: Tensor) -> None:
-        self.here, self.arrived = there.clone(), None
-        if there.is_cuda:
-            self.here = torch.empty_like(there, device="cpu", pin_memory=True).copy_(there, non_blocking=True)
-            self.arrived = torch.cuda.Event()
-            self.arrived.record()
+        self.arrived = torch.cuda.Event() if there.is_cuda else None
+        self.here = torch.empty_like(there, device="cpu", pin_memory=there.is_cuda)
+        self.here.copy_(there, non_blocking=True)
+        if self.arrived is not None:
+            self.arrived.record(torch.cuda.current_stream(there.device))
 
     def array(self) -> np.ndarray:
         """Waits for it."""

@@ -44,6 +44,7 @@ from bytemtp.decoding.drafters import Drafter, HeadDrafter, ModelDrafter, ids_fr
 from bytemtp.decoding.engines.native.choices import CompiledChooser, CompiledCopies
 from bytemtp.decoding.engines.native.draws import CompiledDraws
 from bytemtp.decoding.engines.native.engine import NativeEngine
+from bytemtp.decoding.engines.ring import PIECE
 from bytemtp.decoding.engines.select import make_engine, window_of
 from bytemtp.decoding.judge import Float64Judge
 from bytemtp.decoding.row import Row
@@ -52,8 +53,7 @@ from bytemtp.decoding.tree import Draft, DraftTree, Shape, branches_of, depth_of
 from bytemtp.decoding.verdicts import Verdicts
 from bytemtp.model.model import ByteMTP
 
-PREFILL = 512
-"""Ids of a prompt that go through the model at a time."""
+PREFILL = PIECE
 COPIED = 15
 """Most bytes that are copied for a pass; in mode "auto" as many as costs are known of."""
 

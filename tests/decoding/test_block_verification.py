@@ -6,10 +6,12 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
+from bytemtp.decoding.engines import device_draws
 from bytemtp.decoding.sampling import (
     Rule,
     acceptance,
@@ -22,6 +24,8 @@ from bytemtp.decoding.sampling import (
 from bytemtp.decoding.utf8 import START, legal
 
 EXACT = 1e-12
+KINDS = torch.float64, torch.int64, torch.float64
+"""Of p, drafts and q."""
 
 
 class Chain:
@@ -194,6 +198,46 @@ def test_the_laws_are_those_of_the_slow_twin(chain):
     assert lengths.sum() == pytest.approx(1, abs=EXACT) and (lengths >= 0).all()
     rests = rests / rests.sum(-1, keepdims=True)
     np.testing.assert_allclose(lengths[:, None] * rests, slow[:, None] * slow_rests, atol=EXACT, rtol=0)
+
+
+@settings(max_examples=200)
+@given(chain=real_chains(), seed=st.integers(0, 2**32 - 1))
+def test_a_device_draws_alike(chain, seed):
+    """Two rows, the other one with a chain of its own, of the same length."""
+    p, ids, q = chain
+    others = [chain, (p[::-1], ids, q)]
+    tensors = [torch.tensor(np.array(x), dtype=kind) for x, kind in zip(zip(*others, strict=True), KINDS, strict=True)]
+    tensors[1] = tensors[1].view(2, len(ids))
+    lengths, rests = device_draws.chain_laws(*tensors)
+    uniform = np.random.default_rng(seed).random((2, 2))
+    stay, id_ = device_draws.verify_chains(*tensors, torch.from_numpy(uniform))
+    for row, laws in enumerate(others):
+        expected, expected_rests = chain_laws(*laws)
+        np.testing.assert_allclose(lengths[row], expected, atol=EXACT, rtol=0)
+        np.testing.assert_allclose(rests[row], expected_rests, atol=EXACT, rtol=0)
+        assert stay[row] == sample_id(lengths[row].numpy(), uniform[row, 0])
+        assert id_[row] == sample_id(rests[row, stay[row]].numpy(), uniform[row, 1])
+
+
+@given(law=st.lists(st.sampled_from([0.0, 0.1, 0.5, 3.0]), min_size=2, max_size=9).filter(any))
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2.0**-53])
+def test_a_device_never_draws_what_cannot_be(law, uniform):
+    law = torch.tensor([law, law[::-1]], dtype=torch.float64)
+    ids = device_draws.draw(law, torch.full((2,), uniform, dtype=torch.float64))
+    assert (law.gather(1, ids[:, None]) > 0).all()
+
+
+def test_random_numbers_are_those_of_splitmix64():
+    """Its first three for the seed 1234567, as published with the algorithm; and counters do not overlap."""
+    keys, counter = torch.tensor([1234567, -5]), torch.tensor([0, 7])
+    numbers = device_draws.uniforms(keys, counter, 3)
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert numbers[0].tolist() == [(x >> 11) * 2.0**-53 for x in published]
+    assert torch.equal(
+        device_draws.uniforms(keys, counter + 1, 3)[:, 0], device_draws.uniforms(keys, counter * 3 + 3, 1)[:, 0]
+    )
+    many = device_draws.uniforms(torch.arange(100), torch.arange(100), 8)
+    assert len(many.unique()) == 800 and many.min() >= 0 and many.max() < 1
 
 
 @given(chain=real_chains())

@@ -19,7 +19,8 @@ from test_native import drafts_of
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bytemtp.common.settings import ModelConfig, Topology
-from bytemtp.decoding import ahead, verdicts
+from bytemtp.common.vocab import EOT
+from bytemtp.decoding import ahead, loop, verdicts
 from bytemtp.decoding.ahead import AheadLoop
 from bytemtp.decoding.engines import recorded, ring
 from bytemtp.decoding.engines.recorded import RecordedEngine
@@ -125,11 +126,40 @@ def test_deciding_on_the_device_changes_no_byte(topology, mode, prompts, slots, 
             patch.setattr(module, "MARGIN", margin)
         chosen = Options(mode=mode, stop=stop, engine="recorded")
         rows = [chosen.row(prompt, number, size) for number, prompt in enumerate(prompts)]
-        loop = chosen.loop(model, rows, slots=slots)
-        assert isinstance(loop, AheadLoop) == (topology != "deepseek" or mode == "ar")
-        loop.run()
+        decoding = chosen.loop(model, rows, slots=slots)
+        assert isinstance(decoding, AheadLoop) == (topology != "deepseek" or mode == "ar")
+        decoding.run()
     for row, text in zip(rows, plain, strict=True):
         assert (bytes(row.data), row.stopped_by) == (text.data, text.stats["stopped_by"])
+
+
+@pytest.mark.parametrize("topology", ["branched", "parallel", "deepseek"])
+@pytest.mark.parametrize("mode", ["ar", "speculative"])
+def test_the_device_draws_by_the_same_law(topology, mode):
+    """Each byte's place in the law of what may follow the text before it, likeliest first, is uniform."""
+    model = ByteMTP(replace(TINY, topology=topology, transitions=topology == "branched")).eval()
+    with torch.no_grad():  # all ids look alike, and all heads say what head 1 says: then many drafts stay
+        model.embed.weight.mul_(0.3).add_(torch.randn(TINY.dim))
+        for matrix in model.unembed[1:]:
+            matrix.weight.copy_(model.unembed[0].weight)
+        if model.transitions is not None:
+            torch.nn.init.normal_(model.transitions, std=0.01)
+    options = Options(mode=mode, temperature=0.3, seed=3, engine="recorded")
+    rows = [options.row(b"ab", number, 12) for number in range(300)]
+    decoding = options.loop(model, rows, slots=200)
+    assert isinstance(decoding, AheadLoop) == (topology != "deepseek" or mode == "ar")
+    decoding.run()
+    places, random = [], np.random.default_rng(0)
+    for row in rows:
+        ids = torch.tensor([[EOT, *b"ab", *row.data, *([EOT] if row.stopped_by == "endoftext" else [])]])
+        laws = torch.softmax(model(ids)[0, 0].detach().double() / 0.3, -1)[2:-1]
+        for law, id_ in zip(laws, ids[0, 3:], strict=True):
+            places.append(float(law[law > law[id_]].sum() + law[id_] * random.random()))
+    assert len(places) > 3000
+    distance = np.abs(np.sort(places) - (np.arange(len(places)) + 0.5) / len(places)).max()
+    assert distance < 2.2 / len(places) ** 0.5  # Kolmogorov: more once in 8,000 times
+    if mode == "speculative" and isinstance(decoding, AheadLoop):
+        assert sum(row.stats(1.0)["num_accepted_draft_tokens"] for row in rows) > 500
 
 
 def test_passes_are_recorded_once_for_all_texts(monkeypatch):
@@ -150,6 +180,35 @@ def test_passes_are_recorded_once_for_all_texts(monkeypatch):
     TRACED.clear()
     assert generate(model, b"two", 40, **options).data == generate(model, b"two", 40, engine="torch").data
     assert TRACED
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_caches_that_grew_are_not_given_back_with_old_passes(monkeypatch, window):
+    """A piece of a prompt that was longer than expected made the caches anew, and the next text ran on the old ones."""
+    monkeypatch.setattr(recorded, "KEEPING", ("cuda", "cpu"))
+    monkeypatch.setattr(ring, "PIECE", 8)
+    monkeypatch.setattr(loop, "PREFILL", 64)
+    model = ByteMTP(replace(TINY, window=window)).eval()
+    for prompt, size in ((b"short", 100), (b"long" * 24, 9), (b"short", 100)):
+        options = dict(mode="speculative", engine="recorded")
+        assert generate(model, prompt, size, **options).data == generate(model, prompt, size, engine="torch").data
+
+
+@pytest.mark.parametrize(("size", "stop"), [(1, ()), (2, ()), (10, ()), (11, ()), (40, (b"rrrrrrr",))])
+def test_the_end_of_a_text_is_counted_as_by_the_host(size, stop):
+    """With drafts that are all right: the last byte is head 1's, and no more is drafted than can stay."""
+    model = ByteMTP(replace(TINY, topology="replicated")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0 if parameter.dim() == 1 or parameter is model.embed.weight else 0.0)
+        for matrix in model.unembed:
+            matrix.weight[ord("r")] = 1
+    options = dict(mode="speculative", stop=stop)
+    fast, slow = (generate(model, b"a", size, engine=engine, **options) for engine in ("recorded", "torch"))
+    assert (fast.data, fast.origins) == (slow.data, slow.origins)
+    assert set(slow.data) <= set(b"r") and len(slow.data) == (0 if stop else size)
+    for name in slow.stats.keys() - {"engine", "seconds", "prompt_seconds", "bytes_per_s"}:
+        assert fast.stats[name] == slow.stats[name], name
 
 
 def test_a_model_can_be_forgotten(monkeypatch):

@@ -14,6 +14,9 @@ from jaxtyping import Int
 SLOTS = 256
 """A ring has a multiple of so many slots, so that the next text can often use the last one's memory."""
 
+PIECE = 512
+"""Most ids of a prompt that go through the model at a time."""
+
 STEP_BACK = 64
 """Slots beyond what a pass sees and writes: a caller may give up so many ids and go on before them."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32, Int, Num
 from torch import Tensor, nn
 
 from bytemtp.decoding.engines.engine import Branches
@@ -157,7 +157,7 @@ class TensorEngine:
         """A layer of the trunk, or a head's link, on a chunk."""
         return step(module, x, chunk, self.caches[module]) if isinstance(module, Block) else module(x)
 
-    def tensor(self, x: Int[np.ndarray, "*b"]) -> Int[Tensor, "*b"]:
+    def tensor(self, x: Num[np.ndarray, "*b"]) -> Num[Tensor, "*b"]:
         return torch.from_numpy(x).to(self.model.device)
 
     @torch.inference_mode(False)  # what is made inside that mode could not be written to outside it
@@ -205,8 +205,8 @@ class TensorEngine:
         own_mask = above & (depth[..., None] - depth[:, None] < self.window)
         columns = own_slots.clamp_max(slots)[:, None].expand(-1, length, -1)
         mask = F.pad(mask, (0, 1)).scatter(2, columns, own_mask)[..., :slots]
-        # An id without a place sees some slot, so that its (unused) output is a number.
-        mask |= outside[..., None] & (slot == 0)
+        # An id without a place, or beyond the end of a text, sees some slot, so that its (unused) output is a number.
+        mask[..., 0] |= ~mask.any(-1)
         config = self.model.config
         rope = rope_at(positions, config.head_dim, config.rope_theta, self.model.embed.weight.dtype)
         return Chunk(rope, own_slots, mask)
