@@ -45,7 +45,7 @@ curves=$(python -m bytemtp.report "$library")
 step "3. A held-out function, plainly and with drafts"
 [ -e "$data/python/train.index" ] || python -m bytemtp.index "$data/python/train.tar.zst" --out "$data/python/train.index"
 python experiments/heldout_function.py "$data/python/heldout.tar.zst" >"$library/prompt.bytes"
-speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.bytes" --max-bytes 500 --compare ar \
+speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.bytes" --max-bytes 1000 --compare ar \
     --index "$data/python/train.index" --html "$library/decode.html" 2>&1 >"$library/greedy.bytes")
 
 step "4. Tiny code: $code"
@@ -78,7 +78,7 @@ The run
 
 $curves
 
-A held-out function, 500 bytes by the model of the library
+A held-out function, 1,000 bytes by the model of the library
 $speeds
 
 Held-out problems, by the model of tiny code
