@@ -60,9 +60,7 @@ def ours(
     def step() -> None:
         ids = next(batches)
         document_ids = (torch.arange(ids.shape[1]) * documents // ids.shape[1]).expand_as(ids)
-        layout = model.layout(
-            shape.batch, shape.seq, document_ids
-        )  # of what is on the host: a device is not waited for
+        layout = model.layout(shape.batch, shape.seq, document_ids)  # made on the host, so a device is not waited for
         backward(model, ids.to(device), document_ids.to(device), mode=mode, layout=layout)
         optimizer.clip(1.0)
         optimizer.step()

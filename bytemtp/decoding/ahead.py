@@ -31,10 +31,10 @@ from bytemtp.model.model import ByteMTP
 def goes_ahead(model: ByteMTP, rows: list[Row], drafting: Drafting) -> bool:
     """Whether all ids may follow, by their probability alone, and all drafts are heads' that read no ids."""
     rules = {row.rule for row in rows}
-    is_plain = all(rule in (Rule(), Rule(rule.temperature)) or rule.temperature == 0 for rule in rules)
-    is_plain = is_plain and len(rules) < 2 and all(row.utf8_state is None for row in rows)
+    is_uncut = len(rules) < 2 and all(rule.temperature == 0 or rule == Rule(rule.temperature) for rule in rules)
+    is_free = all(row.utf8_state is None for row in rows)
     is_by_heads = not (drafting.as_tree or drafting.copied or drafting.model is not None)
-    return is_plain and is_by_heads and (model.config.topology != "deepseek" or not drafting.shape)
+    return is_uncut and is_free and is_by_heads and (model.config.topology != "deepseek" or not drafting.shape)
 
 
 class AheadLoop(VerifyLoop):
@@ -93,14 +93,6 @@ class AheadLoop(VerifyLoop):
             start[slot] += stay + 1
         self.start = start
         return is_certain
-
-    def _keep(self, slot: int, ids: list[int]) -> int:
-        """Append them, the last one as head 1's, until the text ends; returns how many drafts stay."""
-        for number, id_ in enumerate(ids):
-            if self.rows[slot].stopped_by:
-                return number
-            self._append(slot, id_, number + 1 if number < len(ids) - 1 else 0)
-        return len(ids) - 1
 
 
 class Copied:

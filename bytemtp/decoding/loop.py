@@ -276,14 +276,18 @@ class VerifyLoop:
 
     def _accept_together(self, slot: int, verdicts: Verdicts, tree: Chain) -> list[int]:
         """Of a chain where decoding draws: as many stay as `verify_chain` says."""
-        row, ids = self.rows[slot], [draft.id for draft in tree.drafts]
+        ids = [draft.id for draft in tree.drafts]
         q = np.asarray(tree.laws) if len(tree.laws) else None
-        stay, last = self.draws.verify_chain(verdicts.along(ids), ids, q, row.random)
-        for number, id_ in enumerate([*ids[:stay], last]):
-            if row.stopped_by:
-                return list(range(number))
-            self._append(slot, id_, number + 1 if number < stay else 0)
-        return list(range(stay))
+        stay, last = self.draws.verify_chain(verdicts.along(ids), ids, q, self.rows[slot].random)
+        return list(range(self._keep(slot, [*ids[:stay], last])))
+
+    def _keep(self, slot: int, ids: list[int]) -> int:
+        """Append drafts that stay, then head 1's id, until the text ends; returns how many drafts were appended."""
+        for number, id_ in enumerate(ids):
+            if self.rows[slot].stopped_by:
+                return number
+            self._append(slot, id_, number + 1 if number < len(ids) - 1 else 0)
+        return len(ids) - 1
 
     def _append(self, slot: int, id_: int, draft: int) -> None:
         """Decide an id.  draft: the depth of the draft that it was, or 0."""
