@@ -146,7 +146,7 @@ class _Opener:
             return Archive(TarMembers(file), self)
         if container == "jsonl":
             return JsonLines(file, self.reading.text_field, self.skip_log)
-        if container == self.reading.format == "zip":
+        if container == self.reading.format == "zip" and not self.inside:
             file.close()
             raise Damaged(file.name, "is a .zip in a compressed file; decompress it first")
         if self.reading.format != "auto":

@@ -83,8 +83,8 @@ def _matches(pattern: str, path: str, key: str) -> bool:
 
 def held_out_paths(paths: Sequence[str]) -> frozenset[str]:
     """What `data.valid_paths` names, as `LeaveOut.held_out` wants it."""
-    hits = [hit for path in paths for hit in glob.glob(path, recursive=True) or [path]]
-    return frozenset(map(_whole, hits))
+    hits = [hit for path in paths for hit in ([path] if os.path.lexists(path) else glob.glob(path, recursive=True))]
+    return frozenset(map(_whole, [*hits, *paths]))
 
 
 def _whole(path: str) -> str:
@@ -93,25 +93,36 @@ def _whole(path: str) -> str:
 
 
 def output_in(entries: Collection[str], read: Callable[[str], bytes]) -> str | None:
-    """What of our own commands' output a folder with these entries is; None if it is none."""
+    """What of our own commands' output a folder with these entries is; None if it is none.
+
+    read: the content of an entry.  One that cannot be read is no output of ours.
+    """
     names = set(entries)
-    if "config.toml" in names and _is_run(read("config.toml")):
+
+    def text(name: str) -> bytes:
+        try:
+            return read(name)
+        except OSError:
+            return b""
+
+    if "config.toml" in names and is_run_config(text("config.toml")):
         return "run folder"
     if "lock" in names and names <= _BEGINNING:
         return "run folder"
     if {"model.safetensors", "state.json"} <= names:
         return "checkpoint"
-    if {"model.safetensors", "config.json"} <= names and _object(read("config.json")).get("vocab_size") == VOCAB_SIZE:
+    if {"model.safetensors", "config.json"} <= names and _object(text("config.json")).get("vocab_size") == VOCAB_SIZE:
         return "exported model"
-    if any(name in names and {"problems", "samples"} <= _object(read(name)).keys() for name in _PASSK):
+    if any(name in names and {"problems", "samples"} <= _object(text(name)).keys() for name in _PASSK):
         return "folder of judged samples"
     return None
 
 
-def _is_run(text: bytes) -> bool:
+def is_run_config(text: bytes) -> bool:
+    """Whether a config.toml is that of a run."""
     try:
         tables = tomllib.loads(text.decode("utf-8", "surrogateescape"))
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return False
     return all(isinstance(tables.get(name), dict) for name in ("model", "train", "run"))
 

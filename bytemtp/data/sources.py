@@ -137,19 +137,17 @@ class Source:
 
         Damaged if the file is not there.
         """
-        try:
+        with _reading(self.name):
             if not _is_url(self.name):
                 status = os.stat(self.name)
                 return status.st_size, str(status.st_mtime_ns)
             file_system, path = _file_system(self.name)
             info = {name.lower().replace("_", ""): value for name, value in file_system.info(path).items()}
-        except OSError as error:
-            raise _unreadable(self.name, error) from error
         return int(info.get("size") or 0), str(next((info[name] for name in _CHANGES if info.get(name)), ""))
 
     def open(self) -> "RawFile":
         """Open for reading from the start.  Damaged if that is not possible."""
-        try:
+        with _reading(self.name):
             if self.name == STANDARD_INPUT:
                 return RawFile(self.name, io.FileIO(sys.stdin.fileno(), closefd=False), size=None)
             if _is_url(self.name):
@@ -157,8 +155,6 @@ class Source:
                 return RawFile(self.name, file_system.open(path, "rb"), size=file_system.size(path))
             file = io.FileIO(self.name)
             return RawFile(self.name, file, size=os.fstat(file.fileno()).st_size)
-        except OSError as error:
-            raise _unreadable(self.name, error) from error
 
 
 class RawFile(ByteFile):
@@ -177,10 +173,8 @@ class RawFile(ByteFile):
 
     def read(self, size: int) -> bytes:
         size = self._room(size)
-        try:
+        with _reading(self.name):
             data: bytes = self._file.read(size)
-        except OSError as error:
-            raise _unreadable(self.name, error) from error
         if not data and size and self._size is not None:
             raise Damaged(self.name, f"shrank while it was read: {self._position} of {self._size} bytes were there")
         self._position += len(data)
@@ -236,7 +230,11 @@ def absolute(path: str) -> str:
     is_pattern = not os.path.lexists(path) and glob.has_magic(path)
     if path == STANDARD_INPUT or _is_url(path) or (is_pattern and glob.has_magic(os.getcwd())):
         return path
-    return os.path.abspath(path) + os.sep * (path.endswith(os.sep) and path.strip(os.sep) != "")
+    above = "".join(path.rpartition(os.pardir)[:2])
+    # What lies above a symbolic link to a folder is not what lies above its name.
+    is_same = os.path.realpath(above) == os.path.realpath(os.path.abspath(above))
+    whole = os.path.abspath(path) if is_same else os.path.join(os.getcwd(), path)
+    return whole.rstrip(os.sep) + os.sep * path.endswith(os.sep) if path.strip(os.sep) else whole
 
 
 def spool_standard_input(path: Path) -> None:
@@ -287,11 +285,20 @@ class _Finder:
         if not hits:
             raise Damaged(pattern, "no such file or folder, and nothing matches it as a pattern")
         key_start = _fixed_part(pattern)
+        has_every_file = "**" in pattern and os.path.basename(pattern) in ("*", "**", "")
+        done: set[str] = set()
         for hit in hits:
-            if "**" in pattern and _is_loop(hit, key_start):
-                self._skip_log.report(Damaged(hit, "goes through a symbolic link to a folder that holds it: a loop"))
-                return
-            if ("**" not in pattern or not os.path.isdir(hit)) and not self._is_left_out(self._why(hit, key_start)):
+            folders, is_folder = _folders_to(hit, key_start), os.path.isdir(hit)
+            way = [*folders, hit] if is_folder and not hit.endswith(os.sep) else folders
+            loop = _loop(way) if "**" in pattern else None
+            if loop and loop not in done:
+                self._skip_log.report(Damaged(loop, "is a symbolic link to a folder that holds it: a loop"))
+                done.add(loop)
+            if loop or (is_folder and has_every_file) or not done.isdisjoint(folders):
+                continue
+            if is_folder:
+                done.add(hit.rstrip(os.sep))
+            if not self._is_left_out(self._why(hit, key_start)):
                 yield from self._walk(hit, key_start)
 
     def _walk(self, name: str, key_start: int, ancestors: tuple[tuple[int, int], ...] = ()) -> Iterator[Source]:
@@ -314,19 +321,20 @@ class _Finder:
                         yield from self._walk(path, key_start, (*ancestors, _identity(status)))
 
     def _url(self, url: str) -> Iterator[Source]:
-        file_system, path = _file_system(url)
-        if glob.has_magic(path) and not file_system.exists(path):
-            found = sorted(hit for hit in file_system.glob(path) if file_system.isfile(hit))
-            root = path[: _fixed_part(path)]
-        elif file_system.isdir(path):
-            found, root = sorted(file_system.find(path)), path
-        elif not file_system.exists(path):
-            raise Damaged(url, "no such file or folder")
-        elif file_system.size(path) == 0:
-            raise Damaged(url, "is empty")
-        else:
-            found, root = [path], path.rpartition("/")[0]
-        outputs = self._outputs_among(found, file_system) if found != [path] else {}
+        with _reading(url):
+            file_system, path = _file_system(url)
+            if glob.has_magic(path) and not file_system.exists(path):
+                found = sorted(hit for hit in file_system.glob(path) if file_system.isfile(hit))
+                root = path[: _fixed_part(path)]
+            elif file_system.isdir(path):
+                found, root = sorted(file_system.find(path)), path
+            elif not file_system.exists(path):
+                raise Damaged(url, "no such file or folder")
+            elif file_system.size(path) == 0:
+                raise Damaged(url, "is empty")
+            else:
+                found, root = [path], path.rpartition("/")[0]
+            outputs = self._outputs_among(found, file_system) if found != [path] else {}
         for file in found:
             name = file_system.unstrip_protocol(file)
             key = file[len(root) :].lstrip("/")
@@ -346,10 +354,7 @@ class _Finder:
 
     def _why(self, hit: str, key_start: int) -> str | None:
         """Why what a pattern matches is left out, or a folder that it lies in."""
-        folders = [
-            hit[:key_start] or os.curdir,
-            *(hit[:end] for end in range(key_start, len(hit)) if hit[end] == os.sep),
-        ]
+        folders = _folders_to(hit, key_start)
         for folder in folders:
             if folder not in self._outputs:
                 self._outputs[folder] = self._output(folder, os.listdir(folder))
@@ -359,7 +364,7 @@ class _Finder:
     def _output(self, folder: str, entries: list[str]) -> str | None:
         if not self._leave_out.defaults:
             return None
-        return output_in(entries, lambda name: Path(folder, name).read_bytes())
+        return output_in(entries, lambda name: _head(os.path.join(folder, name)))
 
     def _is_left_out(self, reason: str | None) -> bool:
         """Whether there is a reason, which is counted."""
@@ -373,16 +378,32 @@ def as_text(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} x {what}" if count > 1 else what for what, count in sorted(left_out.items()))
 
 
+def _head(path: str) -> bytes:
+    """More than any output of ours has that is asked for."""
+    with open(path, "rb") as file:
+        return file.read(1 << 20)
+
+
 def _fixed_part(pattern: str) -> int:
     """Length of the leading folders without a wildcard."""
     head = re.split(r"[*?[]", pattern, maxsplit=1)[0]
     return len(head) - len(os.path.basename(head))
 
 
-def _is_loop(path: str, key_start: int) -> bool:
-    """Whether a folder below the pattern's fixed part is met twice on the way to `path`."""
-    folders = [path[:end] for end in range(key_start, len(path)) if path[end] == os.sep]
-    return len({_identity(os.stat(folder)) for folder in folders}) < len(folders)
+def _folders_to(path: str, key_start: int) -> list[str]:
+    """That a path lies in, from the pattern's fixed part on."""
+    return [path[:key_start] or os.curdir, *(path[:end] for end in range(key_start, len(path)) if path[end] == os.sep)]
+
+
+def _loop(folders: Sequence[str]) -> str | None:
+    """The first of the folders, each in the one before, that is met twice."""
+    met: set[tuple[int, int]] = set()
+    for folder in folders:
+        identity = _identity(os.stat(folder))
+        if identity in met:
+            return folder
+        met.add(identity)
+    return None
 
 
 def _reader(file_system: AbstractFileSystem, folder: str) -> Callable[[str], bytes]:
@@ -411,6 +432,21 @@ def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
     except ValueError as error:
         raise UserError(f"{url}: {error}") from error
     return file_system, path
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever goes wrong is Damaged: file systems of fsspec raise their libraries' own errors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    except Exception as error:
+        if not _is_url(name):
+            raise
+        raise Damaged(name, f"cannot be read: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def _unreadable(name: str, error: OSError) -> Damaged:

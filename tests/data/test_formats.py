@@ -135,6 +135,12 @@ def test_format_is_said_for_all_files(tmp_path: Path) -> None:
     assert read(written(tmp_path / "lines.gz", gzip.compress(LINES)), format="jsonl") == [b"one", b"two"]
     assert read(written(tmp_path / "tar", tar_of({"a": TEXT})), format="tar") == [TEXT]
     assert read(written(tmp_path / "zip", zip_of({"a": TEXT})), format="zip") == [TEXT]
+    inner = zip_of({"c": TEXT})
+    assert read(written(tmp_path / "zips", zip_of({"a": TEXT, "b.zip": inner, "c": TEXT})), format="zip") == [
+        TEXT,
+        inner,
+        TEXT,
+    ]
     assert read(written(tmp_path / "a.zip", zip_of({"a": TEXT})), format="raw") == [zip_of({"a": TEXT})]
     with pytest.raises(Damaged, match=r"zip\.gz: is a \.zip in a compressed file; decompress it first"):
         read(written(tmp_path / "zip.gz", gzip.compress(zip_of({"a": TEXT}))), format="zip")

@@ -91,6 +91,17 @@ def test_another_config_makes_no_run(tmp_path: Path, text: str) -> None:
     assert len(keys(tmp_path)) == 5
 
 
+def test_what_cannot_be_read_is_no_output(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "b/c.txt")
+    (tmp_path / "b/config.toml").symlink_to(tmp_path / "nothing")
+    log = SkipLog("skip")
+    assert [source.key for source in find([tmp_path], log)] == ["a.txt", "b/c.txt"]
+    assert log.listed == [(str(tmp_path / "b/config.toml"), "is a symbolic link to nothing")]
+    (tmp_path / "settings.json").write_text("[" * 100_000)
+    (tmp_path / "config.toml").write_text("x = " + "1" * 5000)
+    assert keys(tmp_path / "*.*") == ["a.txt", "config.toml", "settings.json"]
+
+
 PATTERNS = {
     "*.log": [".env", "a.txt", "runs/notes.txt", "src/b.txt"],
     "src": [".env", "a.txt", "runs/notes.txt"],
@@ -150,6 +161,8 @@ def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert whole == path if path in ("-", "memory://a/b") else os.path.isabs(whole)
         if ":" not in path:
             assert keys(whole) == keys(path)
+    (tmp_path / "x/link").symlink_to(tmp_path / "x/deep")
+    assert keys(absolute("link/../a.txt")) == keys("link/../a.txt") == ["a.txt"]
     (tmp_path / "[x]").mkdir()
     monkeypatch.chdir(make(tmp_path / "[x]", "c.txt"))
     assert keys(absolute("*.txt")) == keys(absolute("c.txt")) == ["c.txt"]

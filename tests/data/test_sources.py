@@ -4,9 +4,11 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 
 from bytemtp.common.errors import UserError
@@ -61,6 +63,38 @@ def test_globs(tree: Path) -> None:
     assert keys(tree / "**/*.md") == ["a/deep/y.md"]
     assert keys(tree / "**") == ["[a].txt", "a/deep/y.md", "a/x.txt", "b.txt"]
     assert keys(tree / "[a].txt") == ["[a].txt"], "a file that exists is no pattern"
+
+
+def test_a_pattern_of_any_depth_reads_the_folders_that_it_matches(tree: Path) -> None:
+    assert keys(tree / "**" / "a") == ["a/.hidden", "a/deep/y.md", "a/x.txt"]
+    assert keys(tree / "**" / "[ad]*") == ["a/.hidden", "a/deep/y.md", "a/x.txt"], "each file once"
+    assert keys(tree / "**" / "*") == ["[a].txt", "a/deep/y.md", "a/x.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*", "**/*.*"])
+def test_a_loop_is_left_out_alone(tree: Path, pattern: str) -> None:
+    (tree / "a" / "loop").symlink_to(tree)
+    skip_log = SkipLog("skip")
+    assert {source.key for source in find([tree / pattern], skip_log)} >= {"a/deep/y.md", "a/x.txt", "b.txt"}
+    assert len({source.key for source in find([tree / pattern], SkipLog("skip"))}) == 4
+    assert skip_log.listed == [(str(tree / "a" / "loop"), "is a symbolic link to a folder that holds it: a loop")]
+
+
+class Unreachable(MemoryFileSystem):
+    """Raises what is no OSError, as the libraries behind file systems do."""
+
+    protocol = "unreachable"
+
+    def exists(self, path: str, **_: Any) -> bool:
+        raise ValueError("no route\nto the host")
+
+
+def test_errors_of_file_systems_are_damages(tmp_path: Path) -> None:
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    (tmp_path / "good.txt").write_bytes(b"good")
+    with pytest.raises(Damaged, match=r"unreachable://a: cannot be read: no route$"):
+        keys("unreachable://a")
+    assert keys("unreachable://a", tmp_path, on_corrupt="skip") == ["good.txt"]
 
 
 def test_symbolic_links_are_followed(tree: Path) -> None:
@@ -120,7 +154,7 @@ BAD_PATHS = {
     make_empty_file: "empty.txt: is empty$",
     make_pattern: r"\*.nothing: no such file or folder, and nothing matches it as a pattern$",
     make_folder_loop: "again: is a symbolic link to a folder that holds it: a loop$",
-    make_glob_loop: "again.*: goes through a symbolic link to a folder that holds it: a loop$",
+    make_glob_loop: "again: is a symbolic link to a folder that holds it: a loop$",
     make_self_loop: "self: is a symbolic link that leads back to itself: a loop$",
     make_dangling: "dangling: is a symbolic link to nothing$",
 }
