@@ -72,6 +72,8 @@ class TrainState:
     """bits per byte of that validation; None before the first"""
     seq_len: int = 0
     """bytes of the rows that the cursor is for; 0 in checkpoints from before rows could grow"""
+    epochs_before: int = 0
+    """whole passes over the data in shorter rows; those of longer rows count anew"""
 
     @property
     def is_best(self) -> bool:
@@ -88,7 +90,8 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
     folder = checkpoint_of(path)
     settings = settings_of(path)
     model = ByteMTP(settings.model)
-    model.trained_length = settings.train.seq_len
+    grown = load_state(folder).seq_len if (folder / STATE).exists() else 0
+    model.trained_length = min(grown or settings.train.seq_len, settings.train.seq_len)
     _load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
 
@@ -228,6 +231,11 @@ def load_training(folder: Path, model: ByteMTP, optimizer: OptimizerStates) -> T
     _load_weights(model, folder / WEIGHTS)
     _load_optimizer(optimizer, folder / OPTIMIZER)
     _restore_generators(_load_tensors(folder / GENERATORS))
+    return load_state(folder)
+
+
+def load_state(folder: Path) -> TrainState:
+    """UserError if it is damaged."""
     path = folder / STATE
     try:
         record = json.loads(path.read_text())

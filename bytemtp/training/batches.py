@@ -205,6 +205,11 @@ def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:
         f"train.epochs {train.epochs}: {steps:,} steps of {train.batch_size} x {train.seq_len} bytes, "
         f"since an epoch has {ids:,}"
     )
+    if 0 < train.first_seq_len < train.seq_len:
+        log(
+            "rows grow during the run, and long ones begin a pass of their own; "
+            "train.first_seq_len 0 keeps passes whole"
+        )
     return changed(settings, **{"train.steps": steps})
 
 

@@ -7,6 +7,7 @@ Try:  python -c "from bytemtp.training.corpus import *; from bytemtp.common.sett
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -51,7 +52,7 @@ def has_moved(run: Path, settings: Settings, files: Sequence[bytes]) -> bool:
     what = f"the data is not what the run began with: {_change(old, new)}"
     if settings.data.on_change == "error":
         raise UserError(f"{what}; restore it, or go on all the same with --data.on-change warn")
-    moved = {name: old[name]["size"] for name in old} != {name: new[name]["size"] for name in new}
+    moved = _sizes(before) != _sizes(files)
     log(f"warning: {what}; going on with {'the next epoch of ' if moved else ''}the files as they are now")
     return moved
 
@@ -62,6 +63,12 @@ def _line(source: Source, **more: bool) -> bytes:
     except Damaged:
         size, modified = 0, "unreadable"
     return line_of({"file": source.key, "size": size, "modified": modified, **more})
+
+
+def _sizes(lines: Sequence[bytes]) -> Counter[tuple[Any, ...]]:
+    """Of all files: those of several PATHs may have one name."""
+    files = map(json.loads, lines)
+    return Counter((file["file"], file["size"], "held_out" in file) for file in files)
 
 
 def _by_name(lines: set[bytes]) -> dict[str, Record]:

@@ -11,7 +11,10 @@ NOTICES = (signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupts:
-    """Within it, the first signal only sets `signal`, so that a step can end; a second SIGINT or SIGTERM kills."""
+    """Within it, the first signal only sets `signal`, so that a step can end; a second SIGINT, or SIGTERM, kills.
+
+    SIGTERM after SIGINT does not: torchrun sends it to its processes after a Ctrl-C that they have had, too.
+    """
 
     def __init__(self) -> None:
         self.signal = 0

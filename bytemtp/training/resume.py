@@ -10,11 +10,20 @@ import torch
 import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import Settings, TrainConfig, changed, flatten, load_settings, unflatten
+from bytemtp.common.settings import (
+    Settings,
+    TrainConfig,
+    changed,
+    flatten,
+    head_weights,
+    load_settings,
+    scheduled_weights,
+    unflatten,
+)
 from bytemtp.data.sources import absolute
-from bytemtp.model.checkpoint import latest
+from bytemtp.model.checkpoint import TrainState, latest, load_state
 from bytemtp.model.model import ByteMTP
-from bytemtp.training.batches import with_steps_of_epochs
+from bytemtp.training.batches import seq_len_at, share_done, with_steps_of_epochs
 from bytemtp.training.distributed import is_restarted, job
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.run_folder import on_disk
@@ -58,7 +67,7 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
     if "paths" not in info:
         raise UserError(f"{run / 'config.toml'} is damaged: it has no paths under [run]; name PATH again")
     settings = with_new_length(run, saved.train, unflatten(new), info["paths"])
-    warn_of_schedule(run, saved.train, settings.train)
+    warn_of_schedule(run, saved, settings)
     return settings, info
 
 
@@ -83,18 +92,32 @@ def with_new_length(run: Path, old: TrainConfig, new: Settings, paths: Sequence[
     return new
 
 
-def warn_of_schedule(run: Path, old: TrainConfig, new: TrainConfig) -> None:
-    """Say so if the steps done had another learning rate than a run with the new settings would have given them.
+def warn_of_schedule(run: Path, old: Settings, new: Settings) -> None:
+    """Say so if the steps done were others than a run with the new settings would have made them.
 
-    During the warm-up the length of the run does not matter, and after it only to the cosine.
+    In time they are taken to have been evenly spaced.
     """
     folder = latest(run)
-    done = int(folder.name.removeprefix("step-")) if folder else 0
-    if any(learning_rate(old, step, 0.0) != learning_rate(new, step, 0.0) for step in range(done)):
+    state = load_state(folder) if folder else TrainState()
+    times = [(step, state.elapsed_s * step / state.step) for step in range(state.step)]
+    if any(scheduled(old, *time) != scheduled(new, *time) for time in times):
         log(
-            f"warning: the {done} steps done followed the schedule of the old train.steps or train.minutes; "
-            "the result will not be that of one long run.  To pause a run and keep its schedule, use --stop-after"
+            f"warning: the {state.step} steps done followed the schedule of the old train.steps or train.minutes; "
+            "the result will not be that of one long run, though rows stay as long as they are.  To pause a run and "
+            "keep its schedule, use --stop-after"
         )
+
+
+def scheduled(settings: Settings, step: int, elapsed_s: float) -> tuple[float, int, list[float]]:
+    """Learning rate, length of rows and weights of heads."""
+    train = settings.train
+    weights = head_weights(train.head_weights, settings.model.n_future)
+    done = share_done(train, step, elapsed_s)
+    return (
+        learning_rate(train, step, elapsed_s),
+        seq_len_at(train, step, elapsed_s),
+        scheduled_weights(weights, train.head_schedule, done),
+    )
 
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from bytemtp.common.files import PARTIAL, remove_folder, sync, writing
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import DataConfig
 from bytemtp.data.documents import sniff_suffix
+from bytemtp.data.leave_out import is_run_config
 from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
 
 LOCK = "lock"
@@ -49,13 +50,14 @@ def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError("--resume and --overwrite exclude each other; continue the run or start anew")
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; --out must name a folder")
-    is_run = (run / "config.toml").exists()
-    if resume and not is_run:
+    config = run / "config.toml"
+    if resume and not config.exists():
         raise UserError(f"nothing to resume: {run} has no config.toml; leave --resume out to start a run there")
+    is_run = config.is_file() and is_run_config(config.read_bytes())
     if is_run and _has_results(run) and not resume and not overwrite:
         raise UserError(f"{run} already holds a run; continue it with --resume or replace it with --overwrite")
-    if not is_run and run.exists() and _strangers(run):
-        raise UserError(f"{run} holds files that are not a run ({_strangers(run)[0]}); choose a new folder")
+    if not is_run and not resume and run.exists() and (strangers := _strangers(run)):
+        raise UserError(f"{run} holds files that are not a run ({strangers[0]}); choose a new folder")
 
 
 def check_outside(run: Path, paths: Sequence[str]) -> None:
@@ -150,7 +152,8 @@ def _spool(folder: Path, data: DataConfig) -> Path:
 
 def _has_results(run: Path) -> bool:
     """A run that failed before its first line and checkpoint (a typing error in PATH, say) may be replaced unasked."""
-    return (run / "metrics.jsonl").exists() or (run / "checkpoints" / "latest").exists()
+    checkpoints = [path for path in run.glob("checkpoints/step-*") if not path.name.endswith(PARTIAL)]
+    return (run / "metrics.jsonl").exists() or bool(checkpoints)
 
 
 def _ours(run: Path) -> set[Path]:
@@ -158,4 +161,5 @@ def _ours(run: Path) -> set[Path]:
 
 
 def _strangers(run: Path) -> list[str]:
-    return sorted(path.name for path in set(run.iterdir()) - _ours(run) - {run / LOCK})
+    """What is not left of a run that has no config.toml, because a kill came before that was written."""
+    return sorted(path.name for path in run.iterdir() if path.name != LOCK and not path.name.endswith(PARTIAL))

@@ -202,11 +202,16 @@ class Trainer:
         return self.world.share(lambda: now) if self.train.minutes else now
 
     def _open_rows(self) -> Stream:
-        """The rows to go on with: those of the cursor, unless they are to have another length from here on."""
+        """The rows to go on with: those of the cursor, unless they are to be longer from here on.
+
+        They never become shorter again: of a run that is prolonged, what it has learned from long rows is kept.
+        """
         before = self.state.seq_len or self.train.seq_len
-        seq_len = seq_len_at(self.train, self.state.step, self.state.elapsed_s)
+        seq_len = max(self.state.seq_len, seq_len_at(self.train, self.state.step, self.state.elapsed_s))
         fields = self.state.cursor if seq_len == before else None
-        self.state = replace(self.state, seq_len=seq_len, cursor=fields)
+        passes = self.state.epochs_before if fields else self._epoch()
+        self.state = replace(self.state, epochs_before=passes, seq_len=seq_len, cursor=fields)
+        self.model.trained_length = seq_len  # of samples
         cursor = None if fields is None else Cursor(**fields)
         pin_memory = self._pin_memory
         return training_rows(self.settings, self.paths, cursor, self.world, seq_len=seq_len, pin_memory=pin_memory)
@@ -365,7 +370,7 @@ class Trainer:
                 lr=self.lr,
                 grad_norm=state.grad_norm,
                 bytes_seen=state.bytes_seen,
-                epoch=0 if state.cursor is None else state.cursor["epoch"],
+                epoch=self._epoch(),
                 bytes_per_s=bytes_per_s,
                 elapsed_s=time.monotonic() - self._started,
                 peak_memory_bytes=peak_memory_bytes(self.model.device),
@@ -392,6 +397,10 @@ class Trainer:
         if self.train.minutes:
             return self.state.elapsed_s >= 60 * self.train.minutes
         return self.state.step >= self.train.steps
+
+    def _epoch(self) -> int:
+        """Whole passes over the data."""
+        return self.state.epochs_before + (self.state.cursor or {}).get("epoch", 0)
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0

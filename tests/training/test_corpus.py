@@ -111,6 +111,18 @@ def test_an_unchanged_corpus_may_move_and_old_runs_know_none(corpus: Path, tmp_p
     assert (run / "corpus.jsonl").exists()
 
 
+def test_files_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("of one name, " * 40)
+    run = tmp_path / "run"
+    start(run, tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "x.txt").write_text("and longer, " * 60)
+    os.utime(tmp_path / "b" / "x.txt", ns=(1, 1))
+    resume(run, **{"data.on_change": "warn"})
+    assert "the next epoch of the files" in capsys.readouterr().err
+
+
 def test_changed_held_out_files_are_noticed(corpus: Path, tmp_path: Path) -> None:
     """And a folder of them inside the corpus is not trained on, but validated on."""
     (corpus / "valid").mkdir()

@@ -119,6 +119,25 @@ def test_a_file_that_cannot_grow(corpus: str, whole: Path, tmp_path: Path, size:
     assert content(tmp_path / "run") == content(whole)
 
 
+@pytest.mark.parametrize("name", ["config.toml", "checkpoints/mine.pt", "tensorboard/events", "notes.txt"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_run_is_left_alone(corpus: str, tmp_path: Path, name: str, overwrite: bool) -> None:
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('title = "of another program"')
+    with pytest.raises(UserError, match=rf"holds files that are not a run \({name.partition('/')[0]}\)"):
+        train(SETTINGS, [corpus], tmp_path / "mine", device="cpu", overwrite=overwrite)
+    assert mine.read_text() == 'title = "of another program"'
+
+
+def test_a_run_that_lost_its_pointer_is_not_replaced_unasked(corpus: str, stopped: Path) -> None:
+    (stopped / POINTER).unlink()
+    (stopped / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="already holds a run"):
+        train(SETTINGS, [corpus], stopped, device="cpu")
+    train(SETTINGS, [corpus], stopped, device="cpu", overwrite=True)
+
+
 def test_metrics_that_cannot_grow(corpus: str, whole: Path, stopped: Path) -> None:
     """It is the last line that is cut, and the cut line goes on resume."""
     size = (stopped / "metrics.jsonl").stat().st_size + 100

@@ -935,10 +935,42 @@ def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) 
     train(growing, [corpus], tmp_path / "whole", device="cpu")
     for i, cut in enumerate([2, 6, 8]):
         train(growing, [corpus], tmp_path / "cut", device="cpu", stop_after=cut, resume=i > 0)
+        assert load_model(tmp_path / "cut").trained_length == (32 if cut > 6 else 8)
     train(growing, [], tmp_path / "cut", device="cpu", resume=True)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
     assert weights(tmp_path / "cut") != weights_of(settings(), corpus, tmp_path / "plain")
     assert {line["bytes_seen"] // line["step"] for line in lines(tmp_path / "whole") if line["step"]} == {4 * 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "longer"),
+    [
+        ({"first_seq_len": 8, "grow_at": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"head_schedule": "anneal", "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"first_seq_len": 8, "grow_at": 0.01, "minutes": 0.01}, {"minutes": 0.02}),
+    ],
+    ids=["rows", "heads", "minutes"],
+)
+def test_a_prolonged_run_keeps_long_rows_and_tells(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], longer: dict[str, Any]
+) -> None:
+    """12 steps are 9 of short rows where there are to be 24 in all; the rate is the same to step 9 in both."""
+    short = settings(**changes)
+    done = train(short, [corpus], tmp_path / "run", device="cpu", stop_after=0 if short.train.minutes else 8).state
+    capsys.readouterr()
+    plan = changed(short, **{f"train.{name}": value for name, value in longer.items()})
+    state = train(plan, [], tmp_path / "run", device="cpu", resume=True, stop_after=done.step + 1).state
+    assert (state.seq_len, state.step) == (32, done.step + 1)
+    assert "followed the schedule of the old" in capsys.readouterr().err
+
+
+def test_passes_over_the_data_are_counted_across_rows_that_grow(corpus: str, tmp_path: Path) -> None:
+    plan = settings(first_seq_len=8, grow_at=0.5, steps=300, valid_every=0, checkpoint_every=300, log_every=1)
+    train(plan, [corpus], tmp_path / "run", device="cpu", stop_after=200)
+    train(plan, [], tmp_path / "run", device="cpu", resume=True)
+    epochs = [line["epoch"] for line in lines(tmp_path / "run") if line["split"] == "train"]
+    assert epochs == sorted(epochs) and epochs[149] > 0
+    assert epochs[150] == epochs[149] and epochs[-1] > epochs[150]
 
 
 def test_short_rows_are_validated_with_a_window_of_their_length(corpus: str, tmp_path: Path) -> None:
