@@ -91,7 +91,7 @@ class AheadLoop(VerifyLoop):
             kept = self._keep(slot, best[: min(stay, drafts) + 1])
             row.count_pass(range(1, 1 + drafts), kept, self.trees[slot].source)
             start[slot] += stay + 1
-        self.start = start
+        self.start, self.followed = start, start.copy()
         return is_certain
 
 

@@ -96,7 +96,7 @@ class AutoChain(Chain):
         chooser.text.extend(row.prompt)
 
     def follows(self) -> bool:
-        return self.chooser.follows
+        return not self.row.stopped_by and self.chooser.follows
 
     def begin(self) -> None:
         super().begin()

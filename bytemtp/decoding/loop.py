@@ -109,6 +109,8 @@ class VerifyLoop:
         """ids of each row that are decided; what lies behind them is drafted or old"""
         self.start = np.zeros_like(self.known)
         """ids of each row that the engine has in its cache"""
+        self.followed = np.zeros_like(self.known)
+        """ids of each row that the heads, too, have read"""
         self.ahead = 2 * (1 + drafting.most) + model.config.n_future
         """ids beyond the known ones that a pass decides, drafts or reads, at most"""
         self.ids = np.zeros((slots, 0), dtype=np.int64)
@@ -185,7 +187,8 @@ class VerifyLoop:
                 last, row = self.rows[slot].prompt, self.waiting.popleft()
                 self.rows[slot], self.trees[slot], self.known[slot] = row, self.tree(row), 0
                 self._know(slot, EOT, *row.prompt)
-                has_read = last == row.prompt and self.start[slot] >= len(last)
+                read = self.followed if self.drafting.shape else self.start
+                has_read = last == row.prompt and read[slot] >= len(last)
                 self._begin(slot, slot, len(last) if has_read else 0)
         return bool(ended)
 
@@ -194,7 +197,7 @@ class VerifyLoop:
         if slot != source:
             self.engine.copy_row(source, slot)
         self.drafter.begin_row(slot, source, count)
-        self.start[slot] = count
+        self.start[slot] = self.followed[slot] = count
 
     def _prefill(self) -> None:
         """All but the last id of shared prompts, once, and all but the last stretch of other long ones."""
@@ -208,6 +211,7 @@ class VerifyLoop:
             self.engine.verify(self.start, ids_from(self.ids, self.start, lengths), lengths)
             self.drafter.follow(self.start, lengths, self.ids)
             self.start = self.start + lengths
+            self.followed = self.start.copy()
         for source, slots in sharing.items():
             for slot in slots:
                 self._begin(slot, source, len(self.rows[slot].prompt))
@@ -316,6 +320,7 @@ class VerifyLoop:
             tree.begin()
         if not any(tree.wants(1) or tree.follows() for tree in self.trees):
             return
+        self.followed = self.start + accepted
         together = self.drafter.all_drafts(self.start, accepted)
         if together is not None:
             for slot, tree in enumerate(self.trees):

@@ -103,7 +103,10 @@ class ByteMTP(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def state_of_weights(self) -> list[tuple[int, int]]:
-        """Changes whenever a parameter is replaced or written to: whatever was made from the weights is then stale."""
+        """Changes whenever a parameter is replaced or written to: whatever was made from the weights is then stale.
+
+        PyTorch does not count what is written through `.data`: write under `torch.no_grad()` instead.
+        """
         return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
 
     def forward(

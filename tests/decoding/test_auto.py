@@ -90,7 +90,7 @@ def test_nothing_is_drafted_for_a_text_that_has_ended(chain):
     assert tree.drafts
     row.stopped_by = "stop"
     tree.begin()
-    assert not tree.drafts
+    assert not tree.drafts and not tree.follows()
 
 
 def test_an_index_is_copied_from(table, tmp_path):

@@ -210,6 +210,20 @@ def test_rows_do_not_see_their_batch_mates(topology, prompts, mode, temperature)
         assert alone.data == row.data and alone.origins == row.origins
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_text_does_not_see_the_one_before_it(topology, engine):
+    """That one ends in its first pass, before the heads have read the prompt that both share."""
+    options = Options(mode="speculative", temperature=1.0, seed=3, engine=engine)
+
+    def last(*lengths):
+        rows = [options.row(b"abcabcab", 1 + number - len(lengths), most) for number, most in enumerate(lengths)]
+        options.loop(model_for(topology), rows, slots=1).run()
+        return rows[-1].data, rows[-1].origins
+
+    assert last(1, 24) == last(24)
+
+
 def double(topology):
     key = ("double", topology)
     if key not in MODELS:

@@ -53,7 +53,7 @@ def pack_block(block: Block, dtype: torch.dtype) -> list[Packed]:
 
 def head_norms(block: Block) -> list[Float32[np.ndarray, " k"]]:
     """Scales of the norms of queries and keys; empty if there are none."""
-    return [norm.weight.numpy() for norm in (block.q_norm, block.k_norm) if isinstance(norm, RMSNorm)]
+    return [norm.weight.contiguous().numpy() for norm in (block.q_norm, block.k_norm) if isinstance(norm, RMSNorm)]
 
 
 class PackedModel:
@@ -61,7 +61,7 @@ class PackedModel:
     is."""
 
     def __init__(self, model: ByteMTP, dtype: torch.dtype) -> None:
-        self.embed: Float32[np.ndarray, "v d"] = model.embed.weight.numpy()
+        self.embed: Float32[np.ndarray, "v d"] = model.embed.weight.contiguous().numpy()
         self.blocks = {module: pack_block(module, dtype) for module in model.modules() if isinstance(module, Block)}
         self.head_norms = {block: head_norms(block) for block in self.blocks}
         norm = model.norm.weight
