@@ -8,6 +8,7 @@ Try:  python -m bytemtp.evaluate bpb --help
 """
 
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -46,6 +47,7 @@ def run_main(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no text are printed as they are
     try:
         main()
+        sys.stdout.flush()  # here, where what goes wrong can be said
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -54,8 +56,19 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our standard output (say, `head`) has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: cannot write: {error.strerror}", file=sys.stderr)
+        _discard_output()
+        sys.exit(2)
+
+
+def _discard_output() -> None:
+    """Of what is still to be written at exit nothing can go wrong."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(kind: type[Command], program: str, arguments: Sequence[str] | None = None) -> None:

@@ -17,9 +17,9 @@ PARTIAL = ".partial"
 def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file so that a reader, or a kill, sees all of the old text or all of the new.
 
-    Paths in a text may be no UTF-8.
+    Paths in a text may be no UTF-8.  Two processes that write the same file at a time do not disturb each other.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         partial.write_bytes(as_bytes(content))
         sync(partial)

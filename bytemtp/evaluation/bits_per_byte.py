@@ -103,7 +103,7 @@ class Command:
         model = load_model(self.run, device.value)
         attention = model.use(dtype=getattr(torch, self.dtype))
         log(f"device: {device}  dtype: {self.dtype}  attention: {attention}")
-        seq_len = settings.train.seq_len
+        seq_len = model.trained_length
         stride = max(1, seq_len // 2) if self.stride is None else self.stride
         score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=settings.data, world=world)
         contexts = by_context(model, self.paths, self.contexts, settings.data, world)

@@ -98,12 +98,12 @@ class Command:
         device = pick_device(self.device)
         model = load_model(self.run, device.value)
         log(f"device: {device}  dtype: float32 (decoding's)")
-        blocks = measure(model, self.paths, settings.train.seq_len, text=self.text, limit=self.bytes, data=data)
+        blocks = measure(model, self.paths, model.trained_length, text=self.text, limit=self.bytes, data=data)
         rest = blocks[1::2] or blocks
         if self.nodes:
             tree = fit(blocks[::2], self.nodes)
         else:
-            texts = beginnings(self.paths, TEXTS, settings.train.seq_len // 2, data)
+            texts = beginnings(self.paths, TEXTS, model.trained_length // 2, data)
             tree = self._fastest(candidates(model, texts, blocks[::2], rest))
         report = Report(tree, rest)
         print(report)

@@ -33,6 +33,7 @@ from bytemtp.sandbox.worker import Outcome, Worker
 
 DEFAULT_K = (1, 10, 100)
 AHEAD = 4
+A_DAY = 86_400
 """Samples taken in advance, for each worker."""
 WARNING = (
     "WARNING: --unsafe: the programs run WITHOUT ISOLATION. They can read and delete your files, use the network and"
@@ -100,9 +101,9 @@ def launched(workers: int, timeout: float, memory_mib: int, unsafe: bool, site_p
 
 def check_limits(workers: int, timeout: float, memory_mib: int) -> None:
     """UserError if nothing could be judged within them."""
-    if workers < 1 or not timeout > 0 or memory_mib < 64:
+    if workers < 1 or not 0 < timeout <= A_DAY or memory_mib < 64:
         given = f"workers {workers}, timeout {timeout}, memory {memory_mib}"
-        raise UserError(f"{given}: there must be a worker, some time, and 64 MiB of memory or more")
+        raise UserError(f"{given}: there must be a worker, some time up to a day, and 64 MiB of memory or more")
 
 
 def verdicts(launch: Launch, problems: Sequence[Problem], samples: Iterable[Sample], workers: int) -> Iterator[Verdict]:

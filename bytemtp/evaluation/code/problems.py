@@ -246,7 +246,8 @@ def _mbpp(record: Record) -> Parts:
     tests = [_text(record, "test")] if record.get("test") else _texts(record, "test_list")
     if not "".join(tests).strip():
         raise Unjudgeable("test_list is empty")
-    before = [*_texts(record, "test_imports"), _text({"test_setup_code": ""} | record, "test_setup_code")]
+    setup = _text(record, "test_setup_code") if record.get("test_setup_code") else ""
+    before = [*_texts(record, "test_imports"), setup]
     program = "\n".join([*before, *tests]).replace("\r\n", "\n").strip("\n")
     tree = parsed(code) if parses(code) else ast.Module([], [])
     imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -269,13 +270,25 @@ def _apps(record: Record) -> Parts:
     starter = record["starter_code"] or ""
     how = "\nUse Call-Based format" if function else "\nUse Standard Input format"
     prompt = f"\nQUESTION:\n{_text(record, 'question')}\n{starter}{how}\nANSWER:\n"
-    solutions = record.get("solutions")
-    solutions = json.loads(solutions) if isinstance(solutions, str) and solutions else solutions
+    solution = _first(record.get("solutions"))
     if function is None:
         inputs, outputs = ([_lines(text) for text in texts] for texts in (inputs, outputs))
     else:
         inputs, outputs = with_whole_keys(inputs), with_whole_keys(outputs)
-    return prompt, solutions[0] if solutions else None, function, Cases(function, tuple(inputs), tuple(outputs))
+    return prompt, solution, function, Cases(function, tuple(inputs), tuple(outputs))
+
+
+def _first(solutions: Any) -> str | None:
+    """Of a list of texts, which may be written as JSON.  ValueError if it is something else."""
+    try:
+        solutions = json.loads(solutions) if isinstance(solutions, str) and solutions else solutions
+    except ValueError:
+        raise ValueError("solutions is no list of texts in JSON") from None
+    if not solutions:
+        return None
+    if not isinstance(solutions, list) or not isinstance(solutions[0], str):
+        raise ValueError("solutions is no list of texts")
+    return solutions[0]
 
 
 def _cases(given: Any) -> tuple[list[Any], list[Any], str | None]:

@@ -74,10 +74,11 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make `folder` the place of samples with these settings.  UserError if it has samples with others."""
     path = folder / SETTINGS
     try:
+        has_samples = folder.is_dir() and any(folder.glob("samples*.jsonl"))  # before: another shard may begin just now
         if path.exists():
             _compare(json.loads(path.read_text(encoding="utf-8")), settings, folder)
             return
-        if folder.is_dir() and list(folder.glob("samples*.jsonl")):
+        if has_samples:
             raise UserError(f"{folder} holds samples but no {SETTINGS}, so what they are is not known; choose another")
         folder.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(settings, indent=1) + "\n")

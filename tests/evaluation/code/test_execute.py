@@ -318,6 +318,7 @@ def test_all_of_human_eval(completion, passing):
         (None, ["--k", "0"], "pass@0 needs"),
         (None, ["--workers", "-1"], "workers -1"),
         (None, ["--timeout", "0"], "timeout 0"),
+        (None, ["--timeout", "inf"], "timeout inf"),
         (None, ["--memory", "8"], "memory 8"),
         (None, ["--canonical"], "give either --samples FILE or --canonical"),
         (None, ["--memroy", "8"], "memroy.*memory"),

@@ -356,3 +356,14 @@ def test_a_program_with_any_line_ends_means_what_python_takes_it_for_in_a_file(p
         except SyntaxError as error:
             seen.append(type(error))
     assert seen[0] == seen[1]
+
+
+def test_optional_fields_may_be_null() -> None:
+    assert problem_of(MBPP | {"test_setup_code": None}) == problem_of(MBPP)
+    assert problem_of(APPS_SCRIPT | {"solutions": None}).canonical is None
+
+
+@pytest.mark.parametrize("solutions", ["print(1)", {"a": 1}, [1]])
+def test_a_field_of_another_kind_is_named(solutions: object) -> None:
+    with pytest.raises(ValueError, match="solutions is no list of texts"):
+        problem_of(APPS_SCRIPT | {"solutions": solutions})

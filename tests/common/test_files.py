@@ -1,0 +1,38 @@
+"""Files that are written whole or not at all."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WRITERS = """
+import os, sys
+from pathlib import Path
+from bytemtp.common.files import write_file
+children = []
+for letter in "abcd":
+    child = os.fork()
+    if not child:
+        for _ in range(50):
+            write_file(Path(sys.argv[1]), 1000 * letter)
+        os._exit(0)
+    children.append(child)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def test_processes_may_write_one_file_at_a_time(tmp_path: Path) -> None:
+    """As the shards of `passk` do when they are started together."""
+    assert subprocess.run([sys.executable, "-c", WRITERS, tmp_path / "settings.json"]).returncode == 0
+    assert (tmp_path / "settings.json").read_text() in [1000 * letter for letter in "abcd"]
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_a_full_disk_behind_standard_output_is_told() -> None:
+    code = "from bytemtp.common.cli import run_main; run_main(lambda: print('buffered'))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
+        )
+    assert (done.returncode, done.stderr) == (2, "error: cannot write: No space left on device\n")
