@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,17 @@ def test_commands_of_the_docs_exist_with_their_options():
     assert len(found) > 40
     wrong = [f"{page}: {command}: {said}" for page, command in found if (said := complaint(command))]
     assert not wrong, "\n".join(wrong)
+
+
+def test_modules_that_are_run_exist():
+    """Corpora and experiments, in recipes and docstrings, too."""
+    files = [path for kind in ("md", "toml", "py", "sh") for path in ROOT.glob(f"experiments/**/*.{kind}")]
+    texts = {**DOCS, **{str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}}
+    named = [
+        (page, name) for page, text in texts.items() for name in re.findall(r"-m ((?:corpora|experiments)[\w.]*)", text)
+    ]
+    wrong = [entry for entry in named if not entry[1].endswith("NAME") and not find_spec(entry[1].rstrip("."))]
+    assert len(named) > 60 and not wrong
 
 
 def test_options_and_settings_named_in_passing_exist():
