@@ -92,7 +92,7 @@ def summary(manifest: dict[str, Any]) -> str:
 
 
 def _collect(folders: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, bytes]:
-    """Name to content, sorted by name, each content once."""
+    """Name to content, sorted by name, each content once.  UserError if two files have one name."""
     found: dict[str, bytes] = {}
     seen: set[bytes] = set()
     for folder in folders:
@@ -101,7 +101,10 @@ def _collect(folders: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, by
             digest = hashlib.sha256(data).digest()
             if data and len(data) <= MAX_FILE_BYTES and digest not in seen:
                 seen.add(digest)
-                found[f"{folder.name}/{path.relative_to(folder).as_posix()}"] = data
+                name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+                if name in found:
+                    raise UserError(f"{path} is a second {name}; give the folders different names")
+                found[name] = data
     return dict(sorted(found.items()))
 
 
@@ -110,7 +113,8 @@ def _source_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         raise UserError(f"{folder} is no folder; name one with source files")
     for parent, children, names in os.walk(folder):
         children[:] = sorted(set(children) - LEFT_OUT)
-        yield from (Path(parent, name) for name in sorted(names) if name.endswith(suffixes))
+        paths = (Path(parent, name) for name in sorted(names) if name.endswith(suffixes))
+        yield from (path for path in paths if path.is_file())
 
 
 def _describe(name: str, data: bytes) -> SourceFile:

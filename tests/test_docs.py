@@ -117,6 +117,23 @@ def test_commands_of_the_docs_exist_with_their_options():
     assert not wrong, "\n".join(wrong)
 
 
+NEEDED = {
+    "bytemtp.train": ("--out",),
+    "bytemtp.generate": ("--max-bytes",),
+    "bytemtp.evaluate passk": ("--problems", "--out"),
+    "bytemtp.export": ("--out",),
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_commands_in_code_blocks_have_what_they_need(name):
+    """So that they run as they stand, with names in place of capital letters."""
+    lines = [(page, line.partition("  # ")[0]) for page, text in USERS_DOCS.items() for line in code_and_prose(text)[0]]
+    found = [(page, line) for page, line in lines if f"-m {name} " in line and " ..." not in line]
+    wrong = [entry for entry in found if not all(option in entry[1] for option in NEEDED[name])]
+    assert found and not wrong
+
+
 def test_modules_that_are_run_exist():
     """Corpora and experiments, in recipes and docstrings, too."""
     files = [path for kind in ("md", "toml", "py", "sh") for path in ROOT.glob(f"experiments/**/*.{kind}")]

@@ -24,7 +24,7 @@ from bytemtp.bench.decode import bench_decode, print_decode
 from bytemtp.bench.drafting import Dtype, Plan, bench_runs
 from bytemtp.bench.drafting_table import draw_runs, print_runs
 from bytemtp.bench.execute import bench_execute, print_execute
-from bytemtp.bench.memory import bench_memory, draw_memory, print_memory
+from bytemtp.bench.memory import LENGTHS, bench_memory, draw_memory, print_memory
 from bytemtp.bench.prompts import Kind, prompts_of, reach_of
 from bytemtp.bench.quality import Plan as QualityPlan
 from bytemtp.bench.quality import bench_quality, print_quality
@@ -41,7 +41,10 @@ COUNTS = ("rounds", "steps", "prompts", "prompt_bytes", "new", "workers", "repea
 """Options that are one or more."""
 NEEDED = ("counts", "topologies", "batches", "temperatures", "dtype", "kind", "megabytes")
 """Lists of options that cannot be empty."""
-RUN_ONLY = ("files", "figure", "index", "kind", "dtype")
+RUN_ONLY = (
+    *("files", "figure", "index", "kind", "dtype"),
+    *("heads", "batches", "temperatures", "prompts", "prompt_bytes", "text_field"),
+)
 """Options of `decode` that go with --run."""
 
 
@@ -126,6 +129,8 @@ class Memory(Benchmark):
     """draw the two figures into this file"""
 
     def measure(self) -> dict[str, Any]:
+        if self.longest < LENGTHS[0]:
+            raise UserError(f"longest is {self.longest}; it must be {LENGTHS[0]} or more")
         by_length = replace(self.shape, layers=8)
         report = bench_memory(self.shape, by_length, [*self.topologies], self.longest)
         print_memory(report)

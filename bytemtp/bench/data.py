@@ -18,6 +18,7 @@ import zstandard
 
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.turns import machine, markdown_table, measure
+from bytemtp.common.files import writing
 from bytemtp.data.stream import stream
 
 RAW_READ_BYTES = 1 << 20
@@ -33,7 +34,8 @@ def bench_data(sizes_mb: list[int], directory: Path, rounds: int) -> dict[str, A
     The result has `rates_mb_per_s` on the first size (median of the rounds; `raw` is the library alone, the others are
     batch shape and prefetch), `ratio_to_raw` for each of these, and `peak_memory_mb` by size, imports not counted.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     rates: dict[str, float] = {}
     memory = {}
     for size_mb in sizes_mb:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bytemtp.bench import __main__ as bench
+from bytemtp.bench.data import bench_data
 from bytemtp.bench.drafting import Plan
 from bytemtp.bench.prompts import prompts_of
 from bytemtp.bench.shapes import Shape
@@ -91,6 +92,8 @@ def test_the_report_is_kept(asked, tmp_path):
         (["decode", "--index", "a"], "--index goes with --run"),
         (["decode", "--kind", "edit"], "--kind goes with --run"),
         (["decode", "--dtype", "bfloat16"], "--dtype goes with --run"),
+        (["decode", "--batches", "16"], "--batches goes with --run"),
+        (["memory", "--longest", "512"], "longest is 512; it must be 1024 or more"),
         (["decode", "--run", "folder", "--files", "a", "--kind", "edited"], "'edited'"),
         (["decode", "--run", "folder", "--files", "a", "--kind"], "kind has no value"),
         (["decode", "--run", "folder", "--files", "a", "--dtype", "float16"], "'float16'"),
@@ -114,6 +117,11 @@ def test_a_mistake_is_one_line_before_anything_is_measured(asked, arguments, mes
         bench.main(arguments)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not asked
+
+
+def test_a_directory_that_cannot_be_made():
+    with pytest.raises(UserError, match="cannot write /dev/null/x: Not a directory"):
+        bench_data([1], Path("/dev/null/x"), 1)
 
 
 def test_help_shows_every_verb_and_an_example(capsys):

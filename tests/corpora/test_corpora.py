@@ -87,6 +87,16 @@ def test_sources_command(sources: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert [file["name"] for file in manifest["files"]] == ["lib/data.txt"]
 
 
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    """Of folders with the same last name; one of them used to be lost."""
+    for parent in "ab":
+        (tmp_path / parent / "src").mkdir(parents=True)
+        (tmp_path / parent / "src" / "m.py").write_text(f"{parent} = 1")
+        (tmp_path / parent / "src" / "dangling.py").symlink_to("nothing")
+    with pytest.raises(UserError, match=r"b/src/m.py is a second src/m.py; give the folders different names"):
+        source_files.build(tmp_path / "out", [tmp_path / "a/src", tmp_path / "b/src"])
+
+
 def test_no_sources(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.py file below .*; name folders that have some"):
         source_files.build(tmp_path / "out", [tmp_path])
