@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from bytemtp.bench.quality import end_of, run_module
 from bytemtp.bench.turns import machine
 from bytemtp.common.errors import UserError
+from bytemtp.common.files import write_file
 from bytemtp.common.jsonl import JsonLinesFile, read_lines
 from bytemtp.common.runtime import log
 
@@ -40,7 +41,8 @@ RUNS = Path("runs")
 SECTIONS = ("model.", "train.", "data.")
 """Settings that are bytemtp's; others are the experiment's own."""
 Line = dict[str, Any]
-"""Of results.jsonl: `key` (preset as `grid`, cell, seed, settings), commit, hardware, threads, minutes, and figures."""
+"""Of results.jsonl: `key` (preset as `grid`, cell, seed, settings, options), figures, and of the training commit,
+hardware, threads and minutes; of the score the commit (`scored`)."""
 _writing = Lock()
 _training: dict[Path, Lock] = {}
 """One for each folder: two cells may want the same run."""
@@ -60,18 +62,21 @@ class Cell:
 
     @property
     def key(self) -> dict[str, Any]:
-        return {"grid": self.preset, "cell": self.name, "seed": self.seed, "settings": self.settings}
+        options = {name: value for name, value in self.options.items() if name != "runs"}
+        place = {"grid": self.preset, "cell": self.name, "seed": self.seed}
+        return place | {"settings": self.settings, "options": options}
 
     @property
     def folder(self) -> Path:
-        """The run's.  Its name has a digest of the settings, so that a run with other ones is never gone on with.
+        """The run's.  Its name has a digest of settings and corpus, so that a run with others is never gone on with.
 
         A preset may name a folder (`runs`) that it shares with other experiments: cells with the same settings are
         then one run, whatever their names.
         """
         shared = self.options.get("runs")
         name = "run" if shared else f"{self.preset}-{self.name}"
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
+        what = json.dumps([self.settings, self.options.get("train")], sort_keys=True)
+        digest = hashlib.sha256(what.encode()).hexdigest()[:8]
         return RUNS / (shared or self.experiment) / re.sub(r"[^\w=-]+", "-", f"{name}-seed{self.seed}-{digest}")
 
 
@@ -120,10 +125,9 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
     threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # of the trainings
     torch.set_num_threads(threads)  # of the scores
-    about = {"commit": commit(), "hardware": machine()["device"], "threads": threads}
     log(f"{experiment.name}: {len(todo)} cells to run, {options.jobs} at a time")
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda cell: run(experiment, cell, about), todo))
+        list(pool.map(lambda cell: run(experiment, cell), todo))
     print(experiment.table(experiment.lines(options.preset)))
 
 
@@ -167,17 +171,17 @@ def missing(cells: Sequence[Cell], lines: Sequence[Line]) -> list[Cell]:
     return [cell for cell in cells if cell.key not in keys]
 
 
-def run(experiment: Experiment, cell: Cell, about: dict[str, Any]) -> None:
+def run(experiment: Experiment, cell: Cell) -> None:
     """Train, score, and append the line."""
     log(f"{cell.name}, seed {cell.seed}: begins, see {cell.folder}.log")
-    line = {"key": cell.key, **about, **experiment.score(cell)}
+    line = {"key": cell.key, "scored": commit(), **experiment.score(cell)}
     with _writing:
         JsonLinesFile(experiment.results).append([line])
     log(f"{cell.name}, seed {cell.seed}: done")
 
 
 def train(cell: Cell, *paths: str | Path, init: Path | None = None, **settings: Any) -> dict[str, Any]:
-    """Train a cell into its folder, or go on with what is there; the steps, bytes and minutes that it took.
+    """Train a cell into its folder, or go on with what is there; the steps, bytes and minutes that it took, and where.
 
     init: a run whose weights it starts from.  settings: of bytemtp, by dotted name, that follow from the cell's.
     UserError if the command fails.
@@ -186,11 +190,16 @@ def train(cell: Cell, *paths: str | Path, init: Path | None = None, **settings: 
     words = [f"--{name}={value}" for name, value in chosen.items() if name.startswith(SECTIONS)]
     start = ["--init", str(init)] if init else []
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    begun = cell.folder.with_suffix(".json")  # kept for experiments that take the same run later
     with _training.setdefault(cell.folder, Lock()):
+        if not begun.exists():
+            about = {"commit": commit(), "hardware": machine()["device"], "threads": torch.get_num_threads()}
+            write_file(begun, json.dumps(about))
         more = ["--resume"] if (cell.folder / "config.toml").exists() else start
         run_module(cell.folder, "bytemtp.train", *map(str, paths), "--out", str(cell.folder), *more, *words)
     state = end_of(cell.folder)
-    return {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}
+    took = {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}
+    return json.loads(begun.read_text()) | took
 
 
 def commit() -> str:

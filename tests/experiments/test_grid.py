@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,7 +55,7 @@ def test_each_cell_is_run_once(experiment, capsys):
     grid.main(experiment, ["--seeds", "1", "1", "--jobs", "2"])
     assert keys_of(read_lines(experiment.results)) == [("one", 0, 8), ("one", 1, 9), ("two, wide", 1, 17)]
     assert "1 cells to run" in capsys.readouterr().err
-    assert {"commit", "hardware", "threads"} <= read_lines(experiment.results)[0].keys()
+    assert read_lines(experiment.results)[0]["scored"] == grid.commit()
 
 
 def test_a_line_that_a_kill_cut_off_is_run_again(experiment):
@@ -75,6 +76,8 @@ def test_a_cell_with_other_settings_is_another_one(experiment):
     assert [old.folder == new.folder for old, new in zip(before, after, strict=True)] == [True, False]
     grid.main(experiment, ["--seeds", "0", "--jobs", "1"])
     assert keys_of(experiment.lines("cpu")) == [("one", 0, 8), ("two, wide", 0, 24)]
+    recipe.write_text(RECIPE.replace("somewhere", "elsewhere"))
+    assert experiment.lines("cpu") == [], "scored with another option"
 
 
 def test_a_cell_that_fails_leaves_those_before_it(experiment):
@@ -110,9 +113,11 @@ def test_a_training_begins_anew_or_goes_on(tmp_path, monkeypatch):
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps({"step": 2, "bytes_seen": 64, "elapsed_s": 90.0}))
     settings = ["--model.dim=8", "--train.seed=3", "--train.seq_len=32"]
+    where = {"hardware": grid.machine()["device"], "threads": torch.get_num_threads()}
     for again in ([], ["--resume"]):
+        monkeypatch.setattr(grid, "commit", lambda again=again: "later" if again else "first")
         trained = grid.train(cell, Path("a.txt"), **{"train.seq_len": 32})
-        assert trained == {"steps": 2, "bytes_seen": 64, "minutes": 1.5}
+        assert trained == {"steps": 2, "bytes_seen": 64, "minutes": 1.5, "commit": "first"} | where
         assert sorted(words.pop()) == sorted(["bytemtp.train", "a.txt", "--out", str(cell.folder), *again, *settings])
         (cell.folder / "config.toml").touch()
     assert "." not in cell.folder.name, "its log has the same name with another ending"
