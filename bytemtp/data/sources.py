@@ -286,18 +286,18 @@ class _Finder:
             raise Damaged(pattern, "no such file or folder, and nothing matches it as a pattern")
         key_start = _fixed_part(pattern)
         has_every_file = "**" in pattern and os.path.basename(pattern) in ("*", "**", "")
-        done: set[str] = set()
+        done: set[str] = set()  # folders that have been read, and loops
         for hit in hits:
-            folders, is_folder = _folders_to(hit, key_start), os.path.isdir(hit)
-            way = [*folders, hit] if is_folder and not hit.endswith(os.sep) else folders
+            is_folder = os.path.isdir(hit)
+            way = _folders_to(os.path.join(hit, "") if is_folder else hit, key_start)
             loop = _loop(way) if "**" in pattern else None
             if loop and loop not in done:
                 self._skip_log.report(Damaged(loop, "is a symbolic link to a folder that holds it: a loop"))
                 done.add(loop)
-            if loop or (is_folder and has_every_file) or not done.isdisjoint(folders):
+            if (is_folder and has_every_file) or not done.isdisjoint(way):
                 continue
             if is_folder:
-                done.add(hit.rstrip(os.sep))
+                done.add(way[-1])
             if not self._is_left_out(self._why(hit, key_start)):
                 yield from self._walk(hit, key_start)
 

@@ -91,7 +91,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
     settings = settings_of(path)
     model = ByteMTP(settings.model)
     grown = load_state(folder).seq_len if (folder / STATE).exists() else 0
-    model.trained_length = min(grown or settings.train.seq_len, settings.train.seq_len)
+    model.trained_length = grown or settings.train.seq_len
     _load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
 
@@ -151,7 +151,7 @@ def latest(run: Path, names: tuple[str, ...] | None = None) -> Path | None:
     named = _target(run / "checkpoints" / "latest")
     if named is not None and is_whole(named, names):
         return named
-    return next((path for path in reversed(_steps(run)) if is_whole(path, names)), named)
+    return next((path for path in reversed(step_folders(run)) if is_whole(path, names)), named)
 
 
 def find_latest(run: Path, names: tuple[str, ...] | None = None) -> Path | None:
@@ -184,7 +184,7 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def _steps(run: Path) -> list[Path]:
+def step_folders(run: Path) -> list[Path]:
     """Step folders in order."""
     folders = [path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name)]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
@@ -281,7 +281,7 @@ def _point_to_best(run: Path, state: TrainState) -> None:
 
 def _prune(run: Path, newest: Path, keep: int) -> None:
     """Keep `newest`, the `keep - 1` checkpoints before it, and the best."""
-    folders, spared = _steps(run), best(run)
+    folders, spared = step_folders(run), best(run)
     before = folders[: folders.index(newest)]
     for folder in before[: max(0, len(before) - (keep - 1))]:
         if folder != spared:

@@ -1,7 +1,8 @@
 """What a resumed run may change, and warnings where the result will not be that of one run without a stop."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def warn_of_schedule(run: Path, old: Settings, new: Settings) -> None:
     folder = latest(run)
     state = load_state(folder) if folder else TrainState()
     times = [(step, state.elapsed_s * step / state.step) for step in range(state.step)]
-    if any(scheduled(old, *time) != scheduled(new, *time) for time in times):
+    if any(map(ne, schedule(old, times), schedule(new, times))):
         log(
             f"warning: the {state.step} steps done followed the schedule of the old train.steps or train.minutes; "
             "the result will not be that of one long run, though rows stay as long as they are.  To pause a run and "
@@ -108,16 +109,13 @@ def warn_of_schedule(run: Path, old: Settings, new: Settings) -> None:
         )
 
 
-def scheduled(settings: Settings, step: int, elapsed_s: float) -> tuple[float, int, list[float]]:
-    """Learning rate, length of rows and weights of heads."""
+def schedule(settings: Settings, times: Iterable[tuple[int, float]]) -> Iterator[tuple[float, int, list[float]]]:
+    """Learning rate, length of rows and weights of heads at each (step, seconds)."""
     train = settings.train
     weights = head_weights(train.head_weights, settings.model.n_future)
-    done = share_done(train, step, elapsed_s)
-    return (
-        learning_rate(train, step, elapsed_s),
-        seq_len_at(train, step, elapsed_s),
-        scheduled_weights(weights, train.head_schedule, done),
-    )
+    for time in times:
+        of_heads = scheduled_weights(weights, train.head_schedule, share_done(train, *time))
+        yield learning_rate(train, *time), seq_len_at(train, *time), of_heads
 
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:

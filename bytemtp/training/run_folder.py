@@ -27,6 +27,7 @@ from bytemtp.common.settings import DataConfig
 from bytemtp.data.documents import sniff_suffix
 from bytemtp.data.leave_out import is_run_config
 from bytemtp.data.sources import STANDARD_INPUT, spool_standard_input
+from bytemtp.model.checkpoint import step_folders
 
 LOCK = "lock"
 """Stays when a run is replaced: two processes with a file each of that name would both have their lock."""
@@ -152,8 +153,7 @@ def _spool(folder: Path, data: DataConfig) -> Path:
 
 def _has_results(run: Path) -> bool:
     """A run that failed before its first line and checkpoint (a typing error in PATH, say) may be replaced unasked."""
-    checkpoints = [path for path in run.glob("checkpoints/step-*") if not path.name.endswith(PARTIAL)]
-    return (run / "metrics.jsonl").exists() or bool(checkpoints)
+    return (run / "metrics.jsonl").exists() or bool(step_folders(run))
 
 
 def _ours(run: Path) -> set[Path]:

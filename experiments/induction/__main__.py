@@ -12,6 +12,7 @@ from zlib import crc32
 import bytemtp
 from bytemtp.common.cli import run_main
 from bytemtp.common.runtime import pick_device
+from bytemtp.model.checkpoint import step_folders
 from experiments.documents import written_once
 from experiments.grid import RUNS, Cell, Experiment, main, train
 from experiments.induction.report import draw, table
@@ -27,7 +28,7 @@ def score(cell: Cell) -> dict[str, Any]:
     """Figures of every checkpoint (`way`), and those of the last one by themselves."""
     heldout = heldout_of(cell)
     trained = train(cell, corpus(cell))
-    way = [score_checkpoint(folder, heldout) for folder in checkpoints(cell.folder)]
+    way = [score_checkpoint(folder, heldout) for folder in step_folders(cell.folder)]
     return trained | way[-1] | {"way": way}
 
 
@@ -49,11 +50,6 @@ def corpus(cell: Cell) -> Path:
         texts = [story.text for story in stories(cell.settings["story.count"], TRAIN_SEED, heldout=False)]
         name, origin = "stories", "".join(texts).encode()
     return written_once(RUNS / cell.experiment / "data" / f"{name}-{crc32(origin):08x}.jsonl.zst", texts)
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """In the order of training: folder names have as many digits."""
-    return sorted((run / "checkpoints").glob("step-*"))
 
 
 def score_checkpoint(folder: Path, heldout: list[Story]) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import EOT
+from bytemtp.model.checkpoint import step_folders
 from experiments.documents import written_once
 from experiments.grid import cells_of
-from experiments.induction.__main__ import EXPERIMENT, checkpoints, corpus, heldout_of
+from experiments.induction.__main__ import EXPERIMENT, corpus, heldout_of
 from experiments.induction.names import CONSONANTS, VOWELS, draw_names, is_heldout
 from experiments.induction.report import after
 from experiments.induction.scoring import expected, mentions, scores
@@ -252,7 +253,7 @@ def test_a_cell_is_trained_scored_and_shown(tmp_path, monkeypatch):
     lines = []
     for cell in (cell_of(names[0], **SMALL), cell_of(names[1], **SMALL)):
         lines.append({"key": cell.key} | EXPERIMENT.score(cell))
-        assert len(checkpoints(cell.folder)) == 4
+        assert len(step_folders(cell.folder)) == 4
     assert json.loads(json.dumps(lines)) == lines
     for line in lines:
         assert [one["step"] for one in line["way"]] == [1, 2, 3, 4]

@@ -33,8 +33,9 @@ from bytemtp.sandbox.worker import Outcome, Worker
 
 DEFAULT_K = (1, 10, 100)
 AHEAD = 4
-A_DAY = 86_400
 """Samples taken in advance, for each worker."""
+A_DAY = 86_400
+"""Longest timeout, in seconds: sockets take no endless one."""
 WARNING = (
     "WARNING: --unsafe: the programs run WITHOUT ISOLATION. They can read and delete your files, use the network and"
     " outlive this command. Judge only programs that you would run yourself."
