@@ -10,9 +10,9 @@ sequence length on all backends, packed or not, because none ever makes a mask o
   that shapes stay the same from batch to batch and a whole layer can be compiled.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
-- `matmul` (CPU): rows of at most 256 positions as two matrix products and a softmax over the whole row, where PyTorch's
-  CPU flash kernel is up to twice as slow; longer rows as `sdpa`.  The square is bounded by the longest row, so memory
-  stays linear in the number of positions.
+- `matmul` (CPU): rows of at most 512 positions as matrix products and softmaxes, 128 queries at a time over all keys
+  before them, where PyTorch's CPU flash kernel is up to twice as slow; longer rows as `sdpa`.  The scores are bounded
+  by the longest such row, so memory stays linear in the number of positions.
 
 Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple of g), k head width.
 """
@@ -37,8 +37,10 @@ CUDA_BACKENDS = ("xformers", "varlen")
 """In this order `auto` tries them on CUDA; sdpa runs where they do not."""
 CPU = torch.device("cpu")
 
-SHORT_ROW = 256
-"""Longest row whose square of scores `matmul` makes."""
+SHORT_ROW = 512
+"""Longest row whose scores `matmul` makes."""
+QUERIES = 128
+"""Of which it makes the scores together.  Fewer spare more of the keys that none of them sees, but take more calls."""
 POSITIONS_A_RUN = 512
 """`varlen` makes room for a run in so many positions, and for twice as many until they fit."""
 
@@ -142,7 +144,7 @@ class Layout:
         return sum(width * (width + 1) // 2 + (length - width) * width for length, width in widths)
 
     def is_whole(self, backend: str) -> bool:
-        """Whether `backend` makes the squares of scores of whole rows."""
+        """Whether `backend` makes the scores of whole rows."""
         return backend == "matmul" and self._is_short
 
     @cached_property
@@ -248,7 +250,14 @@ def attend_short(
     v: Float[Tensor, "b s g k"],
     hidden: Bool[Tensor, "b 1 1 s s"],
 ) -> Float[Tensor, "b s h k"]:
-    """The formula as it stands, scores of whole rows at once; the softmax is in float32 at least."""
+    """`QUERIES` at a time; keys behind them are left out."""
+    starts = range(0, q.shape[1], QUERIES)
+    parts = [(slice(start, start + QUERIES), slice(0, start + QUERIES)) for start in starts]
+    return torch.cat([_attend_dense(q[:, i], k[:, j], v[:, j], hidden[..., i, j]) for i, j in parts], dim=1)
+
+
+def _attend_dense(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """The formula as it stands; the softmax is in float32 at least."""
     queries = rearrange(q * q.shape[-1] ** -0.5, "b s (g r) k -> b g r s k", g=k.shape[2])
     keys, values = (rearrange(x, "b s g k -> b g 1 s k") for x in (k, v))
     scores = queries @ keys.transpose(-2, -1)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -138,6 +139,19 @@ def packed_rows(draw):
 @pytest.mark.usefixtures("varlen_on_cpu")
 def test_attention_equals_dense_softmax(ids, groups, repeats, window, backend):
     check_against_reference(ids, groups, repeats, window, backend)
+
+
+@given(ids=packed_rows(), repeats=st.integers(1, 2), window=st.integers(0, 12), queries=st.integers(1, 41))
+def test_however_many_queries_at_a_time_short_rows_equal_dense_softmax(ids, repeats, window, queries):
+    with mock.patch.object(attention, "QUERIES", queries):
+        check_against_reference(ids, 2, repeats, window, "matmul")
+
+
+def test_the_longest_short_row_equals_dense_softmax():
+    ids = (torch.arange(attention.SHORT_ROW) * 3 // attention.SHORT_ROW).expand(2, -1)
+    assert Layout.of(*ids.shape, ids).is_whole("matmul") and attention.SHORT_ROW > 2 * attention.QUERIES
+    check_against_reference(ids, 1, 2, 0, "matmul")
+    check_against_reference(ids[:, :-1], 1, 2, 0, "matmul")
 
 
 @given(ids=packed_rows(), groups=st.integers(1, 2), repeats=st.integers(1, 3), window=st.integers(0, 12))
