@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bytemtp.common import cli
 from bytemtp.common.errors import UserError
-from bytemtp.evaluation import bits_per_byte, choice, draft_shapes
+from bytemtp.evaluation import answers, bits_per_byte, choice, draft_shapes
 from bytemtp.evaluation.code import execute, passk
 from bytemtp.training.distributed import World, joined
 
@@ -20,6 +20,7 @@ VERBS: dict[str, type[cli.Command]] = {
     "execute": execute.Command,
     "tree": draft_shapes.Command,
     "choice": choice.Command,
+    "answers": answers.Command,
 }
 EXAMPLE = "python -m bytemtp.evaluate bpb runs/demo heldout.tar.zst"
 

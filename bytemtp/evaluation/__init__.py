@@ -1,4 +1,4 @@
-"""Numbers about a run: bits per byte, multiple choice, the fastest drafts; `code` has pass@k.
+"""Numbers about a run: bits per byte, multiple choice, open questions, the fastest drafts; `code` has pass@k.
 
 Imports common, data, model, training (losses), decoding, sandbox and reports.
 """

@@ -25,21 +25,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.engines.select import window_of
-from bytemtp.evaluation.code.problems import records
+from bytemtp.evaluation.tasks import Task, read_tasks
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
 
-NAMES: dict[str, tuple[str, ...]] = {
-    "context": ("context", "query", "ctx", "question", "prompt"),
-    "choices": ("choices", "endings", "options"),
-    "answer": ("answer", "gold", "label"),
-}
-"""Names under which files have each field; the first that is there counts."""
 IDS_A_PASS = 1 << 13
 """Positions in one forward pass of the model, at most (but always one text)."""
 
@@ -54,14 +47,19 @@ class Command:
 
     Each line of the file: {"context": "2 + 2 =", "choices": [" 4", " 5"], "answer": 0}.  Known names: context, query,
     ctx, question or prompt; choices, endings or options; answer, gold or label, the number of the right choice from 0.
+    Also known, by their fields, are the files of ARC, COPA, HellaSwag, PIQA, SIQA and MMLU as they are published; they
+    get the prompts of lm-eval.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """folder of the run, or one of its checkpoints/step-* folders"""
     tasks: Path
-    """JSON lines, plain, .gz or .zst"""
-    between: str = ""
-    """put between context and choice; most files need " " where choices do not begin with a space"""
+    """JSON lines, plain, .gz or .zst, or MMLU's .csv"""
+    labels: tyro.conf.DisallowNone[Path | None] = None
+    """file of the right answers, one a line, where they are not in --tasks, as for PIQA and SIQA"""
+    between: tyro.conf.DisallowNone[str | None] = None
+    """put between context and choice; by default " " for published files, as in lm-eval, and for others nothing: most
+    need " " where choices do not begin with a space"""
     json: tyro.conf.DisallowNone[Path | None] = None
     """also write the numbers to this file, with the log-likelihoods (in nats) of each choice"""
     device: str = "auto"
@@ -69,7 +67,7 @@ class Command:
 
     def main(self) -> None:
         check_output(self.json)
-        tasks = read_tasks(self.tasks, self.between)
+        tasks = read_tasks(self.tasks, self.between, self.labels)
         device = pick_device(self.device)
         model = load_model(self.run, device.value)
         log(f"device: {device}  dtype: float32 (decoding's)")
@@ -77,63 +75,6 @@ class Command:
         print(score)
         if self.json is not None:
             write_output(self.json, json.dumps(score.as_dict(), indent=1) + "\n")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A question with its choices."""
-
-    context: bytes
-    choices: tuple[bytes, ...]
-    """bytes that may follow the context"""
-    answer: int
-    """number of the right one, from 0"""
-    between: str = ""
-    """text that each choice begins with and that the file's own does not"""
-
-    @property
-    def byte_counts(self) -> list[int]:
-        """Of each choice."""
-        return list(map(len, self.choices))
-
-    @property
-    def character_counts(self) -> list[int]:
-        """Of each choice as it is in the file; a byte that is no UTF-8 is one."""
-        return [len(choice.decode("utf-8", "surrogateescape")) - len(self.between) for choice in self.choices]
-
-
-def read_tasks(path: Path, between: str = "") -> list[Task]:
-    """Tasks of a JSON lines file.  UserError names the line and what is wrong with it."""
-    tasks = []
-    for number, record in records(path):
-        try:
-            tasks.append(task_of(record, between))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-    if not tasks:
-        raise UserError(f"{path} has no tasks")
-    return tasks
-
-
-def task_of(record: dict[str, Any], between: str = "") -> Task:
-    """ValueError if a field is missing or of the wrong kind."""
-    context, choices, right = (_field(record, name) for name in NAMES)
-    if not isinstance(context, str):
-        raise ValueError(f"the context is {context!r}; it must be a text")
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise ValueError(f"the choices are {choices!r}; they must be a list of two or more texts, none of them empty")
-    if isinstance(right, str) and right.isdecimal():
-        right = int(right)  # some files quote it
-    if type(right) is not int or not 0 <= right < len(choices):
-        raise ValueError(f"the answer is {right!r}; it must be the number of a choice, from 0 to {len(choices) - 1}")
-    return Task(context.encode(), tuple((between + choice).encode() for choice in choices), right, between)
-
-
-def _field(record: dict[str, Any], name: str) -> Any:
-    for known in NAMES[name]:
-        if known in record:
-            return record[known]
-    raise ValueError(f"no field {' or '.join(map(repr, NAMES[name]))}; it has {', '.join(map(repr, record))}")
 
 
 @dataclass(frozen=True)

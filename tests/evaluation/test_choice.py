@@ -1,6 +1,5 @@
-"""Multiple choice: log-likelihoods against one pass a byte, the accuracies, and one line for every bad task."""
+"""Multiple choice: log-likelihoods against one pass a byte, the accuracies, and the command."""
 
-import gzip
 import json
 import re
 from dataclasses import replace
@@ -16,7 +15,8 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.evaluation import choice
-from bytemtp.evaluation.choice import SIZES, Score, Task, answer, batches, best_choice, read_tasks, task_of
+from bytemtp.evaluation.choice import SIZES, Score, answer, batches, best_choice
+from bytemtp.evaluation.tasks import Task, read_tasks, task_of
 from bytemtp.model.model import ByteMTP
 
 TINY = ModelConfig(dim=16, layers=4, attention_heads=2, ffn_dim=24, n_future=3)
@@ -109,52 +109,11 @@ def test_batches_hold_every_text_once_and_fit(lengths):
 
 
 @pytest.mark.parametrize(
-    "record",
-    [
-        TASK,
-        {"query": "The rose is", "choices": [" red", " a rose"], "gold": 1},
-        {"ctx": "The rose is", "endings": [" red", " a rose"], "label": "1", "ind": 7},
-    ],
-)
-def test_common_names_are_known(tmp_path, record):
-    (tmp_path / "tasks.jsonl").write_text(json.dumps(record) + "\n\n")
-    assert read_tasks(tmp_path / "tasks.jsonl") == [Task(b"The rose is", (b" red", b" a rose"), 1)]
-
-
-def test_text_between_belongs_to_the_choice(tmp_path):
-    (tmp_path / "tasks.jsonl.gz").write_bytes(gzip.compress(json.dumps({**TASK, "choices": ["é", "b"]}).encode()))
-    assert read_tasks(tmp_path / "tasks.jsonl.gz", " ")[0].choices == (" é".encode(), b" b")
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2 is not JSON"),
-        ("[1]", "every line must be a JSON object"),
-        ({"choices": ["a", "b"], "answer": 0}, "no field 'context' or 'query'"),
-        ({**TASK, "context": 3}, "the context is 3"),
-        ({**TASK, "choices": ["a"]}, "two or more texts"),
-        ({**TASK, "choices": ["a", ""]}, "none of them empty"),
-        ({**TASK, "choices": "ab"}, "the choices are 'ab'"),
-        ({**TASK, "answer": 2}, "the answer is 2; it must be the number of a choice, from 0 to 1"),
-        ({**TASK, "answer": True}, "the answer is True"),
-        ({**TASK, "answer": "B"}, "the answer is 'B'"),
-        ({**TASK, "context": "\ud800"}, "surrogates not allowed"),
-    ],
-)
-def test_a_bad_task_is_named_by_its_line(tmp_path, line, message):
-    text = line if isinstance(line, str) else json.dumps(line)
-    (tmp_path / "tasks.jsonl").write_text(json.dumps(TASK) + "\n" + text + "\n")
-    with pytest.raises(UserError) as caught:
-        read_tasks(tmp_path / "tasks.jsonl")
-    assert message in str(caught.value) and "line 2" in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["RUN"], "--tasks"),
         (["RUN", "--tasks", "missing"], "cannot read missing"),
+        (["RUN", "--tasks", "FILE", "--labels", "missing"], "cannot read missing"),
         (["RUN", "--tasks", "EMPTY"], "has no tasks"),
         (["EMPTY", "--tasks", "FILE"], "holds no checkpoint"),
         (["RUN", "--tasks", "FILE", "--json", "NOWHERE"], "cannot write"),
@@ -187,3 +146,15 @@ def test_command_prints_and_writes_the_same_numbers(trained_run, tmp_path, capsy
     for ending in SIZES:
         assert re.search(rf"^accuracy{ending} +{record['accuracy' + ending]:.4f} ", printed, flags=re.MULTILINE)
     assert record["choice_bytes"] == [[4, 7]] * 5
+
+
+def test_command_reads_a_published_file_with_its_file_of_labels(trained_run, tmp_path):
+    """PIQA: the blank between context and choice is scored and is no character of the choice."""
+    record = {"goal": "dry a rose", "sol1": "hang it up", "sol2": "eat it"}
+    (tmp_path / "valid.jsonl").write_text(f"{json.dumps(record)}\n" * 2)
+    (tmp_path / "valid-labels.lst").write_text("0\n1\n")
+    files = ["--tasks", str(tmp_path / "valid.jsonl"), "--labels", str(tmp_path / "valid-labels.lst")]
+    evaluate.main(["choice", str(trained_run), *files, "--json", str(tmp_path / "out.json")])
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert (record["answers"], record["correct"]) == ([0, 1], 1)
+    assert (record["choice_bytes"], record["choice_characters"]) == ([[11, 7]] * 2, [[10, 6]] * 2)
