@@ -285,7 +285,7 @@ class _Finder:
         if not hits:
             raise Damaged(pattern, "no such file or folder, and nothing matches it as a pattern")
         key_start = _fixed_part(pattern)
-        has_every_file = "**" in pattern and os.path.basename(pattern) in ("*", "**", "")
+        has_every_file = "**" in pattern and os.path.basename(pattern) in ("*", "**")
         done: set[str] = set()  # folders that have been read, and loops
         for hit in hits:
             is_folder = os.path.isdir(hit)

@@ -68,6 +68,8 @@ def test_globs(tree: Path) -> None:
 def test_a_pattern_of_any_depth_reads_the_folders_that_it_matches(tree: Path) -> None:
     assert keys(tree / "**" / "a") == ["a/.hidden", "a/deep/y.md", "a/x.txt"]
     assert keys(tree / "**" / "[ad]*") == ["a/.hidden", "a/deep/y.md", "a/x.txt"], "each file once"
+    assert keys(f"{tree}/**/deep/") == ["a/deep/y.md"], "a slash at the end asks for folders"
+    assert keys(f"{tree}/**/") == ["[a].txt", "a/.hidden", "a/deep/y.md", "a/x.txt", "b.txt"]
     assert keys(tree / "**" / "*") == ["[a].txt", "a/deep/y.md", "a/x.txt", "b.txt"]
 
 
