@@ -10,9 +10,9 @@ sequence length on all backends, packed or not, because none ever makes a mask o
   that shapes stay the same from batch to batch and a whole layer can be compiled.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
-- `matmul` (CPU): rows of at most 512 positions as matrix products and softmaxes, 128 queries at a time over all keys
-  before them, where PyTorch's CPU flash kernel is up to twice as slow; longer rows as `sdpa`.  The scores are bounded
-  by the longest such row, so memory stays linear in the number of positions.
+- `matmul` (CPU): for rows of at most 512 positions matrix products and softmaxes, 256 queries at a time over all keys up
+  to them, since the backward pass of PyTorch's CPU flash kernel is up to three times as slow; longer rows, and all
+  without gradients, as `sdpa`.  The scores are bounded by the longest such row, so memory stays linear.
 
 Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple of g), k head width.
 """
@@ -39,8 +39,9 @@ CPU = torch.device("cpu")
 
 SHORT_ROW = 512
 """Longest row whose scores `matmul` makes."""
-QUERIES = 128
-"""Of which it makes the scores together.  Fewer spare more of the keys that none of them sees, but take more calls."""
+QUERIES = 256
+"""Of which it makes the scores together.  Fewer would spare more of the keys that none of them sees, but torch.compile
+takes ten seconds more for each further part."""
 POSITIONS_A_RUN = 512
 """`varlen` makes room for a run in so many positions, and for twice as many until they fit."""
 
@@ -55,7 +56,7 @@ def pick_attention(requested: str, device: torch.device, config: ModelConfig, dt
     if requested == "auto":
         if device.type == "cuda":
             return first_that_runs(device, config, dtype)
-        return Choice("matmul", f"fastest on a CPU up to {SHORT_ROW} positions; sdpa beyond")
+        return Choice("matmul", f"fastest training on a CPU up to {SHORT_ROW} positions; sdpa beyond and elsewhere")
     if requested in CUDA_BACKENDS:
         if device.type != "cuda":
             raise UserError(f"attention backend {requested!r} needs a CUDA device; use 'sdpa' or 'auto'")
@@ -144,8 +145,8 @@ class Layout:
         return sum(width * (width + 1) // 2 + (length - width) * width for length, width in widths)
 
     def is_whole(self, backend: str) -> bool:
-        """Whether `backend` makes the scores of whole rows."""
-        return backend == "matmul" and self._is_short
+        """Whether `backend` makes the scores of whole rows here."""
+        return backend == "matmul" and self._is_short and torch.is_grad_enabled()
 
     @cached_property
     def _is_short(self) -> bool:
