@@ -54,7 +54,7 @@ train "$code" "$data/tinycode/train.jsonl.zst" --train.steps "$code_steps" --tra
 
 step "5. Held-out problems, in all modes"
 code_speeds=$(python -m bytemtp.bench decode --run "$code" --files "$data/tinycode/heldout.jsonl" --text-field prompt \
-    --prompts 48 --batches 1 --temperatures 0 --rounds 1)
+    --prompts 32 --batches 1 --temperatures 0 --rounds 1)
 
 step "6. pass@k on held-out problems"
 python -m bytemtp.evaluate passk "$code" --problems "$data/tinycode/heldout.jsonl" --out "$code/passk" \

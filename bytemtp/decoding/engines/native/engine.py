@@ -113,8 +113,9 @@ class NativeEngine:
             pointer(self.shape), None, len(self.verified), len(self.path), self.threads, self.window, PADDED_VOCAB_SIZE,
             VOCAB_SIZE, self.weights.embed.ctypes.data, self.weights.unembed.ctypes.data,
         )  # fmt: skip
-        # Ids that deepseek modules read once more, and head 1's hidden states, which they read.
-        self.redo = config.n_future - 1 if config.topology == "deepseek" else 0
+        # Ids that deepseek modules read once more, since the ids ahead of them were drafts (the first module reads one that
+        # is not), and head 1's hidden states, which they read.
+        self.redo = max(0, config.n_future - 2) if config.topology == "deepseek" else 0
         self.first_hidden = np.zeros((rows, 0, config.dim), np.float32)
         # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
         self.hidden_by_head: dict[int, Float32[np.ndarray, "b c d"]] = {}
@@ -276,11 +277,13 @@ class NativeEngine:
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], heads: int, ids: Int[np.ndarray, "b n"]
     ) -> Iterator[Float32[np.ndarray, "q v"]]:
         """All modules again from the first id whose ids ahead were drafts the last time."""
-        new = self._flat(start, accepted)
-        self.first_hidden[new.row, new.slot % self.shape.slots] = self.hidden_by_head[0][new.row, new.place]
-        redo = np.minimum(start, self.redo) * (accepted > 0)
-        flat = self._flat(start - redo, accepted + redo)
-        x = self.first_hidden[flat.row, flat.slot % self.shape.slots]
+        flat = self._flat(start, accepted)
+        x = self.hidden_by_head[0][flat.row, flat.place]
+        if self.redo:
+            self.first_hidden[flat.row, flat.slot % self.shape.slots] = x
+            redo = np.minimum(start, self.redo) * (accepted > 0)
+            flat = self._flat(start - redo, accepted + redo)
+            x = self.first_hidden[flat.row, flat.slot % self.shape.slots]
         for i in range(1, heads):
             ahead = self.weights.embed[ids[flat.row, np.minimum(flat.slot + i, ids.shape[1] - 1)]]
             hidden, embedded = self.weights.merges[i - 1]
