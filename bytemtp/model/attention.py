@@ -10,8 +10,8 @@ sequence length on all backends, packed or not, because none ever makes a mask o
   that shapes stay the same from batch to batch and a whole layer can be compiled.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
-- `matmul` (CPU): for rows of at most 512 positions matrix products and softmaxes, 256 queries at a time over all keys up
-  to them, since the backward pass of PyTorch's CPU flash kernel is up to three times as slow; longer rows, and all
+- `matmul` (CPU): for rows of at most 512 positions matrix products and softmaxes, 256 queries at a time over all keys
+  up to them, since the backward pass of PyTorch's CPU flash kernel is up to three times as slow; longer rows, and all
   without gradients, as `sdpa`.  The scores are bounded by the longest such row, so memory stays linear.
 
 Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple of g), k head width.
