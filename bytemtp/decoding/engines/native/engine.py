@@ -113,8 +113,8 @@ class NativeEngine:
             pointer(self.shape), None, len(self.verified), len(self.path), self.threads, self.window, PADDED_VOCAB_SIZE,
             VOCAB_SIZE, self.weights.embed.ctypes.data, self.weights.unembed.ctypes.data,
         )  # fmt: skip
-        # Ids that deepseek modules read once more, since the ids ahead of them were drafts (of the first module none ever
-        # is), and head 1's hidden states, which they read.
+        # Ids that deepseek modules read once more, since the ids ahead of them were drafts (of the first module none
+        # ever is), and head 1's hidden states, which they read.
         self.redo = max(0, config.n_future - 2) if config.topology == "deepseek" else 0
         self.first_hidden = np.zeros((rows, 0, config.dim), np.float32)
         # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
