@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import get_args
 
 import numpy as np
@@ -74,6 +74,27 @@ def test_any_split_through_the_cache_equals_the_full_pass(kind, topology, cuts, 
         for i in (1, 2, 3):
             if topology != "deepseek" or end - 1 + i < 24:
                 np.testing.assert_allclose(drafted[i - 1], full[i][:, end - 1], atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=40)
+@given(
+    kind=st.sampled_from(sorted(ENGINES)),
+    heads=st.integers(2, 4),
+    cuts=st.lists(st.integers(1, 23), min_size=1, unique=True).map(sorted),
+    window=st.sampled_from([24, 5]),
+)
+def test_modules_read_again_what_they_read_as_drafts(kind, heads, cuts, window):
+    """Each time only the id behind the accepted ones is known; those after it are other ones the next time."""
+    model, dice = model_for("deepseek", n_future=heads), np.random.default_rng(len(cuts))
+    ids, engine = dice.integers(0, 256, (2, 24 + heads)), ENGINES[kind](model, 2, window)
+    for begin, end in pairwise([0, *cuts, 24]):
+        engine.verify(np.full(2, begin), ids[:, begin:end], np.full(2, end - begin))
+        seen = ids.copy()
+        seen[:, end + 1 :] = dice.integers(0, 256, seen[:, end + 1 :].shape)
+        drafted = list(engine.drafts(np.full(2, begin), np.full(2, end - begin), heads, seen))
+        full = full_pass(model, torch.from_numpy(seen), window)
+        for i in range(1, heads):
+            np.testing.assert_allclose(drafted[i - 1], full[i][:, end - 1], atol=1e-4, rtol=1e-4)
 
 
 def full_pass(model, ids, window):

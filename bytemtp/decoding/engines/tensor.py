@@ -38,7 +38,7 @@ class TensorEngine:
         self.window, self.back, self.slots = window, back, 0
         self.caches = {module: LayerCache(module, rows) for module in self.model.modules() if isinstance(module, Block)}
         # Ids that deepseek modules read once more.
-        self.redo = max(0, config.n_future - 2) if config.topology == "deepseek" else 0
+        self.redo = config.n_future - 1 if config.topology == "deepseek" else 0
         # Head 1's hidden states, which they read; like a cache it has a slot more for what has no place.
         weight = model.embed.weight
         self.first_hidden = torch.zeros(rows, 1, config.dim, dtype=weight.dtype, device=weight.device)
