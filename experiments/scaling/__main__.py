@@ -46,7 +46,7 @@ def table(lines: Sequence[Line]) -> str:
         "speed-up, T = 0.8",
     ]
     tables = [markdown_table([row(name, cells) for name in cells], [*header, "minutes"])]
-    if trends := [trend(kind, prices) for kind, prices in prices_of(lines).items() if len(prices) > 2]:
+    if trends := [trend(kind, prices) for kind, prices in prices_of(lines).items() if fits_of(prices)]:
         tables.append(
             markdown_table(trends, ["heads", "sizes", "change for ten times the size, bpb", "p", "nothing at"])
         )
@@ -94,11 +94,14 @@ def trend(kind: str, prices: Prices) -> list[str]:
 
 
 def fits_of(prices: Prices) -> list[tuple[float, float]]:
-    """Slope for ten times the size, and price at one parameter, by least squares; of the seeds that all sizes have."""
-    seeds = sorted(set.intersection(*(set(of_size) for of_size in prices.values())))
-    x = [math.log10(size) for size in prices]
-    lines = [statistics.linear_regression(x, [of_size[seed] for of_size in prices.values()]) for seed in seeds]
-    return [(line.slope, line.intercept) for line in lines]
+    """Slope for ten times the size, and price at one parameter, by least squares; of seeds with three sizes or more."""
+    fits = []
+    for seed in sorted(set().union(*prices.values())):
+        sizes = [size for size in prices if seed in prices[size]]
+        if len(sizes) > 2:
+            line = statistics.linear_regression(list(map(math.log10, sizes)), [prices[size][seed] for size in sizes])
+            fits.append((line.slope, line.intercept))
+    return fits
 
 
 def draw(lines: Sequence[Line]) -> Figure:

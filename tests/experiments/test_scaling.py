@@ -103,6 +103,12 @@ def test_two_sizes_make_no_line() -> None:
     assert len(scaling.table(lines_of({10**4: [0.1, 0.1], 10**5: [0.2, 0.2]})).split("\n\n")) == 1
 
 
+def test_a_seed_s_line_goes_through_the_sizes_that_it_has() -> None:
+    lines = lines_of({10**4: [0.3, 0.1], 10**5: [0.2, 0.2], 10**6: [0.1, 0.3], 10**7: [0, 9]})[:-2]
+    fits = scaling.fits_of(scaling.prices_of(lines)["n=8, equal"])
+    assert [slope for slope, _ in fits] == pytest.approx([-0.1, 0.1])
+
+
 def test_a_seed_without_one_head_has_no_price() -> None:
     lines = [one for one in lines_of({10**4: [0.1, 0.2]}) if one["key"]["cell"] != "10000, n=1" or one["key"]["seed"]]
     assert list(scaling.prices_of(lines)["n=8, equal"][10**4]) == [1]
