@@ -41,7 +41,7 @@ SHORT_ROW = 512
 """Longest row whose scores `matmul` makes."""
 QUERIES = 256
 """Of which it makes the scores together.  Fewer would spare more of the keys that none of them sees, but torch.compile
-takes ten seconds more for each further part."""
+takes some four seconds more for each further part."""
 POSITIONS_A_RUN = 512
 """`varlen` makes room for a run in so many positions, and for twice as many until they fit."""
 
