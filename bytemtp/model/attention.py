@@ -10,9 +10,9 @@ sequence length on all backends, packed or not, because none ever makes a mask o
   that shapes stay the same from batch to batch and a whole layer can be compiled.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
-- `matmul` (CPU): for rows of at most 512 positions matrix products and softmaxes, 256 queries at a time over all keys
-  up to them, since the backward pass of PyTorch's CPU flash kernel is up to three times as slow; longer rows, and all
-  without gradients, as `sdpa`.  The scores are bounded by the longest such row, so memory stays linear.
+- `matmul` (CPU): in training, compiled or in 16 bits, rows of at most 512 positions as matrix products and softmaxes,
+  256 queries at a time over all keys up to them, since the backward pass of PyTorch's CPU flash kernel is up to three
+  times as slow; all else as `sdpa`.  The scores are bounded by the longest such row, so memory stays linear.
 
 Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple of g), k head width.
 """
@@ -42,6 +42,8 @@ SHORT_ROW = 512
 QUERIES = 256
 """Of which it makes the scores together.  Fewer would spare more of the keys that none of them sees, but torch.compile
 takes some four seconds more for each further part."""
+SINGLE = 4
+"""Bytes of a float32.  In it, and not compiled, the flash kernel is faster on short rows, too."""
 POSITIONS_A_RUN = 512
 """`varlen` makes room for a run in so many positions, and for twice as many until they fit."""
 
@@ -236,7 +238,7 @@ def attend(
         return _attend_xformers(q, k, v, layout)
     if backend == "varlen":
         return attend_packed(q, k, v, layout.bounds, layout.window)
-    if layout.is_whole(backend):
+    if layout.is_whole(backend) and q.element_size() < SINGLE:
         return attend_short(q, k, v, layout.hidden)
     if layout.is_plain:
         length = layout.segments[0]

@@ -71,9 +71,8 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
-        if layout.is_whole(self.attention_backend):
-            whole = compile_once(Block.on_short_rows) if self.compiled else Block.on_short_rows
-            return whole(self, x, *rope, layout.hidden)
+        if self.compiled and layout.is_whole(self.attention_backend):
+            return compile_once(Block.on_short_rows)(self, x, *rope, layout.hidden)
         if self.attention_backend == "varlen":
             whole = compile_once(Block.on_packed_rows) if self.compiled else Block.on_packed_rows
             return whole(self, x, *rope, layout.bounds, layout.window)
