@@ -116,7 +116,10 @@ class Experiment:
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
-    """Run what is not finished and print the preset's table."""
+    """Run what is not finished and print the preset's table.
+
+    UserError of the first cell that failed, after all the others.
+    """
     presets = experiment.presets()
     options = parser(experiment.name, presets).parse_args(arguments)
     if options.jobs < 1:
@@ -127,8 +130,11 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
     torch.set_num_threads(threads)  # of the scores
     log(f"{experiment.name}: {len(todo)} cells to run, {options.jobs} at a time")
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda cell: run(experiment, cell), todo))
-    print(experiment.table(experiment.lines(options.preset)))
+        errors = [error for error in pool.map(lambda cell: run(experiment, cell), todo) if error]
+    if lines := experiment.lines(options.preset):
+        print(experiment.table(lines))
+    if errors:
+        raise errors[0]
 
 
 def parser(name: str, presets: dict[str, Any]) -> argparse.ArgumentParser:
@@ -171,13 +177,18 @@ def missing(cells: Sequence[Cell], lines: Sequence[Line]) -> list[Cell]:
     return [cell for cell in cells if cell.key not in keys]
 
 
-def run(experiment: Experiment, cell: Cell) -> None:
-    """Train, score, and append the line."""
+def run(experiment: Experiment, cell: Cell) -> UserError | None:
+    """Train, score, and append the line; or what the user can do about it."""
     log(f"{cell.name}, seed {cell.seed}: begins, see {cell.folder}.log")
-    line = {"key": cell.key, "scored": commit(), **experiment.score(cell)}
+    try:
+        line = {"key": cell.key, "scored": commit(), **experiment.score(cell)}
+    except UserError as error:
+        log(f"{cell.name}, seed {cell.seed}: {error}")
+        return error
     with _writing:
         JsonLinesFile(experiment.results).append([line])
     log(f"{cell.name}, seed {cell.seed}: done")
+    return None
 
 
 def train(cell: Cell, *paths: str | Path, init: Path | None = None, **settings: Any) -> dict[str, Any]:

@@ -80,16 +80,16 @@ def test_a_cell_with_other_settings_is_another_one(experiment):
     assert experiment.lines("cpu") == [], "scored with another option"
 
 
-def test_a_cell_that_fails_leaves_those_before_it(experiment):
+def test_a_cell_that_fails_leaves_all_others(experiment):
     def score(cell):
         if cell.name != "one":
-            raise UserError("no luck")
+            raise UserError(f"no luck with {cell.seed}")
         return {"size": 0}
 
     failing = Experiment("toy", score, str, tables.dots)
-    with pytest.raises(UserError, match="no luck"):
-        grid.main(failing, ["--seeds", "0", "--jobs", "1"])
-    assert keys_of(read_lines(failing.results)) == [("one", 0, 0)]
+    with pytest.raises(UserError, match="no luck with 0"):
+        grid.main(failing, ["--seeds", "0", "1", "--jobs", "1"])
+    assert keys_of(read_lines(failing.results)) == [("one", 0, 0), ("one", 1, 0)]
 
 
 def test_an_unknown_cell_is_told(experiment):
