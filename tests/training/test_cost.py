@@ -136,14 +136,14 @@ def test_other_errors_stay_as_they_are() -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("topology", get_args(Topology))
 def test_flops_are_those_of_the_counter(topology: Topology, n: int, kv_heads: int, share: float, freezes: bool) -> None:
-    """With every pair counted, because the products that make the scores of a short row compute them all."""
+    """With every pair counted, because in 16 bits a short row's scores are products that compute them all."""
     config = ModelConfig(
         dim=32, layers=5, attention_heads=4, kv_heads=kv_heads, ffn_dim=48, n_future=n, topology=topology
     )
     model = ByteMTP(config)
     if freezes and topology != "anticausal":
         freeze_path(model)
-    model.use(attention="matmul")
+    model.use(attention="matmul", dtype=torch.bfloat16)
     ids = torch.arange(4 * (16 + n)).view(4, -1)
     with FlopCounterMode(display=False) as counter:
         backward(model, ids, torch.zeros_like(ids), far_rows=share)

@@ -208,7 +208,7 @@ def test_costs_count_it(topology):
         dim=32, layers=5, attention_heads=4, ffn_dim=48, n_future=3, topology=topology, order_head=True
     )
     model = ByteMTP(config)
-    model.use(attention="matmul")
+    model.use(attention="matmul", dtype=torch.bfloat16)
     ids = torch.arange(4 * 19).view(4, -1)
     with FlopCounterMode(display=False) as counter:
         backward(model, ids, torch.zeros_like(ids), far_rows=0.5)
