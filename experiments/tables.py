@@ -4,7 +4,8 @@ Try:  python -c "from experiments.tables import *; print(mean_and_sd([1.0, 2.0, 
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +29,11 @@ def mean_and_sd(values: Sequence[float], form: str) -> str:
     """`1.57 ± 0.01`; without a spread where there is one value.  A sign that `form` asks for is the mean's."""
     mean = format(statistics.mean(values), form)
     return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else mean
+
+
+def percentages(lines: Sequence[Line], figure: str) -> str:
+    """Of a figure that is a share from 0 to 1."""
+    return mean_and_sd([100 * line[figure] for line in lines], ".1f")
 
 
 def paired(a: Sequence[Line], b: Sequence[Line], figure: str, form: str, scale: float = 1.0) -> list[str]:
@@ -96,6 +102,14 @@ def draw_dots(axes: Axes, values: Sequence[float], place: float, colour: int) ->
     if values:
         axes.plot(values, [place] * len(values), "o", color=COLOURS[colour], alpha=0.6, markersize=5)
         axes.plot([statistics.mean(values)], [place], "|", color=COLOURS[colour], markersize=14, markeredgewidth=2)
+
+
+def draw_curve(axes: Axes, by_place: Mapping[Any, Sequence[float]], colour: str, label: str) -> None:
+    """A dot a value, a line through the means."""
+    for place, values in by_place.items():
+        axes.plot([place] * len(values), values, "o", color=colour, alpha=0.6, markersize=4)
+    places = sorted(by_place)
+    axes.plot(places, [statistics.mean(by_place[place]) for place in places], color=colour, label=label)
 
 
 def by_group(cells: dict[str, list[Line]]) -> dict[str, list[str]]:

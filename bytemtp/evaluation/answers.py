@@ -31,7 +31,7 @@ from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device, progress
 from bytemtp.decoding.generate import generate
 from bytemtp.evaluation.code.problems import Record, records
-from bytemtp.evaluation.tasks import get, get_texts, read_text
+from bytemtp.evaluation.tasks import get, get_texts, parsed, read_text
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
 
@@ -106,15 +106,7 @@ class Question:
 
 def read_questions(path: Path) -> list[Question]:
     """Questions of a file: JSON lines, plain, .gz or .zst, or TriviaQA's .json.  UserError names what is wrong."""
-    questions = []
-    for place, record in _placed(path):
-        try:
-            questions.append(question_of(record))
-        except ValueError as error:
-            raise UserError(f"{path}, {place}: {error}") from None
-    if not questions:
-        raise UserError(f"{path} has no questions")
-    return questions
+    return parsed(path, "questions", _placed(path), question_of)
 
 
 def _placed(path: Path) -> Iterator[tuple[str, Any]]:

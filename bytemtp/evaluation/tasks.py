@@ -10,7 +10,7 @@ Try:  python -c "from bytemtp.evaluation.tasks import *; print(read_tasks(Path('
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +20,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import read_input
 from bytemtp.evaluation.code.problems import Record, records
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -71,15 +72,24 @@ def read_tasks(path: Path, between: str | None = None, labels: Path | None = Non
     answers: Sequence[str | None] = [None] * len(numbered) if labels is None else read_labels(labels)
     if len(answers) != len(numbered):
         raise UserError(f"{labels} has {len(answers)} labels and {path} {len(numbered)} tasks; each task needs one")
-    tasks = []
-    for (number, record), label in zip(numbered, answers, strict=True):
+    placed = ((f"line {number}", (record, label)) for (number, record), label in zip(numbered, answers, strict=True))
+    return parsed(path, "tasks", placed, lambda both: task_of(both[0], between, both[1]))
+
+
+def parsed(path: Path, what: str, placed: Iterable[tuple[str, R]], parse: Callable[[R], T]) -> list[T]:
+    """The records of a file, each of which comes with where it is, by `parse`.
+
+    what: are they, in the plural.  UserError where `parse` has a ValueError, and if there is no record.
+    """
+    found = []
+    for place, record in placed:
         try:
-            tasks.append(task_of(record, between, label))
+            found.append(parse(record))
         except ValueError as error:
-            raise UserError(f"{path}, line {number}: {error}") from None
-    if not tasks:
-        raise UserError(f"{path} has no tasks")
-    return tasks
+            raise UserError(f"{path}, {place}: {error}") from None
+    if not found:
+        raise UserError(f"{path} has no {what}")
+    return found
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, Record]]:

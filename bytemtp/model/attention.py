@@ -42,8 +42,6 @@ SHORT_ROW = 512
 QUERIES = 256
 """Of which it makes the scores together.  Fewer would spare more of the keys that none of them sees, but torch.compile
 takes some four seconds more for each further part."""
-SINGLE = 4
-"""Bytes of a float32.  In it, and not compiled, the flash kernel is faster on short rows, too."""
 POSITIONS_A_RUN = 512
 """`varlen` makes room for a run in so many positions, and for twice as many until they fit."""
 
@@ -238,7 +236,7 @@ def attend(
         return _attend_xformers(q, k, v, layout)
     if backend == "varlen":
         return attend_packed(q, k, v, layout.bounds, layout.window)
-    if layout.is_whole(backend) and q.element_size() < SINGLE:
+    if layout.is_whole(backend) and q.itemsize < torch.float32.itemsize:  # in float32 only if it is compiled
         return attend_short(q, k, v, layout.hidden)
     if layout.is_plain:
         length = layout.segments[0]

@@ -187,7 +187,12 @@ def step_folder(run: Path, step: int) -> Path:
 def step_folders(run: Path) -> list[Path]:
     """Step folders in order."""
     folders = [path for path in (run / "checkpoints").glob("step-*") if STEP.fullmatch(path.name)]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(folders, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The steps behind a step folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def _target(pointer: Path) -> Path | None:

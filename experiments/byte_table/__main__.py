@@ -9,9 +9,8 @@ from bytemtp.bench.turns import markdown_table
 from bytemtp.common.cli import run_main
 from experiments import programs
 from experiments.grid import Cell, Experiment, Line, main, train
-from experiments.tables import by_cell, draw_dots, frame, mean_and_sd, paired
-
-BASE = "n=1"
+from experiments.library import BASE
+from experiments.tables import by_cell, draw_dots, frame, mean_and_sd, paired, percentages
 
 
 def score(cell: Cell) -> dict[str, Any]:
@@ -27,7 +26,12 @@ def table(lines: Sequence[Line]) -> str:
     """In the layout of the paper's table 1; then each cell against one head."""
     cells, names = by_cell(lines), figures(lines)
     shares = [
-        [name, str(len(of_cell)), *(percent(of_cell, figure) for figure in names), minutes(of_cell)]
+        [
+            name,
+            str(len(of_cell)),
+            *(percentages(of_cell, figure) for figure in names),
+            mean_and_sd([line["minutes"] for line in of_cell], ".1f"),
+        ]
         for name, of_cell in cells.items()
     ]
     against = [
@@ -40,14 +44,6 @@ def table(lines: Sequence[Line]) -> str:
     if against:
         tables.append(markdown_table(against, ["difference, points", "of", "seeds", "mean", "p"]))
     return "\n\n".join(tables)
-
-
-def percent(lines: Sequence[Line], figure: str) -> str:
-    return mean_and_sd([100 * line[figure] for line in lines], ".1f")
-
-
-def minutes(lines: Sequence[Line]) -> str:
-    return mean_and_sd([line["minutes"] for line in lines], ".1f")
 
 
 def draw(lines: Sequence[Line]) -> Figure:

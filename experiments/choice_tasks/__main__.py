@@ -5,6 +5,7 @@ preset with files of published questions trains on `train` and asks those: multi
 answers are in files of their own) and open questions (answers).  `accuracy` names how choices are scored.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +15,47 @@ from bytemtp.common.runtime import pick_device
 from bytemtp.evaluation.answers import Question, ask, read_questions
 from bytemtp.evaluation.choice import answer
 from bytemtp.evaluation.tasks import Task, read_tasks
-from bytemtp.model.checkpoint import step_folders
+from bytemtp.model.checkpoint import step_folders, step_of
 from experiments.choice_tasks import world
 from experiments.choice_tasks.report import draw, table
 from experiments.documents import written_once
 from experiments.grid import RUNS, Cell, Experiment, main, train
 
+Test = Callable[[bytemtp.ByteMTP], float]
+"""Asks a model: the share of right answers, from 0 to 1."""
 TRAIN_SEED, TEST_SEED = 0, 1
 """Of the world's documents and questions, the same for all cells; --seeds are those of the weights and of the order."""
 
 
 def score(cell: Cell) -> dict[str, Any]:
     """Accuracy at every checkpoint (`way`), and at the last one by itself."""
-    asked = questions(cell)
+    tests = tests_of(cell)
     trained = train(cell, corpus(cell))
-    way = [score_checkpoint(folder, asked, cell.options["accuracy"]) for folder in step_folders(cell.folder)]
+    way = [score_checkpoint(folder, tests) for folder in step_folders(cell.folder)]
     return trained | way[-1] | {"way": way}
 
 
-def questions(cell: Cell) -> dict[str, list[Task] | list[Question]]:
-    """By kind, or by the name of a benchmark."""
+def tests_of(cell: Cell) -> dict[str, Test]:
+    """By kind of the world's questions, or by the name of a benchmark."""
     options = cell.options
+    accuracy = options["accuracy"]
     if "tasks" not in options:
         count = cell.settings["world.questions"]
-        return {kind: world.tasks(kind, count, TEST_SEED) for kind in world.KINDS}
+        return {kind: choices(world.tasks(kind, count, TEST_SEED), accuracy) for kind in world.KINDS}
     labels = {name: Path(path) for name, path in options["labels"].items()}
-    choices = {name: read_tasks(Path(path), labels=labels.get(name)) for name, path in options["tasks"].items()}
-    return choices | {name: read_questions(Path(path)) for name, path in options["answers"].items()}
+    tasks = {name: read_tasks(Path(path), labels=labels.get(name)) for name, path in options["tasks"].items()}
+    questions = {name: read_questions(Path(path)) for name, path in options["answers"].items()}
+    closed = {name: choices(of_name, accuracy) for name, of_name in tasks.items()}
+    return closed | {name: exact_match(of_name) for name, of_name in questions.items()}
+
+
+def choices(tasks: Sequence[Task], accuracy: str) -> Test:
+    """accuracy: its name in `evaluate choice`."""
+    return lambda model: float(answer(model, tasks).as_dict()[accuracy])
+
+
+def exact_match(questions: Sequence[Question]) -> Test:
+    return lambda model: float(ask(model, questions).as_dict()["exact_match"])
 
 
 def corpus(cell: Cell) -> Path:
@@ -52,19 +67,9 @@ def corpus(cell: Cell) -> Path:
     return written_once(path, world.documents(count, TRAIN_SEED))
 
 
-def score_checkpoint(folder: Path, asked: dict[str, list[Task] | list[Question]], accuracy: str) -> dict[str, Any]:
-    """Shares of right answers, from 0 to 1."""
+def score_checkpoint(folder: Path, tests: dict[str, Test]) -> dict[str, Any]:
     model = bytemtp.load(folder, pick_device().value)
-    step = {"step": int(folder.name.removeprefix("step-"))}
-    return step | {name: right(model, of_kind, accuracy) for name, of_kind in asked.items()}
-
-
-def right(model: bytemtp.ByteMTP, asked: list[Task] | list[Question], accuracy: str) -> float:
-    """accuracy: of choices, by its name in `evaluate choice`.  Open questions are scored by exact match."""
-    choices = [one for one in asked if isinstance(one, Task)]
-    if choices:
-        return float(answer(model, choices).as_dict()[accuracy])
-    return float(ask(model, [one for one in asked if isinstance(one, Question)]).as_dict()["exact_match"])
+    return {"step": step_of(folder)} | {name: test(model) for name, test in tests.items()}
 
 
 EXPERIMENT = Experiment("choice_tasks", score, table, draw)

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from bytemtp.bench.turns import markdown_table
 from bytemtp.reports.figures import COLOURS, describe
 from experiments.grid import Line
-from experiments.tables import by_cell, draw_percentages, mean_and_sd, paired
+from experiments.library import BASE
+from experiments.tables import by_cell, draw_percentages, paired, percentages
 
-BASE = "n=1"
 NOT_KINDS = {"step"}
 """Of what a checkpoint has; all else are kinds of questions."""
 
@@ -31,13 +31,10 @@ def accuracies(cells: dict[str, list[Line]], kind: str) -> str:
     """A row a cell, a column for every second checkpoint."""
     steps = [one["step"] for one in next(iter(cells.values()))[0]["way"]][1::2]
     rows = [
-        [name, str(len(of_cell)), *(percent(of_cell, kind, step) for step in steps)] for name, of_cell in cells.items()
+        [name, str(len(of_cell)), *(percentages(at_step(of_cell, step), kind) for step in steps)]
+        for name, of_cell in cells.items()
     ]
     return markdown_table(rows, [f"{kind}, %, after", "seeds", *(f"{step:,} steps" for step in steps)])
-
-
-def percent(lines: Sequence[Line], kind: str, step: int) -> str:
-    return mean_and_sd([100 * line[kind] for line in at_step(lines, step)], ".1f")
 
 
 def at_step(lines: Sequence[Line], step: int) -> list[Line]:

@@ -12,7 +12,7 @@ from zlib import crc32
 import bytemtp
 from bytemtp.common.cli import run_main
 from bytemtp.common.runtime import pick_device
-from bytemtp.model.checkpoint import step_folders
+from bytemtp.model.checkpoint import step_folders, step_of
 from experiments.documents import written_once
 from experiments.grid import RUNS, Cell, Experiment, main, train
 from experiments.induction.report import draw, table
@@ -54,7 +54,7 @@ def corpus(cell: Cell) -> Path:
 
 def score_checkpoint(folder: Path, heldout: list[Story]) -> dict[str, Any]:
     model = bytemtp.load(folder, pick_device().value)
-    return {"step": int(folder.name.removeprefix("step-"))} | scores(model, heldout)
+    return {"step": step_of(folder)} | scores(model, heldout)
 
 
 EXPERIMENT = Experiment("induction", score, table, draw)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from bytemtp.bench.turns import markdown_table
 from bytemtp.reports.figures import COLOURS, describe
 from experiments.grid import Line
-from experiments.tables import by_cell, by_group, draw_percentages, group_panels, mean_and_sd, paired
+from experiments.tables import by_cell, by_group, draw_percentages, group_panels, mean_and_sd, paired, percentages
 
 FIGURES = {
     "second": "second part, %",
@@ -45,10 +45,6 @@ def at_end(name: str, lines: Sequence[Line]) -> list[str]:
 
 def on_the_way(name: str, lines: Sequence[Line]) -> list[str]:
     return [name, *(percentages(after(share, lines), "second") for share in QUARTERS)]
-
-
-def percentages(lines: Sequence[Line], figure: str) -> str:
-    return mean_and_sd([100 * line[figure] for line in lines], ".1f")
 
 
 def after(share: float, lines: Sequence[Line]) -> list[Line]:

@@ -3,7 +3,6 @@
 The setting sweep.init names a cell: the run starts from its weights, of the same seed.
 """
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from bytemtp.common.cli import run_main
 from bytemtp.reports.figures import COLOURS, describe
 from experiments import library
 from experiments.grid import Cell, Experiment, Line, cells_of, main, train
+from experiments.tables import draw_curve
 
 HARMLESS, EQUAL = "far:0.02 (default)", "equal (the paper's)"
 
@@ -63,14 +63,11 @@ def kinds(line: Line) -> list[str]:
 
 
 def curve(axes: Axes, lines: Sequence[Line], values: Sequence[float], name: str, colour: int) -> None:
-    """A dot a seed, a line through the means."""
+    """By the number of heads."""
     of_n: dict[int, list[float]] = {}
     for line, value in zip(lines, values, strict=True):
         of_n.setdefault(heads_of(line), []).append(value)
-    for n, at_n in of_n.items():
-        axes.plot([n] * len(at_n), at_n, "o", color=COLOURS[colour], alpha=0.6, markersize=4)
-    counts = sorted(of_n)
-    axes.plot(counts, [statistics.mean(of_n[n]) for n in counts], color=COLOURS[colour], label=name)
+    draw_curve(axes, of_n, COLOURS[colour], name)
 
 
 EXPERIMENT = Experiment("n_sweep", score, library.table, draw)

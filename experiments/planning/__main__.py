@@ -21,7 +21,7 @@ from bytemtp.reports.figures import COLOURS, describe, literal
 from experiments.documents import written_once
 from experiments.grid import RUNS, Cell, Experiment, Line, main, train
 from experiments.planning.graphs import Question, Star, questions, unheard
-from experiments.tables import by_cell, draw_dots, mean_and_sd, paired
+from experiments.tables import by_cell, draw_dots, mean_and_sd, paired, percentages
 
 TRAIN_SEED, HELDOUT_SEED = 0, 1
 """Of the questions, the same for all cells; --seeds are those of the weights and of the order."""
@@ -125,7 +125,7 @@ def row(name: str, lines: Sequence[Line]) -> list[str]:
     return [
         name,
         str(len(lines)),
-        *(mean_and_sd([100 * line[figure] for line in lines], ".1f") for figure in FIGURES),
+        *(percentages(lines, figure) for figure in FIGURES),
         f"{100 * chance(lines):.0f}",
         " ".join(f"{100 * share:.0f}" for share in map(statistics.mean, zip(*heads, strict=True))),
         mean_and_sd([line["minutes"] for line in lines], ".1f"),

@@ -5,7 +5,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import bytemtp
@@ -15,9 +14,9 @@ from bytemtp.model.layers import Block
 from bytemtp.reports.figures import COLOURS, describe
 from experiments import library
 from experiments.grid import Cell, Experiment, Line, main
-from experiments.tables import by_cell, mean_and_sd, p_value, paired
+from experiments.library import BASE
+from experiments.tables import by_cell, draw_curve, mean_and_sd, p_value, paired
 
-BASE = "n=1"
 Prices = dict[int, dict[int, float]]
 """Bits per byte more than one head of the same size and seed: by size in parameters, then by seed."""
 
@@ -114,21 +113,14 @@ def draw(lines: Sequence[Line]) -> Figure:
     colours = dict(zip(of_kind, COLOURS, strict=False))
     for axes, kinds in ((bits, of_kind), (prices, prices_of(lines))):
         for kind, sizes in kinds.items():
-            curve(axes, sizes, kind, colours[kind])
+            by_size = {size: list(of_size.values()) for size, of_size in sizes.items()}
+            draw_curve(axes, by_size, colours[kind], kind)
         axes.set_xscale("log")
     prices.axhline(0, color="#000000", linewidth=0.8)
     describe(bits, "parameters of the layers", "held-out bits per byte of head 1")
     describe(prices, "parameters of the layers", "bits per byte more than one head")
     bits.legend(frameon=False, fontsize=8)
     return picture
-
-
-def curve(axes: Axes, sizes: Prices, label: str, colour: str) -> None:
-    places = sorted(sizes)
-    for size in places:
-        values = list(sizes[size].values())
-        axes.plot([size] * len(values), values, "o", color=colour, alpha=0.5, markersize=4)
-    axes.plot(places, [statistics.mean(sizes[size].values()) for size in places], color=colour, label=label)
 
 
 EXPERIMENT = Experiment("scaling", score, table, draw)

@@ -37,7 +37,7 @@ class TensorEngine:
         self.model = in_bfloat16(model) if model.dtype == torch.bfloat16 else model
         self.window, self.back, self.slots = window, back, 0
         self.caches = {module: LayerCache(module, rows) for module in self.model.modules() if isinstance(module, Block)}
-        # Ids that deepseek modules read once more.
+        # Ids that deepseek modules read once more; the native engine spares the first, which is never needed.
         self.redo = config.n_future - 1 if config.topology == "deepseek" else 0
         # Head 1's hidden states, which they read; like a cache it has a slot more for what has no place.
         weight = model.embed.weight
