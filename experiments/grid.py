@@ -191,10 +191,17 @@ def run(experiment: Experiment, cell: Cell) -> UserError | None:
     return None
 
 
-def train(cell: Cell, *paths: str | Path, init: Path | None = None, **settings: Any) -> dict[str, Any]:
+def train(
+    cell: Cell,
+    *paths: str | Path,
+    init: Path | None = None,
+    program: Sequence[str] = ("bytemtp.train",),
+    **settings: Any,
+) -> dict[str, Any]:
     """Train a cell into its folder, or go on with what is there; the steps, bytes and minutes that it took, and where.
 
-    init: a run whose weights it starts from.  settings: of bytemtp, by dotted name, that follow from the cell's.
+    init: a run whose weights it starts from.  program: a module, and words before the training's.
+    settings: of bytemtp, by dotted name, that follow from the cell's.
     UserError if the command fails.
     """
     chosen = cell.settings | settings | {"train.seed": cell.seed}
@@ -207,7 +214,7 @@ def train(cell: Cell, *paths: str | Path, init: Path | None = None, **settings: 
             about = {"commit": commit(), "hardware": machine()["device"], "threads": torch.get_num_threads()}
             write_file(begun, json.dumps(about))
         more = ["--resume"] if (cell.folder / "config.toml").exists() else start
-        run_module(cell.folder, "bytemtp.train", *map(str, paths), "--out", str(cell.folder), *more, *words)
+        run_module(cell.folder, *program, *map(str, paths), "--out", str(cell.folder), *more, *words)
     state = end_of(cell.folder)
     took = {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}
     return json.loads(begun.read_text()) | took

@@ -14,7 +14,9 @@ from experiments.tables import by_cell, dots, mean_and_sd
 
 
 def score(cell: Cell) -> dict[str, Any]:
-    trained = train(cell, cell.options["train"])
+    trick = cell.settings.get("trick")
+    program = ["experiments.recipe.tricks", trick] if trick else ["bytemtp.train"]
+    trained = train(cell, cell.options["train"], program=program)
     bits = bits_per_byte(cell.folder, [cell.options["heldout"]])
     return trained | {name: bits[name] for name in ("bpb", "bpb_per_head")}
 

@@ -1,0 +1,115 @@
+"""Ways of training that the toolkit has no setting for, tried on its own command:
+
+    python -m experiments.recipe.tricks TRICK ARGUMENTS_OF_BYTEMTP_TRAIN...
+
+zero-init   matrices that write to the residual stream begin at zero (Zhang et al. 2019; modded-nanogpt)
+unit-embed  the embedding is drawn at unit scale, not at that of the other matrices (Vaswani et al. 2017, section 3.4)
+z-loss      1e-4 times the squared logarithm of the softmax's denominator is added to the loss (PaLM, section 5)
+ema         the weights that are kept are a moving average of those of all steps (Polyak & Juditsky 1992)
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from bytemtp import train
+from bytemtp.common.cli import run_main
+from bytemtp.common.errors import UserError
+from bytemtp.model import model
+from bytemtp.model.checkpoint import latest
+from bytemtp.model.model import ByteMTP
+from bytemtp.training import loss
+
+Z_LOSS = 1e-4
+AVERAGED = 0.997
+"""Share of the average that a step leaves as it is."""
+Average = dict[str, Tensor]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """UserError for an unknown trick, or an average that is to go on where it was killed, which is kept nowhere."""
+    trick, *rest = sys.argv[1:] if arguments is None else arguments
+    if trick not in TRICKS:
+        raise UserError(f"unknown trick {trick!r}; choose from {', '.join(TRICKS)}")
+    if trick == "ema" and "--resume" in rest:
+        raise UserError("the average of a killed run is lost; delete the run's folder to begin anew")
+    finish = TRICKS[trick]()
+    train.main(rest)
+    finish(Path(rest[rest.index("--out") + 1]))
+
+
+def begin_otherwise(change: Callable[[ByteMTP], None]) -> Callable[[Path], None]:
+    """Change every model once its weights are drawn."""
+    draw = model.init_weights
+
+    @wraps(draw)
+    def changed(drawn: ByteMTP, seed: int) -> None:
+        draw(drawn, seed)
+        with torch.no_grad():
+            change(drawn)
+
+    model.init_weights = changed
+    return lambda run: None
+
+
+def zero_outputs(drawn: ByteMTP) -> None:
+    for name, parameter in drawn.named_parameters():
+        if name.endswith(("attention_out.weight", "ffn_out.weight")):
+            nn.init.zeros_(parameter)
+
+
+def unit_embedding(drawn: ByteMTP) -> None:
+    drawn.embed.weight *= drawn.config.dim**0.5
+
+
+def z_loss() -> Callable[[Path], None]:
+    """The gradient alone: what the log prints as the loss stays the cross-entropy."""
+    cross_entropy = F.cross_entropy
+
+    def with_penalty(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+        penalty = Z_LOSS * logits.logsumexp(-1).square().where(targets != loss.IGNORED, 0)
+        return cross_entropy(logits, targets, **options) + penalty - penalty.detach()
+
+    F.cross_entropy = with_penalty
+    return lambda run: None
+
+
+def moving_average() -> Callable[[Path], None]:
+    """In the run's last checkpoint; what is averaged is float32."""
+    average: Average = {}
+    register_optimizer_step_post_hook(lambda optimizer, args, options: follow(average, optimizer))
+    return lambda run: replace_weights(run, average)
+
+
+@torch.no_grad()
+def follow(average: Average, optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            average.setdefault(name, parameter.detach().clone()).lerp_(parameter, 1 - AVERAGED)
+
+
+def replace_weights(run: Path, average: Average) -> None:
+    folder = latest(run)
+    assert folder is not None
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | average, path)
+
+
+TRICKS: dict[str, Callable[[], Callable[[Path], None]]] = {
+    "zero-init": lambda: begin_otherwise(zero_outputs),
+    "unit-embed": lambda: begin_otherwise(unit_embedding),
+    "z-loss": z_loss,
+    "ema": moving_average,
+}
+"""Each prepares the training, and returns what is to be done to the finished run."""
+
+if __name__ == "__main__":
+    run_main(main)

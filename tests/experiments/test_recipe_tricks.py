@@ -1,0 +1,91 @@
+"""Ways of training that experiments.recipe tries beside the toolkit's own: each does what its name says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import bytemtp
+from bytemtp import train
+from bytemtp.common.errors import UserError
+from bytemtp.common.settings import ModelConfig
+from bytemtp.model import model as of_model
+from bytemtp.model.checkpoint import latest
+from experiments.recipe import tricks
+from tests.experiments.small_cells import SMALL
+
+CONFIG = ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=16, n_future=2)
+
+
+@pytest.fixture(autouse=True)
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A trick is for a process of its own, whose functions it replaces."""
+    monkeypatch.setattr(of_model, "init_weights", of_model.init_weights)
+    monkeypatch.setattr(F, "cross_entropy", F.cross_entropy)
+    yield
+    monkeypatch.undo()
+
+
+def test_zeros_make_every_layer_the_identity():
+    tricks.TRICKS["zero-init"]()
+    model = bytemtp.ByteMTP(CONFIG)
+    ids = torch.randint(256, (1, 9))
+    with torch.no_grad():
+        logits = model(ids)
+        expected = model.unembed[0](model.norm(model.embed(ids)))
+    torch.testing.assert_close(logits[0][..., :257], expected[..., :257])
+
+
+def test_the_embedding_has_unit_scale_and_nothing_else_changes():
+    plain = bytemtp.ByteMTP(CONFIG, seed=3)
+    tricks.TRICKS["unit-embed"]()
+    model = bytemtp.ByteMTP(CONFIG, seed=3)
+    assert float(model.embed.weight.detach().std()) == pytest.approx(1, rel=0.05)
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs) == (name != "embed.weight")
+
+
+def test_z_loss_adds_its_gradient_and_leaves_the_loss():
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([1, 2, -100, 0, 6])
+    plain = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+    penalty = 1e-4 * torch.log(logits.exp().sum(-1)) ** 2
+    (expected,) = torch.autograd.grad((plain + penalty * (targets != -100)).sum(), logits)
+    tricks.TRICKS["z-loss"]()
+    loss = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), logits)[0], expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_kept_is_the_average_of_the_weights_of_all_steps(tmp_path: Path, optimizer: str):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes(b"the cat sat on the mat\n" * 400)
+    settings = SMALL | {"train.steps": 3, "train.checkpoint_every": 1, "train.optimizer": optimizer}
+    words = [str(corpus), *(f"--{name}={value}" for name, value in settings.items()), "--out"]
+    train.main([*words, str(tmp_path / "plain"), "--train.keep-checkpoints=4"])
+    finish = tricks.TRICKS["ema"]()
+    train.main([*words, str(tmp_path / "ema")])
+    finish(tmp_path / "ema")
+    average: dict[str, torch.Tensor] = {}
+    for step in sorted((tmp_path / "plain" / "checkpoints").glob("step-*")):
+        for name, weight in load_file(step / "model.safetensors").items():
+            average[name] = weight if name not in average else 0.997 * average[name] + 0.003 * weight
+    folder = latest(tmp_path / "ema")
+    assert folder is not None
+    kept = load_file(folder / "model.safetensors")
+    assert kept.keys() == average.keys()
+    for name, weight in kept.items():
+        torch.testing.assert_close(weight, average[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["none"], "unknown trick 'none'; choose from zero-init, "), (["ema", "--resume"], "the average of a killed")],
+)
+def test_bad_input_is_one_line(arguments: list[str], message: str):
+    with pytest.raises(UserError, match=message):
+        tricks.main(arguments)
