@@ -24,7 +24,7 @@ from bytemtp.bench.decode import bench_decode, print_decode
 from bytemtp.bench.drafting import Dtype, Plan, bench_runs
 from bytemtp.bench.drafting_table import draw_runs, print_runs
 from bytemtp.bench.execute import bench_execute, print_execute
-from bytemtp.bench.memory import LENGTHS, bench_memory, draw_memory, print_memory
+from bytemtp.bench.memory import HEADS, LENGTHS, bench_memory, draw_memory, print_memory
 from bytemtp.bench.prompts import Kind, prompts_of, reach_of
 from bytemtp.bench.quality import Plan as QualityPlan
 from bytemtp.bench.quality import bench_quality, print_quality
@@ -110,6 +110,7 @@ class Heads(Benchmark):
     """timed steps a turn, after three to warm up"""
 
     def measure(self) -> dict[str, Any]:
+        self.shape.check((1, *self.counts), self.topologies)
         report = bench_heads(self.shape, self.rounds, self.steps, list(self.counts), [*self.topologies])
         print_heads(report)
         return report
@@ -131,6 +132,7 @@ class Memory(Benchmark):
     def measure(self) -> dict[str, Any]:
         if self.longest < LENGTHS[0]:
             raise UserError(f"longest is {self.longest}; it must be {LENGTHS[0]} or more")
+        self.shape.check(HEADS, self.topologies)
         by_length = replace(self.shape, layers=8)
         report = bench_memory(self.shape, by_length, [*self.topologies], self.longest)
         print_memory(report)

@@ -1,8 +1,11 @@
 """What the contestants have in common: a model shape, a batch, and the bytes they read."""
 
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from bytemtp.common.settings import ModelConfig, Topology
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,16 @@ class Shape:
     """bytes a sequence"""
     batch: int = 4
     """sequences a step"""
+
+    def config(self, n_future: int, topology: Topology) -> ModelConfig:
+        """Of ours.  UserError for a shape that no model has."""
+        return ModelConfig(self.dim, self.layers, self.heads, self.kv_heads, self.ffn, n_future, topology)
+
+    def check(self, counts: Iterable[int], topologies: Iterable[Topology]) -> None:
+        """UserError unless there are models of all numbers of heads and topologies."""
+        for topology in topologies:
+            for n in counts:
+                self.config(n, topology)
 
     def source_files(self) -> list[Path]:
         """Real text that every machine has: the top level of its Python library."""

@@ -19,7 +19,7 @@ from bytemtp.bench.data import measure_memory, measure_rates
 from bytemtp.bench.generating import ours_generate, passes, read_rate, transformers_generate
 from bytemtp.bench.shapes import Shape
 from bytemtp.common.runtime import pick_device
-from bytemtp.common.settings import ModelConfig, TrainConfig
+from bytemtp.common.settings import Topology, TrainConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
@@ -41,7 +41,7 @@ def ours(
     dtype: str = "float32",
     compiled: bool = False,
     n_future: int = 1,
-    topology: str = "parallel",
+    topology: Topology = "parallel",
     mode: Any = "sequential",
     checkpointing: bool = False,
     documents: int = 1,
@@ -49,10 +49,7 @@ def ours(
 ) -> Result:
     """Training step of bytemtp: forward and backward of all heads, clipping, AdamW."""
     device = pick_device().value
-    config = ModelConfig(
-        shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, n_future, topology,  # type: ignore[arg-type]
-    )  # fmt: skip
-    model = ByteMTP(config).to(device)
+    model = ByteMTP(shape.config(n_future, topology)).to(device)
     model.use(dtype=getattr(torch, dtype), compiled=compiled, checkpointing=checkpointing)
     optimizer = Optimizers(model, TrainConfig())
     batches = random_rows(shape, shape.seq + n_future)

@@ -93,6 +93,8 @@ def test_the_report_is_kept(asked, tmp_path):
         (["decode", "--kind", "edit"], "--kind goes with --run"),
         (["decode", "--dtype", "bfloat16"], "--dtype goes with --run"),
         (["decode", "--batches", "16"], "--batches goes with --run"),
+        (["memory", "--shape.layers", "4"], "8 parallel heads have 8 layers; raise model.layers"),
+        (["heads", "--shape.layers", "4"], "8 parallel heads have 8 layers; raise model.layers"),
         (["memory", "--longest", "512"], "longest is 512; it must be 1024 or more"),
         (["decode", "--run", "folder", "--files", "a", "--kind", "edited"], "'edited'"),
         (["decode", "--run", "folder", "--files", "a", "--kind"], "kind has no value"),
