@@ -61,7 +61,7 @@ def _minutes(
 
 
 PRESETS: dict[str, Settings] = {
-    "nano": _minutes(128, 3, 2, 352, steps=1000, batch_size=3, is_short=True),
+    "nano": _minutes(128, 3, 2, 352, steps=700, batch_size=3, is_short=True),
     "tiny": _minutes(128, 4, 2, 352, steps=4000, batch_size=3),
     "mini": _minutes(192, 6, 3, 512, steps=12_000, batch_size=4),
     "midi": _minutes(256, 8, 4, 704, steps=20_000, batch_size=8),
