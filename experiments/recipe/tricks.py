@@ -85,8 +85,13 @@ def z_loss() -> Callable[[Path], None]:
 def moving_average() -> Callable[[Path], None]:
     """In the run's last checkpoint; what is averaged is float32."""
     average: Average = {}
-    register_optimizer_step_post_hook(lambda optimizer, args, options: follow(average, optimizer))
-    return lambda run: replace_weights(run, average)
+    hook = register_optimizer_step_post_hook(lambda optimizer, args, options: follow(average, optimizer))
+
+    def finish(run: Path) -> None:
+        hook.remove()  # it is every optimizer's
+        replace_weights(run, average)
+
+    return finish
 
 
 @torch.no_grad()
