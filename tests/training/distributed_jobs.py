@@ -121,7 +121,7 @@ def command(folder: Path, job: str, *more: str, run: str = "run") -> Callable[[]
         "--train.sample-bytes=20",
         "--device=cpu",
     ]
-    options = ["--preset=nano", *shape, *rest, f"--out={folder / job / run}", *more]
+    options = ["--preset=nano", "--train.far_rows=1", *shape, *rest, f"--out={folder / job / run}", *more]
     return lambda: main([str(folder / "corpus"), *options])
 
 
