@@ -1,7 +1,7 @@
 """Named settings to start from: shapes for two CPU cores, and those of the paper's models."""
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.settings import ModelConfig, Settings, TrainConfig
+from bytemtp.common.settings import ModelConfig, Settings, TrainConfig, changed
 
 DEFAULT_PRESET = "tiny"
 AUTO = "auto"
@@ -33,14 +33,8 @@ def _paper(
     )
 
 
-def _minutes(
-    dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_size: int, *, is_short: bool = False
-) -> Settings:
-    """The recipe that won on two cores (experiments/recipe): rows of 64 bytes that grow to 512, and Muon.
-
-    is_short: a run of a minute, which warms up, validates and saves in less of its time.
-    """
-    every = 500 if is_short else 2000
+def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_size: int) -> Settings:
+    """The recipe that won on two cores (experiments/recipe): rows of 64 bytes that grow to 512, and Muon."""
     return Settings(
         ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim),
         TrainConfig(
@@ -50,18 +44,20 @@ def _minutes(
             first_seq_len=64,
             lr=3e-3,
             embedding_lr=10.0,
-            warmup=50 if is_short else 100,
+            warmup=100,
             optimizer="muon",
             far_rows=0.25,
-            valid_every=every,
-            valid_bytes=1 << (15 if is_short else 18),
-            checkpoint_every=every,
+            valid_every=2000,
+            checkpoint_every=2000,
         ),
     )
 
 
 PRESETS: dict[str, Settings] = {
-    "nano": _minutes(128, 3, 2, 352, steps=700, batch_size=3, is_short=True),
+    "nano": changed(
+        _minutes(128, 3, 2, 352, steps=700, batch_size=3),
+        **{"train.warmup": 50, "train.valid_every": 500, "train.valid_bytes": 1 << 15, "train.checkpoint_every": 500},
+    ),
     "tiny": _minutes(128, 4, 2, 352, steps=4000, batch_size=3),
     "mini": _minutes(192, 6, 3, 512, steps=12_000, batch_size=4),
     "midi": _minutes(256, 8, 4, 704, steps=20_000, batch_size=8),

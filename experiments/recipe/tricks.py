@@ -9,10 +9,11 @@ ema         the weights that are kept are a moving average of those of all steps
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -41,23 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"unknown trick {trick!r}; choose from {', '.join(TRICKS)}")
     if trick == "ema" and "--resume" in rest:
         raise UserError("the average of a killed run is lost; delete the run's folder to begin anew")
-    finish = TRICKS[trick]()
-    train.main(rest)
-    finish(Path(rest[rest.index("--out") + 1]))
+    with TRICKS[trick](Path(rest[rest.index("--out") + 1])):
+        train.main(rest)
 
 
-def begin_otherwise(change: Callable[[ByteMTP], None]) -> Callable[[Path], None]:
-    """Change every model once its weights are drawn."""
+def begun_otherwise(change: Callable[[ByteMTP], None]) -> AbstractContextManager[Any]:
+    """Every model is changed once its weights are drawn."""
     draw = model.init_weights
 
-    @wraps(draw)
     def changed(drawn: ByteMTP, seed: int) -> None:
         draw(drawn, seed)
         with torch.no_grad():
             change(drawn)
 
-    model.init_weights = changed
-    return lambda run: None
+    return patch.object(model, "init_weights", changed)
 
 
 def zero_outputs(drawn: ByteMTP) -> None:
@@ -70,7 +68,7 @@ def unit_embedding(drawn: ByteMTP) -> None:
     drawn.embed.weight *= drawn.config.dim**0.5
 
 
-def z_loss() -> Callable[[Path], None]:
+def z_loss() -> AbstractContextManager[Any]:
     """The gradient alone: what the log prints as the loss stays the cross-entropy."""
     cross_entropy = F.cross_entropy
 
@@ -78,20 +76,19 @@ def z_loss() -> Callable[[Path], None]:
         penalty = Z_LOSS * logits.logsumexp(-1).square().where(targets != loss.IGNORED, 0)
         return cross_entropy(logits, targets, **options) + penalty - penalty.detach()
 
-    F.cross_entropy = with_penalty
-    return lambda run: None
+    return patch.object(F, "cross_entropy", with_penalty)
 
 
-def moving_average() -> Callable[[Path], None]:
-    """In the run's last checkpoint; what is averaged is float32."""
+@contextmanager
+def moving_average(run: Path) -> Iterator[None]:
+    """Put into the run's last checkpoint, once it has ended well; what is averaged is float32."""
     average: Average = {}
     hook = register_optimizer_step_post_hook(lambda optimizer, args, options: follow(average, optimizer))
-
-    def finish(run: Path) -> None:
+    try:
+        yield
+    finally:
         hook.remove()  # it is every optimizer's
-        replace_weights(run, average)
-
-    return finish
+    replace_weights(run, average)
 
 
 @torch.no_grad()
@@ -108,13 +105,13 @@ def replace_weights(run: Path, average: Average) -> None:
     save_file(load_file(path) | average, path)
 
 
-TRICKS: dict[str, Callable[[], Callable[[Path], None]]] = {
-    "zero-init": lambda: begin_otherwise(zero_outputs),
-    "unit-embed": lambda: begin_otherwise(unit_embedding),
-    "z-loss": z_loss,
+TRICKS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
+    "zero-init": lambda run: begun_otherwise(zero_outputs),
+    "unit-embed": lambda run: begun_otherwise(unit_embedding),
+    "z-loss": lambda run: z_loss(),
     "ema": moving_average,
 }
-"""Each prepares the training, and returns what is to be done to the finished run."""
+"""A context that the training into a folder runs in."""
 
 if __name__ == "__main__":
     run_main(main)

@@ -1,6 +1,5 @@
 """Ways of training that experiments.recipe tries beside the toolkit's own: each does what its name says."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import bytemtp
 from bytemtp import train
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig
-from bytemtp.model import model as of_model
 from bytemtp.model.checkpoint import latest
 from experiments.recipe import tricks
 from tests.experiments.small_cells import SMALL
@@ -20,18 +18,13 @@ from tests.experiments.small_cells import SMALL
 CONFIG = ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=16, n_future=2)
 
 
-@pytest.fixture(autouse=True)
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A trick is for a process of its own, whose functions it replaces."""
-    monkeypatch.setattr(of_model, "init_weights", of_model.init_weights)
-    monkeypatch.setattr(F, "cross_entropy", F.cross_entropy)
-    yield
-    monkeypatch.undo()
+FOLDER = Path("no run")
+"""For tricks that do nothing to a finished run."""
 
 
 def test_zeros_make_every_layer_the_identity():
-    tricks.TRICKS["zero-init"]()
-    model = bytemtp.ByteMTP(CONFIG)
+    with tricks.TRICKS["zero-init"](FOLDER):
+        model = bytemtp.ByteMTP(CONFIG)
     ids = torch.randint(256, (1, 9))
     with torch.no_grad():
         logits = model(ids)
@@ -41,8 +34,8 @@ def test_zeros_make_every_layer_the_identity():
 
 def test_the_embedding_has_unit_scale_and_nothing_else_changes():
     plain = bytemtp.ByteMTP(CONFIG, seed=3)
-    tricks.TRICKS["unit-embed"]()
-    model = bytemtp.ByteMTP(CONFIG, seed=3)
+    with tricks.TRICKS["unit-embed"](FOLDER):
+        model = bytemtp.ByteMTP(CONFIG, seed=3)
     assert float(model.embed.weight.detach().std()) == pytest.approx(1, rel=0.05)
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours, theirs) == (name != "embed.weight")
@@ -54,8 +47,8 @@ def test_z_loss_adds_its_gradient_and_leaves_the_loss():
     plain = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
     penalty = 1e-4 * torch.log(logits.exp().sum(-1)) ** 2
     (expected,) = torch.autograd.grad((plain + penalty * (targets != -100)).sum(), logits)
-    tricks.TRICKS["z-loss"]()
-    loss = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+    with tricks.TRICKS["z-loss"](FOLDER):
+        loss = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
     torch.testing.assert_close(loss, plain)
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), logits)[0], expected)
 
@@ -67,9 +60,8 @@ def test_kept_is_the_average_of_the_weights_of_all_steps(tmp_path: Path, optimiz
     settings = SMALL | {"train.steps": 3, "train.checkpoint_every": 1, "train.optimizer": optimizer}
     words = [str(corpus), *(f"--{name}={value}" for name, value in settings.items()), "--out"]
     train.main([*words, str(tmp_path / "plain"), "--train.keep-checkpoints=4"])
-    finish = tricks.TRICKS["ema"]()
-    train.main([*words, str(tmp_path / "ema")])
-    finish(tmp_path / "ema")
+    with tricks.TRICKS["ema"](tmp_path / "ema"):
+        train.main([*words, str(tmp_path / "ema")])
     average: dict[str, torch.Tensor] = {}
     for step in sorted((tmp_path / "plain" / "checkpoints").glob("step-*")):
         for name, weight in load_file(step / "model.safetensors").items():
