@@ -72,11 +72,6 @@ class AheadLoop(VerifyLoop):
         keys = np.array([row.random.getrandbits(63) for row in self.rows])
         return Going(start, chunk, *map(engine.tensor, (q, keys, np.array(rule.temperature))))
 
-    def _needs_host(self) -> bool:
-        """To end, or to begin another row."""
-        running = self._running()
-        return not running.all() if self.waiting else not running.any()
-
     def _read(self, decided: Int[np.ndarray, "b h2"]) -> bool:
         """Append what a pass has decided; False if a near tie is among it, which leaves that row as it was."""
         is_certain, start = True, self.start.copy()

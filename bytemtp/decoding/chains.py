@@ -3,7 +3,7 @@
 Shapes:  c drafts of a pass, h drafting heads, v vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -65,6 +65,18 @@ class Chain(DraftTree):
         """How many to draft from that depth on: of these distributions, or logits where decoding is greedy."""
         return len(drawn_from)
 
+    def resume(
+        self,
+        ids: Sequence[int],
+        laws: Float64[np.ndarray, "c v"] | list[Float64[np.ndarray, " v"]],
+        *,
+        are_copied: bool,
+    ) -> None:
+        """These are the drafts for the next pass; the row's text and all that is known of it were read elsewhere."""
+        self.drafts.clear()
+        self._append(ids)
+        self.laws = laws
+
     def _append(self, ids: Iterable[int]) -> None:
         begin = len(self.drafts)
         self.drafts += [Draft(id_, None, depth - 1, PATHS[depth]) for depth, id_ in enumerate(ids, begin)]
@@ -77,6 +89,16 @@ class CopiedChain(Chain):
         super().__init__(row, 0, "copies", draws)
         self.copies, self.most, self.read = copies, most, 0
         copies.extend(row.prompt)
+
+    def resume(
+        self,
+        ids: Sequence[int],
+        laws: Float64[np.ndarray, "c v"] | list[Float64[np.ndarray, " v"]],
+        *,
+        are_copied: bool,
+    ) -> None:
+        super().resume(ids, laws, are_copied=are_copied)
+        self.read = len(self.row.data)
 
     def begin(self) -> None:
         super().begin()
@@ -94,6 +116,16 @@ class AutoChain(Chain):
         self.chooser, self.most, self.read = chooser, most, 0
         self.is_open, self.accepted = False, 0
         chooser.text.extend(row.prompt)
+
+    def resume(
+        self,
+        ids: Sequence[int],
+        laws: Float64[np.ndarray, "c v"] | list[Float64[np.ndarray, " v"]],
+        *,
+        are_copied: bool,
+    ) -> None:
+        super().resume(ids, laws, are_copied=are_copied)
+        self.read, self.is_open, self.source = len(self.row.data), False, "copies" if are_copied else "heads"
 
     def follows(self) -> bool:
         return not self.row.stopped_by and self.chooser.follows

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,9 +24,11 @@ from bytemtp.common.vocab import EOT
 from bytemtp.decoding.chains import CopiedChain
 from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.copies import Copies
+from bytemtp.decoding.engines.native.choices import CompiledJunk
 from bytemtp.decoding.engines.recorded import RecordedEngine
 from bytemtp.decoding.engines.select import ENGINES, engine_kind
 from bytemtp.decoding.loop import Drafting, VerifyLoop
+from bytemtp.decoding.loops import loop_kind
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.tree import chain
@@ -38,11 +39,11 @@ DRAFTS = (0, 1, 2, 3, 5, 7, 11, 15, 23, 31)
 BEFORE = 192
 """Ids that stand before those passes, as far as the model looks back: what attention costs grows with them."""
 PASSES = 6
-"""That are timed in a row, each by itself: other work on the machine interrupts some, and the fastest counts."""
+"""That are timed in a row, alone or in bursts: other work on the machine interrupts some, and the fastest count."""
 ROUNDS = 5
 ENOUGH = 1.0
 """Seconds after which no further round is begun."""
-METHOD = 4
+METHOD = 5
 """Raised when passes are measured in another way, or take another time: what is kept is measured anew."""
 
 
@@ -94,8 +95,9 @@ def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> Costs:
     kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
     begun = time.perf_counter()
     rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
-    texts: list[Row] = [Endless(prompt, number, 1 << 12, rule, 0, (), False) for number in range(rows)]
-    loop = VerifyLoop(model, texts, Drafting(chain(heads - 1), copied=most), engine=engine)
+    texts: list[Row] = [Endless(prompt, number, 1 << 14, rule, 0, (), False) for number in range(rows)]
+    longest = Drafting(chain(heads - 1), copied=most)
+    loop = loop_kind(engine, model, texts, longest)(model, texts, longest, engine=engine)
     passes, times = loop.passes(), list[list[float]]()
     while len(times) < 2 or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
         times.append([seconds_a_pass(loop, passes, kind) for kind in kinds])
@@ -138,10 +140,11 @@ def seconds_a_pass(loop: VerifyLoop, passes: Iterator[None], drafting: Drafting)
     loop.trees = [loop.tree(row) for row in loop.rows]
     for tree in loop.trees:
         if isinstance(tree, CopiedChain):
-            tree.copies = Junk()
+            tree.copies = CompiledJunk() if loop.is_compiled else Junk()
     next(passes)  # drafts for the next one
-    times = [clock()]
-    for _ in range(PASSES):
+    times = list[float]()
+    for _ in range(max(2, PASSES // loop.burst)):
+        begun, before = clock(), loop.rows[0].passes
         next(passes)
-        times.append(clock())
-    return min(after - before for before, after in pairwise(times))
+        times.append((clock() - begun) / (loop.rows[0].passes - before))
+    return min(times)

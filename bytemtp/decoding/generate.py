@@ -10,13 +10,12 @@ from typing import Any, Literal, get_args
 
 from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, real, whole
 from bytemtp.common.errors import UserError
-from bytemtp.decoding.ahead import AheadLoop, goes_ahead
 from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.costs import costs_of
-from bytemtp.decoding.engines.recorded import RecordedEngine
-from bytemtp.decoding.engines.select import ENGINES, engine_kind
+from bytemtp.decoding.engines.select import ENGINES
 from bytemtp.decoding.loop import COPIED, Drafting, VerifyLoop
+from bytemtp.decoding.loops import loop_kind
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.tree import Shape, chain, check
@@ -110,8 +109,7 @@ class Options:
     def loop(self, model: ByteMTP, rows: list[Row], draft: ByteMTP | None = None, slots: int = 0) -> VerifyLoop:
         """The loop that decodes these rows, so many at a time (0: all); draft: the other model of mode "draft"."""
         drafting = self.drafting(model, slots or len(rows), draft)
-        is_recorded = engine_kind(self.engine, model) is RecordedEngine
-        kind = AheadLoop if is_recorded and goes_ahead(model, rows, drafting) else VerifyLoop
+        kind = loop_kind(self.engine, model, rows, drafting)
         return kind(model, rows, drafting, engine=self.engine, slots=slots)
 
 

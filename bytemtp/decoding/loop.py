@@ -87,6 +87,9 @@ class VerifyLoop:
     engine: a name of `Options.engine`; slots: rows that are decoded at the same time, 0: all.
     """
 
+    burst = 1
+    """passes between two steps of `passes`"""
+
     def __init__(
         self, model: ByteMTP, rows: list[Row], drafting: Drafting = Drafting(), *, engine: str = "auto", slots: int = 0
     ) -> None:
@@ -156,8 +159,13 @@ class VerifyLoop:
                 self._prefill()
 
     def _passes_ahead(self) -> Iterator[None]:
-        """Passes that need nothing of this loop; here none, see `AheadLoop`."""
+        """Passes that need nothing of this loop; here none, see `CompiledLoop` and `AheadLoop`."""
         yield from ()
+
+    def _needs_host(self) -> bool:
+        """Whether such passes have to stop, to end or to begin another row."""
+        running = self._running()
+        return not running.all() if self.waiting else not running.any()
 
     def seconds(self) -> float:
         """Since the start."""
@@ -287,11 +295,8 @@ class VerifyLoop:
 
     def _keep(self, slot: int, ids: list[int]) -> int:
         """Append drafts that stay, then head 1's id, until the text ends; returns how many drafts were appended."""
-        for number, id_ in enumerate(ids):
-            if self.rows[slot].stopped_by:
-                return number
-            self._append(slot, id_, number + 1 if number < len(ids) - 1 else 0)
-        return len(ids) - 1
+        self._know(slot, *ids)
+        return self.rows[slot].extend(ids, len(ids) - 1)
 
     def _append(self, slot: int, id_: int, draft: int) -> None:
         """Decide an id.  draft: the depth of the draft that it was, or 0."""

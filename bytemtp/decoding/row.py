@@ -79,6 +79,17 @@ class Row:
         elif not self.left:
             self.stopped_by = "max_bytes"
 
+    def extend(self, ids: Sequence[int], drafts: int) -> int:
+        """Append decided ids, of which the first so many were a chain of drafts, until the text ends.
+
+        Returns how many of the drafts were appended.
+        """
+        for number, id_ in enumerate(ids, 1):
+            self.append(id_, draft=number if number <= drafts else 0)
+            if self.stopped_by:
+                return min(number, drafts)
+        return drafts
+
     def count_pass(self, depths: Sequence[int], accepted: int, source: str = "heads") -> None:
         """A pass verified drafts of these depths, which were from there."""
         self._passes[Pass(source, len(depths), max(depths, default=0), accepted)] += 1

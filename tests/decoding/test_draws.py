@@ -17,6 +17,7 @@ from bytemtp.decoding.drafters import HeadDrafter
 from bytemtp.decoding.engines.native.draws import CompiledDraws
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.generate import Generation, generate_batch
+from bytemtp.decoding.loop import VerifyLoop
 from bytemtp.decoding.sampling import NUMPY, Draws, Rule, softmax
 
 SLOW = NUMPY
@@ -95,6 +96,7 @@ def texts(patch: pytest.MonkeyPatch, prompts, topology: str, *, slow: bool, **op
     if slow:
         for name, twin in {"Draws": Draws, "Copies": Copies, "Chooser": Chooser}.items():
             patch.setattr(f"bytemtp.decoding.loop.Compiled{name}", twin)
+        patch.setattr("bytemtp.decoding.generate.loop_kind", lambda *_: VerifyLoop)
         patch.setattr(HeadDrafter, "all_drafts", lambda *_: None)
         patch.setattr(NativeEngine, "verify", in_pieces)
     return generate_batch(model, prompts, 40, engine="native", **options)

@@ -433,7 +433,7 @@ def test_a_library_with_another_layout_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(native_library, "SOURCE", changed)
     monkeypatch.setattr(native_library, "FLAGS", ("-std=c++20", "-shared", "-fPIC", "-pthread"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match=r"step\.cpp does not fit library\.py: size of Tokens is 72, not 64"):
+    with pytest.raises(UserError, match=r"C\+\+ sources do not fit library\.py: size of Tokens is 72, not 64"):
         native_library.library.__wrapped__()
 
 

@@ -2,6 +2,8 @@
 
 import copy
 from collections import Counter
+from ctypes import POINTER, c_int, cast
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -48,7 +50,18 @@ def watch(engine):
         return verify(start, ids, lengths, branches)
 
     engine.verify = counted
+    if isinstance(engine, NativeEngine):
+        engine.run_passes = partial(counted_passes, counter, engine.run_passes)
     return counter
+
+
+def counted_passes(counter, run, start, rows, *sizes, **options):
+    done = run(start, rows, *sizes, **options)
+    for row in rows:
+        drafts = np.ctypeslib.as_array(cast(row.passes, POINTER(c_int)), (row.done, 4))[:, 0]
+        counter["ids"] += row.done + int(drafts.sum())
+    counter["passes"] += done
+    return done
 
 
 def told(row):

@@ -36,6 +36,14 @@ class CompiledCopies(Copies):
         return length, out.raw[:following]
 
 
+class CompiledJunk(CompiledCopies):
+    """Random bytes: drafts that are hardly ever right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions.copies_junk(self.handle, 1)
+
+
 class CompiledChooser(Chooser):
     def __init__(self, copies: CompiledCopies, costs: Costs, depth: int, *, may_rest: bool) -> None:
         self.functions, self.text, self.depth = library().functions, copies, depth

@@ -13,7 +13,7 @@ h drafting heads, n length of the id buffer.
 
 import weakref
 from collections.abc import Iterator
-from ctypes import POINTER, Array, byref, cast, pointer, sizeof
+from ctypes import POINTER, Array, addressof, byref, cast, pointer, sizeof
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -24,7 +24,18 @@ from jaxtyping import Float32, Int, UInt8
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.decoding.engines.engine import Branches
-from bytemtp.decoding.engines.native.library import Chunk, Layer, Pass, Shape, Tokens, address, library, team
+from bytemtp.decoding.engines.native.library import (
+    Chunk,
+    Layer,
+    Loop,
+    LoopRow,
+    Pass,
+    Shape,
+    Tokens,
+    address,
+    library,
+    team,
+)
 from bytemtp.decoding.engines.native.memory import CacheShape
 from bytemtp.decoding.engines.native.weights import Packed, packed
 from bytemtp.decoding.engines.ring import moves, round_up, slots_for
@@ -120,9 +131,9 @@ class NativeEngine:
         # Of the last verified chunk: what the other heads read (by head; -1 is the trunk).
         self.hidden_by_head: dict[int, Float32[np.ndarray, "b c d"]] = {}
 
-    def _make_room(self, start: Int[np.ndarray, " b"], length: int) -> None:
-        """For `length` ids from `start` on."""
-        end = max(start.tolist()) + length
+    def _make_room(self, start: Int[np.ndarray, " b"], length: int, end: int = 0) -> None:
+        """For passes over `length` ids, from `start` on and up to `end`, or for one of them."""
+        end = end or max(start.tolist()) + length
         slots = slots_for(self.memory.slots, end, self.window + self.redo + length + self.back)
         if slots > self.memory.slots:
             self.memory.grow(slots, start)
@@ -170,6 +181,33 @@ class NativeEngine:
         self.functions.verify_chains(self.team, byref(chunk))
         self.hidden_by_head = dict(zip((-1, *self.path), hidden, strict=True))
         return logits
+
+    def run_passes(
+        self,
+        start: Int[np.ndarray, " b"],
+        rows: "Array[LoopRow]",
+        passes: int,
+        most: int,
+        *,
+        drafting_heads: int,
+        margin: float,
+        refills: bool,
+    ) -> int:
+        """Up to so many passes of decoding with at most `most` drafts; returns how many there were.  See loop.cpp.
+
+        margin: see `verdicts.MARGIN`; 0 trusts every lead.  refills: return as soon as a row has ended.
+        """
+        begins = [row.start for row in rows if not row.ended]
+        end = max(begins) + passes * (1 + most)
+        if end > self.slots:
+            self._make_room(start, 1 + most, end)
+        _kept_alive, self.chunk.angles = self._angles(min(begins), end)
+        heads = self.weights.other_unembeds if drafting_heads else self.weights.unembed
+        loop = Loop(
+            self.team, addressof(self.chunk), address(heads), rows, self.shape.bfloat16, len(rows), most, passes,
+            self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE, VOCAB_SIZE, refills, margin,
+        )  # fmt: skip
+        return int(self.functions.run_passes(byref(loop)))
 
     def _angles(self, first: int, end: int) -> tuple[Float32[np.ndarray, "n 2 k"], int]:
         """See `angles`: for these positions."""

@@ -1,7 +1,7 @@
-"""step.cpp, draws.cpp and choices.cpp, compiled for this machine when they are first needed (some five seconds), kept
-in the user's cache folder.
+"""step.cpp, draws.cpp, choices.cpp and loop.cpp, compiled for this machine when they are first needed (some five
+seconds), kept in the user's cache folder.
 
-The structures below are those of step.cpp: whoever changes one changes both.
+The structures below are those of step.cpp and loop.cpp: whoever changes one changes both.
 
 Try:  python -c "from bytemtp.decoding.engines.native.library import library; print(library())"
 """
@@ -25,13 +25,13 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import cache_folder
 
 SOURCE = Path(__file__).with_name("step.cpp")
-OTHERS = [SOURCE.with_name(name) for name in ("draws.cpp", "choices.cpp")]
+OTHERS = [SOURCE.with_name(name) for name in ("draws.cpp", "choices.cpp", "loop.cpp")]
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 PROCESSOR = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 """What the code may use.  step.cpp takes the widest vectors among it."""
 
 
-# What step.cpp has as well: five structures.  `check_layout` compares when the library is loaded.
+# What step.cpp and loop.cpp have as well.  `check_layout` compares when the library is loaded.
 
 
 class Shape(ctypes.Structure):
@@ -85,7 +85,32 @@ class Chunk(ctypes.Structure):
     ]
 
 
-STRUCTURES = (Shape, Layer, Tokens, Pass, Chunk)
+class LoopRow(ctypes.Structure):
+    """A row of `run_passes`: what drafts for it, and what it decided."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("chooser", "copies", "uniforms", "ids", "laws", "decided", "passes")),
+        *((name, c_int64) for name in ("start", "left")),
+        ("temperature", c_double),
+        *((name, c_int) for name in ("copied", "depth", "drafts", "are_copied", "drawn")),
+        *((name, c_int) for name in ("used", "count", "done", "ended")),
+    ]
+
+
+class Loop(ctypes.Structure):
+    """One call of `run_passes`."""
+
+    _fields_ = [
+        *((name, c_void_p) for name in ("team", "chunk", "heads")),
+        ("row", POINTER(LoopRow)),
+        *((name, c_int) for name in ("bfloat16", "rows", "most", "passes")),
+        *((name, c_int) for name in ("dim", "kept", "head_count", "outputs", "vocabulary", "refills")),
+        ("margin", c_float),
+    ]
+
+
+STRUCTURES = {"layout": (Shape, Layer, Tokens, Pass, Chunk), "loop_layout": (LoopRow, Loop)}
+"""By the arrays of sizes that step.cpp and loop.cpp have."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +149,7 @@ def library() -> Library:
     lib.run_side_by_side.argtypes = [c_void_p, POINTER(Pass), c_int]
     lib.run_product.argtypes = [c_void_p, c_void_p, *[c_int] * 6, c_void_p, c_void_p]
     lib.verify_chains.argtypes = [c_void_p, POINTER(Chunk)]
+    lib.run_passes.argtypes = [POINTER(Loop)]
     lib.leads.argtypes = [c_void_p, c_int, c_int, c_int, c_float, c_void_p]
     lib.softmax.argtypes = [c_void_p, c_int, c_int, c_double, c_void_p]
     lib.sample_ids.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p]
@@ -138,6 +164,7 @@ def library() -> Library:
 def declare_choices(lib: ctypes.CDLL) -> None:
     lib.copies_new.argtypes, lib.copies_new.restype = [c_void_p, c_void_p, c_int64, c_int], c_void_p
     lib.copies_free.argtypes, lib.copies_free.restype = [c_void_p], None
+    lib.copies_junk.argtypes, lib.copies_junk.restype = [c_void_p, c_int], None
     lib.copies_extend.argtypes, lib.copies_extend.restype = [c_void_p, c_char_p, c_int64], None
     lib.copies_continuation.argtypes, lib.copies_continuation.restype = [c_void_p, c_int, c_void_p, c_void_p], None
     lib.chooser_new.argtypes = [c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int]
@@ -153,12 +180,14 @@ def address(array: Shaped[np.ndarray, "..."]) -> int:
 
 
 def check_layout(lib: ctypes.CDLL) -> tuple[int, int]:
-    """Lanes and panel.  UserError unless step.cpp was compiled with the structures of this file."""
-    *there, lanes, panel = (c_int64 * (len(STRUCTURES) + 2)).in_dll(lib, "layout")
-    here = {structure.__name__: ctypes.sizeof(structure) for structure in STRUCTURES}
-    wrong = [f"size of {name} is {b}, not {a}" for (name, a), b in zip(here.items(), there, strict=True) if a != b]
-    if wrong:
-        raise UserError(f"step.cpp does not fit library.py: {', '.join(wrong)}; decode with --engine torch")
+    """Lanes and panel.  UserError unless the sources were compiled with the structures of this file."""
+    for name, structures in STRUCTURES.items():
+        there = (c_int64 * len(structures)).in_dll(lib, name)
+        here = [(structure.__name__, ctypes.sizeof(structure)) for structure in structures]
+        wrong = [f"size of {name} is {b}, not {a}" for (name, a), b in zip(here, there, strict=True) if a != b]
+        if wrong:
+            raise UserError(f"the C++ sources do not fit library.py: {', '.join(wrong)}; decode with --engine torch")
+    *_, lanes, panel = (c_int64 * (len(STRUCTURES["layout"]) + 2)).in_dll(lib, "layout")
     return lanes, panel
 
 

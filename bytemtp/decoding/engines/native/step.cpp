@@ -413,13 +413,8 @@ void rotate(float* x, const Shape& shape, const float* angles) {
   }
 }
 
-// Dot products of q with the keys of a block, in four sums so that one need not wait for the last.
-Vector block_scores(const float* q, const float* keys, int head_dim) {
-  Vector part[4] = {};
-  for (int i = 0; i < head_dim; i += 4)
-    for (int j = 0; j < 4; j++) part[j] += load(keys + (i + j) * LANES) * q[i + j];
-  return (part[0] + part[1]) + (part[2] + part[3]);
-}
+// A vector of keys or values from memory serves so many queries at once: their sums fill half of the registers.
+constexpr int TOGETHER = ROWS / 2;
 
 // Scores -> e^(scale (score - greatest)) in place, for a multiple of LANES of them; returns their sum.
 float exponentials(float* scores, int count, float scale) {
@@ -444,23 +439,50 @@ struct Query {
   float *weights, *out, total;
 };
 
-// query.out += the values v [to - from, width] of the slots from `from` on, each by its weight, for W vectors of columns.
-template <int W>
-void add_columns(Query& query, const float* v, int width, int from, int to, int column) {
-  Vector sums[W];
-  float* out = query.out + column;
-  for (int c = 0; c < W; c++) sums[c] = load(out + c * LANES);
-  v += column;
-  for (int s = from; s < to; s++, v += width)
-    for (int c = 0; c < W; c++) sums[c] += load(v + c * LANES) * query.weights[s - query.base];
-  for (int c = 0; c < W; c++) store(out + c * LANES, sums[c]);
+// scores[n] = dot products of query n with the keys of a block, in four sums so that one need not wait for the last.
+template <int N>
+void block_scores(const Query* queries, const float* keys, int head_dim, Vector* scores) {
+  Vector part[N][4] = {};
+  for (int i = 0; i < head_dim; i += 4)
+    for (int j = 0; j < 4; j++) {
+      const Vector key = load(keys + (i + j) * LANES);
+      for (int n = 0; n < N; n++) part[n][j] += key * queries[n].q[i + j];
+    }
+  for (int n = 0; n < N; n++) scores[n] = (part[n][0] + part[n][1]) + (part[n][2] + part[n][3]);
 }
 
-using AddColumns = void (*)(Query&, const float*, int, int, int, int);
+// out of N queries += the values v [to - from, width] of the slots from `from` on, each by its weight, for W vectors of columns.
+template <int N, int W>
+void add_columns(Query* queries, const float* v, int width, int from, int to, int column) {
+  Vector sums[N][W];
+  const float* weights[N];
+  for (int n = 0; n < N; n++) {
+    weights[n] = queries[n].weights - queries[n].base;
+    for (int c = 0; c < W; c++) sums[n][c] = load(queries[n].out + column + c * LANES);
+  }
+  v += column;
+  for (int s = from; s < to; s++, v += width)
+    for (int c = 0; c < W; c++) {
+      const Vector value = load(v + c * LANES);
+      for (int n = 0; n < N; n++) sums[n][c] += value * weights[n][s];
+    }
+  for (int n = 0; n < N; n++)
+    for (int c = 0; c < W; c++) store(queries[n].out + column + c * LANES, sums[n][c]);
+}
 
-template <int... W>
-constexpr std::array<AddColumns, sizeof...(W)> by_columns(std::integer_sequence<int, W...>) {
-  return {add_columns<W + 1>...};
+// For 1 to TOGETHER queries; the columns of a call are at most four vectors.
+constexpr int COLUMNS = 4;
+using BlockScores = void (*)(const Query*, const float*, int, Vector*);
+using AddColumns = void (*)(Query*, const float*, int, int, int, int);
+
+template <int... N>
+constexpr std::array<BlockScores, sizeof...(N)> scores_by_queries(std::integer_sequence<int, N...>) {
+  return {block_scores<N + 1>...};
+}
+
+template <int... I>
+constexpr std::array<AddColumns, sizeof...(I)> adds_by_queries(std::integer_sequence<int, I...>) {
+  return {add_columns<I / COLUMNS + 1, I % COLUMNS + 1>...};
 }
 
 // Queries of one key/value head that take keys and values out of the nearest cache together.
@@ -484,12 +506,17 @@ struct Queries {
       from = std::min(from, list[n].base);
       to = std::max(to, tokens.slot[list[n].token]);
     }
-    for (int s = from; s <= to; s += LANES) {
-      const float* keys = k + (int64_t)(s % shape.slots) * width;
-      for (int n = 0; n < count; n++)
-        if (s >= list[n].base && s <= tokens.slot[list[n].token])
-          store(list[n].weights + s - list[n].base, block_scores(list[n].q, keys, width));
-    }
+    for (int s = from; s <= to; s += LANES)
+      for (int n = 0; n < count; n += TOGETHER) score_block(list + n, std::min(count - n, TOGETHER), s);
+  }
+
+  // Of some queries with the keys of the block that begins at slot s.
+  void score_block(const Query* queries, int some, int s) const {
+    static constexpr auto scores = scores_by_queries(std::make_integer_sequence<int, TOGETHER>());
+    Vector result[TOGETHER];
+    scores[some - 1](queries, k + (int64_t)(s % shape.slots) * shape.head_dim, shape.head_dim, result);
+    for (int n = 0; n < some; n++)
+      if (s >= queries[n].base && s <= tokens.slot[queries[n].token]) store(queries[n].weights + s - queries[n].base, result[n]);
   }
 
   void weigh(Query& query) const {
@@ -505,14 +532,22 @@ struct Queries {
 
   const float* value(int slot) const { return v + (int64_t)(slot % shape.slots) * shape.head_dim; }
 
-  // Slots of one stretch: they lie together.
-  void add(Query& query, int from, int to) const {
-    static constexpr int most = 8;
-    static constexpr auto adds = by_columns(std::make_integer_sequence<int, most>());
+  // Slots of one stretch, which lie together, for some queries.
+  void add(Query* queries, int some, int from, int to) const {
+    static constexpr auto adds = adds_by_queries(std::make_integer_sequence<int, TOGETHER * COLUMNS>());
     const int width = shape.head_dim;
-    if (from < to)
-      for (int c = 0; c < width; c += most * LANES)
-        adds[std::min(most, (width - c) / LANES) - 1](query, value(from), width, from, to, c);
+    for (int c = 0; c < width; c += COLUMNS * LANES)
+      adds[(some - 1) * COLUMNS + std::min(COLUMNS, (width - c) / LANES) - 1](queries, value(from), width, from, to, c);
+  }
+
+  // The same, of which each query sees those from its oldest on.
+  void add_seen(Query* queries, int some, int from, int to) const {
+    int all = from;  // see what comes from here on
+    for (int n = 0; n < some; n++) all = std::max(all, queries[n].oldest);
+    all = std::min(all, to);
+    for (int n = 0; n < some; n++)
+      if (const int first = std::max(from, queries[n].oldest); first < all) add(queries + n, 1, first, all);
+    if (all < to) add(queries, some, all, to);
   }
 
   void finish() {
@@ -523,7 +558,7 @@ struct Queries {
       oldest = std::min(oldest, list[n].oldest);
     }
     for (int s = oldest / STRETCH * STRETCH; s < begin; s += STRETCH)
-      for (int n = 0; n < count; n++) add(list[n], std::max(s, list[n].oldest), std::min(s + STRETCH, begin));
+      for (int n = 0; n < count; n += TOGETHER) add_seen(list + n, std::min(count - n, TOGETHER), s, std::min(s + STRETCH, begin));
     for (int n = 0; n < count; n++) {
       Query& query = list[n];
       for (int j = tokens.first[query.token]; j <= query.token; j++) {
@@ -826,6 +861,15 @@ void verify_chains(void* team, const Chunk* chunk) {
   spread(c, t, c.logits, c.logits, v);
   for (int k = c.kept - 1; k >= 0; k--) spread(c, t, kept + (int64_t)k * t * d, kept + (int64_t)k * size * d, d);
   spread(c, t, c.hidden, c.hidden, d);
+}
+
+// The same for these ids.
+void verify_rows(
+    void* team, const void* chunk, int rows, int length, const int64_t* start, const int64_t* lengths, const int64_t* ids,
+    float* hidden, float* logits) {
+  Chunk c = *static_cast<const Chunk*>(chunk);
+  c.rows = rows, c.length = length, c.start = start, c.lengths = lengths, c.ids = ids, c.hidden = hidden, c.logits = logits;
+  verify_chains(team, &c);
 }
 
 }  // extern "C"

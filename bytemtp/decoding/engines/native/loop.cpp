@@ -1,0 +1,224 @@
+// Passes of decoding one behind another without Python between them: what loop.py does where it needs no host.
+//
+// verify, accept, draft, as there, with the functions of step.cpp, draws.cpp and choices.cpp that Python calls as well, so
+// everything is decided alike.  A pass in which a greedy row meets a near tie is given up before it has changed anything:
+// Python runs it again and asks the judge.  What a pass decides behind the end of a document is for Python to drop.
+//
+// Shapes:  b rows, c ids of a pass, h drafting heads, d width, v vocabulary (padded).
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+extern "C" {
+struct Chooser;
+struct Copies;
+// step.cpp
+void verify_rows(
+    void* team, const void* chunk, int rows, int length, const int64_t* start, const int64_t* lengths, const int64_t* ids,
+    float* hidden, float* logits);
+void run_product(
+    void* team, const void* w, int bfloat16, int in, int out, int rows, int normed, int added, const float* x, float* y);
+// draws.cpp
+void leads(const float* logits, int count, int v, int real, float margin, int64_t* best);
+void softmax(const float* logits, int count, int v, double temperature, double* p);
+void sample_ids(const double* q, int count, int v, const double* uniforms, int64_t* ids);
+int64_t verify_chain(
+    const double* p, int c, int v, const int64_t* ids, const double* q, double first, double second, int64_t* stay);
+// choices.cpp
+void copies_extend(Copies* copies, const uint8_t* data, int64_t size);
+void copies_continuation(Copies* copies, int count, uint8_t* out, int* found);
+int chooser_begin(Chooser* chooser, int accepted, const uint8_t* data, int64_t size, int most, uint8_t* out);
+int chooser_worth(Chooser* chooser, int depth, const void* from, int count, int v, int are_logits);
+
+// native/library.py has the same structures.
+
+struct LoopRow {
+  Chooser* chooser;        // null: as many drafts as there can be
+  Copies* copies;          // null: none are copied, or the chooser does
+  const double* uniforms;  // random numbers for all passes
+  int64_t* ids;            // [1 + most] the last decided id, which the engine has not read yet, then the drafts
+  double* laws;            // [most, v] what each draft was drawn from, if they are `drawn`
+  int64_t* decided;        // [passes (1 + most)] the ids of all passes, one behind another
+  int* passes;             // [passes, 4] drafts, how many of them stayed, whether they were copied, `used` then
+  int64_t start, left;     // ids that the engine has read; bytes that may still come
+  double temperature;
+  int copied, depth;  // most drafts: copied, and of the heads
+  int drafts, are_copied, drawn;
+  int used, count, done, ended;  // uniforms, decided ids, passes
+};
+
+struct Loop {
+  void* team;
+  const void* chunk;
+  const void* heads;  // packed [h v, d]
+  LoopRow* row;
+  int bfloat16, rows, most, passes;
+  int dim, kept, head_count, outputs, vocabulary;  // d, hidden states kept beside the trunk's, h, v, ids among v
+  int refills;                                     // whether to return as soon as a row has ended
+  float margin;                                    // 0: no lead is too small
+};
+}
+
+namespace {
+
+using std::vector;
+
+struct Verdict {
+  int64_t stay, next;
+};
+
+// What is accepted of a row's drafts, and the id behind it; false at a near tie.
+bool judge_greedily(const Loop& loop, const LoopRow& row, const float* logits, Verdict& verdict) {
+  for (int64_t& stay = verdict.stay = 0;; stay++) {
+    int64_t best[2];
+    leads(logits + stay * loop.outputs, 1, loop.outputs, loop.vocabulary, loop.margin, best);
+    if (!best[1]) return false;
+    verdict.next = best[0];
+    if (stay == row.drafts || row.ids[1 + stay] != best[0]) return true;
+  }
+}
+
+Verdict judge_by_drawing(const Loop& loop, LoopRow& row, const float* logits, vector<double>& p) {
+  const double* uniforms = row.uniforms + row.used;
+  Verdict verdict{0, 0};
+  p.resize((size_t)(1 + row.drafts) * loop.outputs);
+  softmax(logits, 1 + row.drafts, loop.outputs, row.temperature, p.data());
+  row.used += row.drafts ? 2 : 1;
+  if (!row.drafts) sample_ids(p.data(), 1, loop.outputs, uniforms, &verdict.next);
+  else verdict.next = verify_chain(p.data(), row.drafts, loop.outputs, row.ids + 1, row.drawn ? row.laws : nullptr,
+                                   uniforms[0], uniforms[1], &verdict.stay);
+  return verdict;
+}
+
+// Appends what was decided.
+void append(const Loop& loop, LoopRow& row, const Verdict& verdict) {
+  const int count = (int)verdict.stay + 1, counted[] = {row.drafts, (int)verdict.stay, row.are_copied, row.used};
+  int64_t* to = row.decided + row.count;
+  std::copy_n(row.ids + 1, verdict.stay, to);
+  to[verdict.stay] = row.ids[0] = verdict.next;
+  std::copy_n(counted, 4, row.passes + 4 * row.done++);
+  row.count += count, row.start += count, row.left -= count;
+  row.ended = row.left == 0 || std::find(to, to + count, loop.vocabulary - 1) != to + count;
+  row.drafts = 0;
+}
+
+// Copies drafts for the next pass; returns whether the heads are to draft.
+bool begin(LoopRow& row, int accepted, const int64_t* ids, int count, vector<uint8_t>& bytes, vector<uint8_t>& out) {
+  bytes.assign(ids, ids + count);
+  const int most = (int)std::min<int64_t>(row.copied, row.left - 1);
+  bool asks = row.depth > 0;
+  int copied = 0;
+  out.resize(std::max<size_t>(out.size(), row.copied));
+  if (row.chooser) {
+    const int done = chooser_begin(row.chooser, accepted, bytes.data(), count, most, out.data());
+    copied = done >> 2, asks = done & 1;
+  } else if (row.copies) {
+    int found[3];
+    copies_extend(row.copies, bytes.data(), count);
+    copies_continuation(row.copies, most, out.data(), found);
+    copied = found[1];
+  }
+  std::copy_n(out.data(), copied, row.ids + 1);
+  row.drafts = copied, row.are_copied = copied > 0, row.drawn = 0;
+  return asks && row.left > 1;
+}
+
+// The heads' drafts of a row; logits [h, v].
+void draft(const Loop& loop, LoopRow& row, float* logits) {
+  const int v = loop.outputs, count = (int)std::min<int64_t>(row.depth, row.left - 1);
+  for (int i = 0; i < count; i++) std::fill(logits + i * v + loop.vocabulary, logits + (i + 1) * v, -INFINITY);
+  if (row.temperature > 0) softmax(logits, count, v, row.temperature, row.laws);
+  const void* law = row.temperature > 0 ? static_cast<const void*>(row.laws) : logits;
+  row.drafts = row.chooser ? chooser_worth(row.chooser, 1, law, count, v, row.temperature == 0) : count;
+  if (row.temperature > 0) {
+    sample_ids(row.laws, row.drafts, v, row.uniforms + row.used, row.ids + 1);
+    row.used += row.drafts, row.drawn = row.drafts > 0;
+  } else {
+    for (int i = 0; i < row.drafts; i++) row.ids[1 + i] = std::max_element(logits + i * v, logits + (i + 1) * v) - (logits + i * v);
+  }
+}
+
+// A pass of all rows at work.
+class Step {
+ public:
+  explicit Step(const Loop& loop) : loop_(loop) {}
+  // False at a near tie: then nothing has changed.
+  bool run() {
+    verify();
+    verdicts_.resize(loop_.rows);
+    for (int r = 0; r < loop_.rows; r++)
+      if (LoopRow& row = loop_.row[r]; !row.ended && row.temperature == 0 && !judge_greedily(loop_, row, logits(r), verdicts_[r]))
+        return false;
+    asking_.clear();
+    for (int r = 0; r < loop_.rows; r++)
+      if (LoopRow& row = loop_.row[r]; !row.ended) {
+        if (row.temperature > 0) verdicts_[r] = judge_by_drawing(loop_, row, logits(r), p_);
+        const int before = row.count;
+        append(loop_, row, verdicts_[r]);
+        if (!row.ended && begin(row, (int)verdicts_[r].stay, row.decided + before, row.count - before, bytes_, out_))
+          asking_.push_back(r);
+      }
+    ask_heads();
+    return true;
+  }
+
+ private:
+  const float* logits(int r) const { return logits_.data() + (int64_t)r * length_ * loop_.outputs; }
+  void verify() {
+    length_ = 0;
+    lengths_.assign(loop_.rows, 0), start_.resize(loop_.rows);
+    for (int r = 0; r < loop_.rows; r++) {
+      const LoopRow& row = loop_.row[r];
+      if (!row.ended) lengths_[r] = 1 + row.drafts;
+      start_[r] = row.start, length_ = std::max(length_, (int)lengths_[r]);
+    }
+    const size_t size = (size_t)loop_.rows * length_;
+    ids_.assign(size, 0);
+    for (int r = 0; r < loop_.rows; r++) std::copy_n(loop_.row[r].ids, lengths_[r], ids_.data() + (size_t)r * length_);
+    hidden_.resize(std::max(hidden_.size(), (1 + loop_.kept) * size * loop_.dim));
+    logits_.resize(std::max(logits_.size(), size * loop_.outputs));
+    verify_rows(loop_.team, loop_.chunk, loop_.rows, length_, start_.data(), lengths_.data(), ids_.data(), hidden_.data(),
+                logits_.data());
+  }
+  // By the trunk's state at each row's last accepted id.
+  void ask_heads() {
+    if (asking_.empty()) return;
+    const int d = loop_.dim, wide = loop_.head_count * loop_.outputs;
+    const size_t some = asking_.size();
+    x_.resize(some * d), drafts_.resize(std::max(drafts_.size(), some * wide));
+    for (size_t i = 0; i < some; i++)
+      std::copy_n(hidden_.data() + ((int64_t)asking_[i] * length_ + verdicts_[asking_[i]].stay) * d, d, x_.data() + i * d);
+    run_product(loop_.team, loop_.heads, loop_.bfloat16, d, wide, (int)some, 1, 0, x_.data(), drafts_.data());
+    for (size_t i = 0; i < some; i++) draft(loop_, loop_.row[asking_[i]], drafts_.data() + i * wide);
+  }
+
+  const Loop& loop_;
+  int length_ = 0;
+  vector<int64_t> start_, lengths_, ids_;
+  vector<float> hidden_, logits_, x_, drafts_;
+  vector<double> p_;
+  vector<Verdict> verdicts_;
+  vector<int> asking_;
+  vector<uint8_t> bytes_, out_;
+};
+
+}  // namespace
+
+extern "C" {
+
+extern const int64_t loop_layout[] = {sizeof(LoopRow), sizeof(Loop)};
+
+// Up to loop->passes of them; returns how many: fewer if all rows have ended, or any and it `refills`, or at a near tie.
+int run_passes(const Loop* loop) {
+  Step step(*loop);
+  for (int pass = 0; pass < loop->passes; pass++) {
+    if (!step.run()) return pass;
+    const auto ended = std::count_if(loop->row, loop->row + loop->rows, [](const LoopRow& row) { return row.ended; });
+    if (ended == loop->rows || (ended && loop->refills)) return pass + 1;
+  }
+  return loop->passes;
+}
+
+}  // extern "C"
