@@ -269,7 +269,10 @@ void panel_product(const typename Kind::Weight* panel, int in, const float* cons
     for (int r = 0; r < R; r++)
       for (int p = 0; p < vectors; p++) total[r][p] += part[r][p][0] + part[r][p][1], part[r][p][0] = part[r][p][1] = Vector{};
   }
+  // Unrolled early, or the sums would go through memory: here and below.
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
     for (int p = 0; p < vectors; p++) store(&out[r][p * LANES], total[r][p]);
 }
 
@@ -441,14 +444,15 @@ struct Query {
 
 // scores[n] = dot products of query n with the keys of a block, in four sums so that one need not wait for the last.
 template <int N>
-void block_scores(const Query* queries, const float* keys, int head_dim, Vector* scores) {
+void block_scores(const Query* queries, const float* keys, int head_dim, float (*scores)[LANES]) {
   Vector part[N][4] = {};
   for (int i = 0; i < head_dim; i += 4)
     for (int j = 0; j < 4; j++) {
       const Vector key = load(keys + (i + j) * LANES);
       for (int n = 0; n < N; n++) part[n][j] += key * queries[n].q[i + j];
     }
-  for (int n = 0; n < N; n++) scores[n] = (part[n][0] + part[n][1]) + (part[n][2] + part[n][3]);
+#pragma GCC unroll 4
+  for (int n = 0; n < N; n++) store(scores[n], (part[n][0] + part[n][1]) + (part[n][2] + part[n][3]));
 }
 
 // out of N queries += the values v [to - from, width] of the slots from `from` on, each by its weight, for W vectors of columns.
@@ -456,8 +460,10 @@ template <int N, int W>
 void add_columns(Query* queries, const float* v, int width, int from, int to, int column) {
   Vector sums[N][W];
   const float* weights[N];
+#pragma GCC unroll 4
   for (int n = 0; n < N; n++) {
     weights[n] = queries[n].weights - queries[n].base;
+#pragma GCC unroll 4
     for (int c = 0; c < W; c++) sums[n][c] = load(queries[n].out + column + c * LANES);
   }
   v += column;
@@ -466,13 +472,15 @@ void add_columns(Query* queries, const float* v, int width, int from, int to, in
       const Vector value = load(v + c * LANES);
       for (int n = 0; n < N; n++) sums[n][c] += value * weights[n][s];
     }
+#pragma GCC unroll 4
   for (int n = 0; n < N; n++)
+#pragma GCC unroll 4
     for (int c = 0; c < W; c++) store(queries[n].out + column + c * LANES, sums[n][c]);
 }
 
 // For 1 to TOGETHER queries; the columns of a call are at most four vectors.
 constexpr int COLUMNS = 4;
-using BlockScores = void (*)(const Query*, const float*, int, Vector*);
+using BlockScores = void (*)(const Query*, const float*, int, float (*)[LANES]);
 using AddColumns = void (*)(Query*, const float*, int, int, int, int);
 
 template <int... N>
@@ -513,10 +521,10 @@ struct Queries {
   // Of some queries with the keys of the block that begins at slot s.
   void score_block(const Query* queries, int some, int s) const {
     static constexpr auto scores = scores_by_queries(std::make_integer_sequence<int, TOGETHER>());
-    Vector result[TOGETHER];
+    float result[TOGETHER][LANES];
     scores[some - 1](queries, k + (int64_t)(s % shape.slots) * shape.head_dim, shape.head_dim, result);
     for (int n = 0; n < some; n++)
-      if (s >= queries[n].base && s <= tokens.slot[queries[n].token]) store(queries[n].weights + s - queries[n].base, result[n]);
+      if (s >= queries[n].base && s <= tokens.slot[queries[n].token]) store(queries[n].weights + s - queries[n].base, load(result[n]));
   }
 
   void weigh(Query& query) const {
