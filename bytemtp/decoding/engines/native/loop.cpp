@@ -125,25 +125,29 @@ bool begin(LoopRow& row, int accepted, const int64_t* ids, int count, vector<uin
   return asks && row.left > 1;
 }
 
-// The heads' drafts of a row; logits [h, v].
-void draft(const Loop& loop, LoopRow& row, float* logits) {
-  const int v = loop.outputs, count = (int)std::min<int64_t>(row.depth, row.left - 1);
-  for (int i = 0; i < count; i++) std::fill(logits + i * v + loop.vocabulary, logits + (i + 1) * v, -INFINITY);
-  if (row.temperature > 0) softmax(logits, count, v, row.temperature, row.laws);
-  const void* law = row.temperature > 0 ? static_cast<const void*>(row.laws) : logits;
-  row.drafts = row.chooser ? chooser_worth(row.chooser, 1, law, count, v, row.temperature == 0) : count;
+// Drafts of the heads from number `first` on, `end` not included, as far as they are worth their places; logits [h, v].
+void draft(const Loop& loop, LoopRow& row, float* logits, int first, int end) {
+  const int v = loop.outputs, count = end - first;
+  float* from = logits + (int64_t)first * v;
+  double* laws = row.laws + (int64_t)first * v;
+  int64_t* ids = row.ids + 1 + first;
+  for (int i = 0; i < count; i++) std::fill(from + i * v + loop.vocabulary, from + (i + 1) * v, -INFINITY);
+  if (row.temperature > 0) softmax(from, count, v, row.temperature, laws);
+  const void* law = row.temperature > 0 ? static_cast<const void*>(laws) : from;
+  const int worth = row.chooser ? chooser_worth(row.chooser, 1 + first, law, count, v, row.temperature == 0) : count;
   if (row.temperature > 0) {
-    sample_ids(row.laws, row.drafts, v, row.uniforms + row.used, row.ids + 1);
-    row.used += row.drafts, row.drawn = row.drafts > 0;
+    sample_ids(laws, worth, v, row.uniforms + row.used, ids);
+    row.used += worth;
   } else {
-    for (int i = 0; i < row.drafts; i++) row.ids[1 + i] = std::max_element(logits + i * v, logits + (i + 1) * v) - (logits + i * v);
+    for (int i = 0; i < worth; i++) ids[i] = std::max_element(from + i * v, from + (i + 1) * v) - (from + i * v);
   }
+  row.drafts = first + worth, row.drawn = row.temperature > 0 && row.drafts > 0;
 }
 
 // A pass of all rows at work.
 class Step {
  public:
-  explicit Step(const Loop& loop) : loop_(loop) {}
+  explicit Step(const Loop& loop) : loop_(loop), expected_(loop.rows, 0) {}
   // False at a near tie: then nothing has changed.
   bool run() {
     verify();
@@ -182,16 +186,28 @@ class Step {
     verify_rows(loop_.team, loop_.chunk, loop_.rows, length_, start_.data(), lengths_.data(), ids_.data(), hidden_.data(),
                 logits_.data());
   }
-  // By the trunk's state at each row's last accepted id.
+  // First those heads that had drafts worth their places the last time, and the next; the others where these have, too.
   void ask_heads() {
     if (asking_.empty()) return;
-    const int d = loop_.dim, wide = loop_.head_count * loop_.outputs;
-    const size_t some = asking_.size();
-    x_.resize(some * d), drafts_.resize(std::max(drafts_.size(), some * wide));
-    for (size_t i = 0; i < some; i++)
+    int some = 1;
+    for (int r : asking_) some = std::max(some, loop_.row[r].chooser ? 1 + expected_[r] : most(r));
+    for (int first = 0; !asking_.empty() && first < loop_.head_count; first = some, some = loop_.head_count) {
+      some = std::min(some, loop_.head_count);
+      product(some);
+      for (size_t i = 0; i < asking_.size(); i++)
+        draft(loop_, loop_.row[asking_[i]], drafts_.data() + i * some * loop_.outputs, first, std::min(most(asking_[i]), some));
+      std::erase_if(asking_, [&](int r) { return (expected_[r] = loop_.row[r].drafts) < some || most(r) <= some; });
+    }
+  }
+  int most(int r) const { return (int)std::min<int64_t>(loop_.row[r].depth, loop_.row[r].left - 1); }
+  // Of the first heads, by the trunk's state at each row's last accepted id.
+  void product(int heads) {
+    const int d = loop_.dim, wide = heads * loop_.outputs;
+    const size_t rows = asking_.size();
+    x_.resize(rows * d), drafts_.resize(std::max(drafts_.size(), rows * wide));
+    for (size_t i = 0; i < rows; i++)
       std::copy_n(hidden_.data() + ((int64_t)asking_[i] * length_ + verdicts_[asking_[i]].stay) * d, d, x_.data() + i * d);
-    run_product(loop_.team, loop_.heads, loop_.bfloat16, d, wide, (int)some, 1, 0, x_.data(), drafts_.data());
-    for (size_t i = 0; i < some; i++) draft(loop_, loop_.row[asking_[i]], drafts_.data() + i * wide);
+    run_product(loop_.team, loop_.heads, loop_.bfloat16, d, wide, (int)rows, 1, 0, x_.data(), drafts_.data());
   }
 
   const Loop& loop_;
@@ -200,7 +216,7 @@ class Step {
   vector<float> hidden_, logits_, x_, drafts_;
   vector<double> p_;
   vector<Verdict> verdicts_;
-  vector<int> asking_;
+  vector<int> asking_, expected_;  // rows that ask their heads; by row, how many drafts these had the last time
   vector<uint8_t> bytes_, out_;
 };
 
