@@ -32,7 +32,7 @@ from bytemtp.model.model import ByteMTP
 
 LONGEST, LONGEST_WITH_STOPS = 32, 4
 """Passes of a burst at most: what it decides behind a stop string is in vain."""
-SHORT = 5e-4
+SHORT = 2e-3
 """Seconds: a burst that took less is followed by one of twice as many passes; who reads along will not notice."""
 
 
@@ -58,7 +58,7 @@ class DrawnAhead(random.Random):
     def ahead(self, count: int) -> Float64[np.ndarray, " count"]:
         """The next ones, which `random` still gives."""
         self.known.extend(self.source.random() for _ in range(count - len(self.known)))
-        return np.array(list(islice(self.known, count)))
+        return np.fromiter(islice(self.known, count), np.float64, count)
 
     def drop(self, count: int) -> None:
         """They have been used."""

@@ -10,7 +10,7 @@ from bytemtp.bench.quality import bits_per_byte
 from bytemtp.bench.turns import markdown_table
 from bytemtp.common.cli import run_main
 from experiments.grid import Cell, Experiment, Line, main, train
-from experiments.tables import by_cell, dots, mean_and_sd
+from experiments.tables import by_cell, dots, mean_and_sd, paired
 
 
 def score(cell: Cell) -> dict[str, Any]:
@@ -22,12 +22,17 @@ def score(cell: Cell) -> dict[str, Any]:
 
 
 def table(lines: Sequence[Line]) -> str:
-    """Means over the seeds, and each seed."""
-    header = ["cell", "seeds", "steps", "MB seen", "bpb, head 1", "each seed", "head 2"]
-    return markdown_table([row(name, of_cell) for name, of_cell in by_cell(lines).items()], header)
+    """Means over the seeds, each seed, and each cell against the first, of the seeds that both have."""
+    cells = by_cell(lines)
+    base = next(iter(cells))
+    header = ["cell", "seeds", "steps", "MB seen", "bpb, head 1", "each seed", f"minus {base}", "p", "head 2"]
+    rows = [row(name, of_cell, cells[base]) for name, of_cell in cells.items()]
+    used = [i for i, texts in enumerate(zip(*rows, strict=True)) if any(texts)]
+    return markdown_table([[texts[i] for i in used] for texts in rows], [header[i] for i in used])
 
 
-def row(name: str, lines: Sequence[Line]) -> list[str]:
+def row(name: str, lines: Sequence[Line], base: Sequence[Line]) -> list[str]:
+    is_alone = lines[0] in base or len(lines) < 2
     second = [line["bpb_per_head"][1] for line in lines if len(line["bpb_per_head"]) > 1]
     return [
         name,
@@ -36,6 +41,7 @@ def row(name: str, lines: Sequence[Line]) -> list[str]:
         f"{statistics.mean(line['bytes_seen'] for line in lines) / 1e6:.2f}",
         mean_and_sd([line["bpb"] for line in lines], ".4f"),
         " ".join(f"{line['bpb']:.4f}" for line in lines),
+        *(["", ""] if is_alone else paired(lines, base, "bpb", ".4f")[1:]),
         f"{statistics.mean(second):.3f}" if second else "",
     ]
 
