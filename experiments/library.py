@@ -13,11 +13,10 @@ from typing import Any
 
 import bytemtp
 from bytemtp.bench.quality import bits_per_byte
-from bytemtp.bench.turns import markdown_table
 from bytemtp.evaluation.bits_per_byte import beginnings
 from bytemtp.model.checkpoint import settings_of
 from experiments.grid import Cell, Line, train
-from experiments.tables import by_cell, mean_and_sd, paired
+from experiments.tables import by_cell, mean_and_sd, paired, table_of_used
 
 PROMPTS, PROMPT_BYTES, WRITTEN = 16, 128, 128
 """Texts that are continued, their length, and how many bytes each gets."""
@@ -96,8 +95,7 @@ def table(lines: Sequence[Line], columns: Columns | None = None) -> str:
         "minutes",
     ]
     rows = [row(name, of_cell, cells.get(BASE, []), columns) for name, of_cell in cells.items()]
-    used = [i for i, texts in enumerate(zip(*rows, strict=True)) if any(texts)]
-    return markdown_table([[texts[i] for i in used] for texts in rows], [header[i] for i in used])
+    return table_of_used(rows, header)
 
 
 def row(name: str, lines: Sequence[Line], base: Sequence[Line], columns: Columns) -> list[str]:

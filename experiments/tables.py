@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bytemtp.bench.turns import markdown_table
 from bytemtp.common.errors import UserError
 from bytemtp.reports.figures import COLOURS, describe, literal
 from experiments.grid import Line
@@ -29,6 +30,12 @@ def mean_and_sd(values: Sequence[float], form: str) -> str:
     """`1.57 ± 0.01`; without a spread where there is one value.  A sign that `form` asks for is the mean's."""
     mean = format(statistics.mean(values), form)
     return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}" if len(values) > 1 else mean
+
+
+def table_of_used(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
+    """Markdown, without the columns that would be empty."""
+    used = [i for i, texts in enumerate(zip(*rows, strict=True)) if any(texts)]
+    return markdown_table([[texts[i] for i in used] for texts in rows], [header[i] for i in used])
 
 
 def percentages(lines: Sequence[Line], figure: str) -> str:

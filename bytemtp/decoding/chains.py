@@ -26,6 +26,8 @@ class Chain(DraftTree):
         self.draws = draws
         self.laws: Float64[np.ndarray, "c v"] | list[Float64[np.ndarray, " v"]] = []
         """what each was drawn from; none if they were not drawn"""
+        self.read = 0
+        """bytes of the row that what they are copied from has taken in"""
 
     def begin(self) -> None:
         super().begin()
@@ -65,17 +67,13 @@ class Chain(DraftTree):
         """How many to draft from that depth on: of these distributions, or logits where decoding is greedy."""
         return len(drawn_from)
 
-    def resume(
-        self,
-        ids: Sequence[int],
-        laws: Float64[np.ndarray, "c v"] | list[Float64[np.ndarray, " v"]],
-        *,
-        are_copied: bool,
-    ) -> None:
-        """These are the drafts for the next pass; the row's text and all that is known of it were read elsewhere."""
+    def resume(self, ids: Sequence[int], laws: Float64[np.ndarray, "c v"], source: str) -> None:
+        """These are the drafts for the next pass: they, and all that the row has, were read elsewhere."""
         self.drafts.clear()
         self._append(ids)
-        self.laws = laws
+        self.laws, self.read = laws, len(self.row.data)
+        if ids:
+            self.source = source
 
     def _append(self, ids: Iterable[int]) -> None:
         begin = len(self.drafts)
@@ -87,18 +85,8 @@ class CopiedChain(Chain):
 
     def __init__(self, row: Row, copies: Copies, most: int, draws: Draws = NUMPY) -> None:
         super().__init__(row, 0, "copies", draws)
-        self.copies, self.most, self.read = copies, most, 0
+        self.copies, self.most = copies, most
         copies.extend(row.prompt)
-
-    def resume(
-        self,
-        ids: Sequence[int],
-        laws: Float64[np.ndarray, "c v"] | list[Float64[np.ndarray, " v"]],
-        *,
-        are_copied: bool,
-    ) -> None:
-        super().resume(ids, laws, are_copied=are_copied)
-        self.read = len(self.row.data)
 
     def begin(self) -> None:
         super().begin()
@@ -113,19 +101,9 @@ class AutoChain(Chain):
 
     def __init__(self, row: Row, chooser: Chooser, most: int, draws: Draws = NUMPY) -> None:
         super().__init__(row, chooser.depth, draws=draws)
-        self.chooser, self.most, self.read = chooser, most, 0
+        self.chooser, self.most = chooser, most
         self.is_open, self.accepted = False, 0
         chooser.text.extend(row.prompt)
-
-    def resume(
-        self,
-        ids: Sequence[int],
-        laws: Float64[np.ndarray, "c v"] | list[Float64[np.ndarray, " v"]],
-        *,
-        are_copied: bool,
-    ) -> None:
-        super().resume(ids, laws, are_copied=are_copied)
-        self.read, self.is_open, self.source = len(self.row.data), False, "copies" if are_copied else "heads"
 
     def follows(self) -> bool:
         return not self.row.stopped_by and self.chooser.follows

@@ -35,6 +35,9 @@ LONGEST, LONGEST_WITH_STOPS = 32, 4
 SHORT = 2e-3
 """Seconds: a burst that took less is followed by one of twice as many passes; who reads along will not notice."""
 
+SOURCES = ("heads", "copies")
+"""Of drafts, by whether they were copied."""
+
 
 def can_be_compiled(model: ByteMTP, rows: list[Row], drafting: Drafting) -> bool:
     """Whether all ids may follow, by their probability alone, and drafts are copied or those of replicated heads."""
@@ -143,7 +146,7 @@ class CompiledLoop(VerifyLoop):
         self._know(slot, *decided)
         for drafts, stay, are_copied, until in place.passes[: there.done].tolist():
             kept = row.extend(decided[: stay + 1], stay)
-            row.count_pass(range(1, 1 + drafts), kept, "copies" if are_copied else "heads")
+            row.count_pass(range(1, 1 + drafts), kept, SOURCES[are_copied])
             del decided[: stay + 1]
             if row.stopped_by:
                 used = until
@@ -151,7 +154,7 @@ class CompiledLoop(VerifyLoop):
         if isinstance(row.random, DrawnAhead):
             row.random.drop(used)
         ids, laws = place.ids[1 : 1 + there.drafts].tolist(), place.laws[: there.drafts if there.drawn else 0]
-        tree.resume(ids, laws, are_copied=there.are_copied > 0)
+        tree.resume(ids, laws, SOURCES[there.are_copied])
 
 
 class Places:

@@ -7,10 +7,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from bytemtp.bench.quality import bits_per_byte
-from bytemtp.bench.turns import markdown_table
 from bytemtp.common.cli import run_main
 from experiments.grid import Cell, Experiment, Line, main, train
-from experiments.tables import by_cell, dots, mean_and_sd, paired
+from experiments.tables import by_cell, dots, mean_and_sd, paired, table_of_used
 
 
 def score(cell: Cell) -> dict[str, Any]:
@@ -27,8 +26,7 @@ def table(lines: Sequence[Line]) -> str:
     base = next(iter(cells))
     header = ["cell", "seeds", "steps", "MB seen", "bpb, head 1", "each seed", f"minus {base}", "p", "head 2"]
     rows = [row(name, of_cell, cells[base]) for name, of_cell in cells.items()]
-    used = [i for i, texts in enumerate(zip(*rows, strict=True)) if any(texts)]
-    return markdown_table([[texts[i] for i in used] for texts in rows], [header[i] for i in used])
+    return table_of_used(rows, header)
 
 
 def row(name: str, lines: Sequence[Line], base: Sequence[Line]) -> list[str]:

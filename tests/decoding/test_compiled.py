@@ -68,10 +68,8 @@ def test_everything_is_as_by_the_loop_in_python(
 ):
     """Rows that wait, stop early, share prompts, draw; with the wide margin many passes end in a near tie."""
     drafting = DRAFTINGS[kind] if topology == "replicated" else DRAFTINGS["copy"]
-    model, chosen = (
-        model_for(topology, seed, ends, narrow=narrow),
-        Options(temperature=temperature, seed=seed, stop=stop),
-    )
+    model = model_for(topology, seed, ends, narrow=narrow)
+    chosen = Options(temperature=temperature, seed=seed, stop=stop)
     model.trained_length = reach
     outcomes = []
     with pytest.MonkeyPatch.context() as patch:

@@ -18,14 +18,8 @@ SLURM = {
 }
 SETTINGS = [
     *("--preset=nano", "--model.dim=16", "--model.layers=2", "--model.ffn_dim=24", "--model.n-future=2"),
-    *(
-        "--train.steps=4",
-        "--train.batch_size=4",
-        "--train.far_rows=1",
-        "--train.seq_len=16",
-        "--train.sample-bytes=0",
-        "--device=cpu",
-    ),
+    *("--train.steps=4", "--train.batch_size=4", "--train.far_rows=1", "--train.seq_len=16"),
+    *("--train.sample-bytes=0", "--device=cpu"),
 ]
 
 

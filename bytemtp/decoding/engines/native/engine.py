@@ -202,10 +202,10 @@ class NativeEngine:
         if end > self.slots:
             self._make_room(start, 1 + most, end)
         _kept_alive, self.chunk.angles = self._angles(min(begins), end)
-        heads = self.weights.other_unembeds if drafting_heads else self.weights.unembed
         loop = Loop(
-            self.team, addressof(self.chunk), address(heads), rows, self.shape.bfloat16, len(rows), most, passes,
-            self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE, VOCAB_SIZE, refills, margin,
+            self.team, addressof(self.chunk), address(self.weights.other_unembeds), rows, self.shape.bfloat16,
+            len(rows), most, passes, self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE, VOCAB_SIZE,
+            refills, margin,
         )  # fmt: skip
         return int(self.functions.run_passes(byref(loop)))
 

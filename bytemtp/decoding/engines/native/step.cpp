@@ -508,7 +508,6 @@ struct Queries {
   }
 
   void score() const {
-    const int width = shape.head_dim;
     int from = list[0].base, to = 0;
     for (int n = 0; n < count; n++) {
       from = std::min(from, list[n].base);
