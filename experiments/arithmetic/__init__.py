@@ -1,6 +1,6 @@
 """Do heads help a model to calculate with polynomials?  `python -m experiments.arithmetic`.
 
-ring.py         polynomials over F7 without powers from X^5 on
+ring.py         polynomials modulo a prime, without powers from X^k on
 questions.py    expressions as bytes, and which are held out
 report.py       tables and picture
 recipe.toml     the cells of both presets
