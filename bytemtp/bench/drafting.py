@@ -49,18 +49,21 @@ class Plan:
     """for the modes "copy" and "auto", which are also measured without it"""
     rounds: int = 3
 
+    @property
+    def indices(self) -> tuple[CorpusIndex | None, ...]:
+        return (None,) if self.index is None else (None, self.index)
+
     def contestants(self, n: int, batch: int) -> list["Contestant"]:
         """On a run with n heads; the first of each arithmetic is plain decoding."""
         some = self.heads or (range(2, n + 1) if batch == self.batches[0] else (n,))
-        indices = (None,) if self.index is None else (None, self.index)
         return [
             contestant
             for dtype in self.dtypes
             for contestant in (
                 Contestant(dtype, "ar", 1),
                 *(Contestant(dtype, "speculative", k) for k in some if 2 <= k <= n),
-                *(Contestant(dtype, "copy", 1, index) for index in indices),
-                *(Contestant(dtype, "auto", n, index) for index in indices),
+                *(Contestant(dtype, "copy", 1, index) for index in self.indices),
+                *(Contestant(dtype, "auto", n, index) for index in self.indices),
             )
         ]
 
@@ -159,8 +162,10 @@ def _measure_costs(model: ByteMTP, texts: Mapping[str, Sequence[bytes]], plan: P
         model.use(dtype=getattr(torch, dtype))
         for size in sorted(sizes):
             for greedy in sorted({temperature == 0 for temperature in plan.temperatures}):
-                costs = costs_of(model, size, "auto", greedy=greedy, anew=True)
-                found.append({"dtype": dtype, "batch": size, "greedy": greedy, **asdict(costs)})
+                for index in plan.indices:
+                    costs = costs_of(model, size, "auto", greedy=greedy, index=index, anew=True)
+                    what = {"dtype": dtype, "batch": size, "greedy": greedy, "index": index is not None}
+                    found.append(what | asdict(costs))
     return found
 
 

@@ -33,7 +33,9 @@ from bytemtp.model.model import ByteMTP
 LONGEST, LONGEST_WITH_STOPS = 32, 4
 """Passes of a burst at most: what it decides behind a stop string is in vain."""
 SHORT = 2e-3
-"""Seconds: a burst that took less is followed by one of twice as many passes; who reads along will not notice."""
+"""Seconds: a burst that took less is followed by one of twice as many passes, one that took LONG by half as many; who
+reads along will not notice."""
+LONG = 4 * SHORT
 
 SOURCES = ("heads", "copies")
 """Of drafts, by whether they were copied."""
@@ -77,8 +79,11 @@ class CompiledLoop(VerifyLoop):
         while not self._needs_host():
             begun, burst = time.perf_counter(), self.burst
             done = self._run(burst)
-            if time.perf_counter() - begun < SHORT:
+            took = time.perf_counter() - begun
+            if took < SHORT:
                 self.burst = min(2 * burst, longest)
+            elif took > LONG:
+                self.burst = max(1, burst // 2)
             if done:
                 yield
             if done < burst and not self._needs_host():

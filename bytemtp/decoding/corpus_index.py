@@ -70,6 +70,10 @@ class CorpusIndex:
         self._separator = bytes([separator])
         self._places = np.frombuffer(self._file, "<u4", size, HEADER.size)
 
+    def __len__(self) -> int:
+        """Bytes of the corpus, with a separator for each document."""
+        return len(self._places)
+
     def continuation(self, text: bytes | bytearray, count: int) -> tuple[int, bytes]:
         """How many bytes at the end of `text` stand in the corpus, and up to `count` bytes that followed them there.
 

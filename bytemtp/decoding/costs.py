@@ -24,6 +24,7 @@ from bytemtp.common.vocab import EOT
 from bytemtp.decoding.chains import CopiedChain
 from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.copies import Copies
+from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.engines.native.choices import CompiledJunk
 from bytemtp.decoding.engines.recorded import RecordedEngine
 from bytemtp.decoding.engines.select import ENGINES, engine_kind
@@ -40,20 +41,29 @@ BEFORE = 192
 """Ids that stand before those passes, as far as the model looks back: what attention costs grows with them."""
 PASSES = 6
 """That are timed in a row, alone or in bursts: other work on the machine interrupts some, and the fastest count."""
-ROUNDS = 5
+ROUNDS = 15
+"""Of which the medians count: whole stretches of time are faster or slower than others."""
 ENOUGH = 1.0
 """Seconds after which no further round is begun."""
-METHOD = 5
+METHOD = 6
 """Raised when passes are measured in another way, or take another time: what is kept is measured anew."""
 
 
-def costs_of(model: ByteMTP, rows: int, engine: str, *, greedy: bool = True, anew: bool = False) -> Costs:
-    """Costs of decoding so many rows together; engine: a name of `Options.engine`.
+def costs_of(
+    model: ByteMTP,
+    rows: int,
+    engine: str,
+    *,
+    greedy: bool = True,
+    index: CorpusIndex | None = None,
+    anew: bool = False,
+) -> Costs:
+    """Costs of decoding so many rows together; engine: a name of `Options.engine`; index: that is looked in, too.
 
     anew: measure them now, and keep that in place of what is known.
     """
     kind = engine_kind(engine, model)
-    path = cache_folder() / f"pass-costs-{fingerprint(model, rows, ENGINES[kind], greedy=greedy)}.json"
+    path = cache_folder() / f"pass-costs-{fingerprint(model, rows, ENGINES[kind], greedy=greedy, index=index)}.json"
     if anew:
         path.unlink(missing_ok=True)
     try:
@@ -62,13 +72,13 @@ def costs_of(model: ByteMTP, rows: int, engine: str, *, greedy: bool = True, ane
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: both are mended by measuring
         # To compile passes on a CPU would take longer than it is worth.
         is_compiled = kind is RecordedEngine and model.device.type == "cpu"
-        costs = measure(model, rows, "torch" if is_compiled else engine, greedy=greedy)
+        costs = measure(model, rows, "torch" if is_compiled else engine, greedy=greedy, index=index)
         with suppress(OSError):  # a full disk: then they are measured again
             write_file(path, json.dumps(asdict(costs)))
         return costs
 
 
-def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> str:
+def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: CorpusIndex | None) -> str:
     """Of all that costs depend on."""
     where = [str(model.device), torch.get_num_threads(), platform.node(), platform.machine(), torch.__version__]
     if model.device.type == "cuda":
@@ -82,30 +92,31 @@ def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> str:
         rows,
         engine,
         greedy,
+        len(index) if index else 0,
     ]
     return hashlib.sha256(json.dumps([where, what]).encode()).hexdigest()[:16]
 
 
-def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool) -> Costs:
-    """Time passes in turn, and take the fastest of each: other work on the machine only slows them."""
+def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: CorpusIndex | None = None) -> Costs:
+    """Time passes of all kinds in turn, several times."""
     heads, most = model.config.n_future, DRAFTS[-1]
     kinds = [Drafting(copied=count) for count in DRAFTS]
     looks = Costs([1.0, *[1e9] * most], heads=0.0, look=-0.5)  # that always pays, and drafts never do
-    kinds.append(Drafting(copied=most, costs=looks))
+    kinds.append(Drafting(copied=most, costs=looks, index=index))
     kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
     begun = time.perf_counter()
     rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
-    texts: list[Row] = [Endless(prompt, number, 1 << 14, rule, 0, (), False) for number in range(rows)]
+    texts: list[Row] = [Endless(prompt, number, 1 << 20, rule, 0, (), False) for number in range(rows)]
     longest = Drafting(chain(heads - 1), copied=most)
     loop = loop_kind(engine, model, texts, longest)(model, texts, longest, engine=engine)
     passes, times = loop.passes(), list[list[float]]()
     while len(times) < 2 or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
         times.append([seconds_a_pass(loop, passes, kind) for kind in kinds])
-    best = np.min(times[1:], axis=0) / rows  # the first round warms caches
+    typical = np.median(times[1:], axis=0) / rows  # the first round warms caches
     # More drafts are never cheaper: where it seems so, the passes with fewer were interrupted.
-    copying = np.minimum.accumulate(best[: len(DRAFTS)][::-1])[::-1]
+    copying = np.minimum.accumulate(typical[: len(DRAFTS)][::-1])[::-1]
     every = np.interp(np.arange(1 + most), DRAFTS, copying)
-    look, *by_heads = best[len(DRAFTS) :]
+    look, *by_heads = typical[len(DRAFTS) :]
     one, all_ = [max(0.0, float(x - every[n])) for x, n in zip(by_heads, (1, heads - 1), strict=False)] or (0.0, 0.0)
     each = max(0.0, all_ - one) / max(1, heads - 2)
     return Costs(tuple(every.tolist()), max(0.0, one - each), each, max(0.0, float(look - every[0])))

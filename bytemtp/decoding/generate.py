@@ -91,7 +91,7 @@ class Options:
         """For mode "auto"."""
         if self.mode != "auto" or not rows:
             return None
-        return costs_of(model, rows, self.engine, greedy=self.temperature == 0)
+        return costs_of(model, rows, self.engine, greedy=self.temperature == 0, index=self.index)
 
     def drafting(self, model: ByteMTP, rows: int, draft: ByteMTP | None = None) -> Drafting:
         """What drafts for so many rows at a time; draft: the other model of mode "draft"."""

@@ -1,5 +1,6 @@
 """`bench decode --run`: who is measured, what is reported, and that all write the same.  No speed is under test."""
 
+import itertools
 import json
 
 import pytest
@@ -66,8 +67,9 @@ def test_with_an_index_in_both_arithmetics_all_write_what_plain_decoding_writes(
     rows = [(row["kind"], row["dtype"], row["mode"], row["index"]) for row in run["rows"]]
     assert rows == [(k, d, *mode) for k in texts for d in ("float32", "bfloat16") for mode in modes]
     assert all(row["identical"] == 1 for row in run["rows"])
-    costs = [(cost["dtype"], cost["batch"]) for cost in run["costs"]]  # of three texts, two at a time, one is left
-    assert costs == [("float32", 1), ("float32", 2), ("bfloat16", 1), ("bfloat16", 2)]
+    costs = [(cost["dtype"], cost["batch"], cost["index"]) for cost in run["costs"]]
+    # of three texts, two at a time, one is left
+    assert costs == list(itertools.product(("float32", "bfloat16"), (1, 2), (False, True)))
     print_runs(report)
     printed = capsys.readouterr().out
     assert "3 edit texts" in printed and "1 random texts" in printed and printed.count("auto + index") == 4

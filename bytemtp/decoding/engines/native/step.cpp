@@ -15,7 +15,8 @@
 // Matrices are float32 or bfloat16, the upper half of a float32, which takes half as long to read.  Those are packed by
 // pairs of inputs, [out / p, in / 2, p, 2], and what they are multiplied with is rounded to bfloat16 first.  Products of two
 // bfloat16 are exact in float32, in which they are summed; all else is float32, too.  A processor that multiplies tiles does
-// so for more than a few ids; then sums have its order, in which vectors give the same bits.
+// so for more than a few ids; then sums have its order, in which vectors give the same bits.  One that multiplies pairs and
+// no tiles does that for all of them.
 //
 // A row of the cache is a ring: id number n of a text lies in slot n % slots, and what is long past is overwritten.
 //
@@ -41,6 +42,9 @@
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__AVX512BF16__)
+#define PAIRS  // of bfloat16, likewise
+#include <immintrin.h>
 #endif
 
 namespace {
@@ -154,17 +158,31 @@ class Team {
 
 // ---- Matrix products
 
-// How a matrix lies in memory: `Weight` is one of its numbers, of which INPUTS fill 32 bits.  A bfloat16 is widened to
-// float32 by a shift, even where there is an instruction for pairs of them (AVX512_BF16): on the processor where both were
-// measured it starts once in two cycles, float32 products twice in one, and a pass over eight ids took 1.7 times as long.
+// How a matrix lies in memory: `Weight` is one of its numbers, of which INPUTS fill 32 bits; `Input` one of what it is
+// multiplied with.
 struct Float32 {
   using Weight = float;
+  using Input = float;
   static constexpr int INPUTS = 1;
   static Vector weights(const float* panel, int) { return load(panel); }
 };
 
+// Widened to float32 by a shift, or multiplied by pairs: of them first the odd one is added, then the even one.  Zen 4 does
+// that at twice the rate of float32 products; on a Xeon with tiles it starts once in two cycles, float32 products twice in
+// one, and a pass over eight ids took 1.7 times as long as by shifts.
 struct Bfloat16 {
   using Weight = uint16_t;
+#if defined(PAIRS)
+  using Input = uint16_t;
+  static Vector add_pairs(Vector total, Vector weights, const uint16_t* x) {
+    int32_t pair;
+    std::memcpy(&pair, x, sizeof pair);
+    return (Vector)_mm512_dpbf16_ps((__m512)total, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(pair));
+  }
+#else
+  using Input = float;
+  static Vector add_pairs(Vector total, Vector, const float*) { return total; }
+#endif
   static constexpr int INPUTS = 2;
   static Vector weights(const uint16_t* panel, int input) {
     Integers both = *reinterpret_cast<const Integers*>(panel);
@@ -253,17 +271,23 @@ struct Tiles {
 // out[r][p] = panel [in, p] times the rows x[r][in].  In bfloat16 in the order of tiles, where there are any: the even and
 // the odd inputs of a tile are summed apart, from zero on.
 template <class Kind, int R>
-void panel_product(const typename Kind::Weight* panel, int in, const float* const* x, float (*out)[PANEL]) {
+void panel_product(const typename Kind::Weight* panel, int in, const typename Kind::Input* const* x, float (*out)[PANEL]) {
   constexpr int vectors = PANEL / LANES;
-  constexpr bool as_tiles = Kind::INPUTS == 2 && BY_TILES;
+  constexpr bool as_tiles = Kind::INPUTS == 2 && BY_TILES, by_pairs = sizeof(typename Kind::Input) == 2;
   Vector total[R][vectors] = {}, part[R][vectors][2] = {};
   for (int i = 0; i < in; i += Kind::INPUTS, panel += PANEL * Kind::INPUTS) {
     for (int b = 0; b < PANEL * 4; b += CACHE_LINE) __builtin_prefetch(reinterpret_cast<const char*>(panel) + AHEAD + b);
-    for (int j = 0; j < Kind::INPUTS; j++) {
+    for (int j = 0; j < (by_pairs ? 1 : Kind::INPUTS); j++) {
       Vector weights[vectors];
-      for (int p = 0; p < vectors; p++) weights[p] = Kind::weights(panel + p * LANES * Kind::INPUTS, j);
+      for (int p = 0; p < vectors; p++) {
+        const auto* from = panel + p * LANES * Kind::INPUTS;
+        weights[p] = by_pairs ? load(reinterpret_cast<const float*>(from)) : Kind::weights(from, j);
+      }
       for (int r = 0; r < R; r++)
-        for (int p = 0; p < vectors; p++) (as_tiles ? part[r][p][j] : total[r][p]) += weights[p] * x[r][i + j];
+        for (int p = 0; p < vectors; p++) {
+          if constexpr (by_pairs) total[r][p] = Kind::add_pairs(total[r][p], weights[p], x[r] + i);
+          else (as_tiles ? part[r][p][j] : total[r][p]) += weights[p] * x[r][i + j];
+        }
     }
     if (!as_tiles || ((i + Kind::INPUTS) % TILE_INPUTS && i + Kind::INPUTS < in)) continue;
     for (int r = 0; r < R; r++)
@@ -277,7 +301,7 @@ void panel_product(const typename Kind::Weight* panel, int in, const float* cons
 }
 
 template <class Kind>
-using PanelProduct = void (*)(const typename Kind::Weight*, int, const float* const*, float (*)[PANEL]);
+using PanelProduct = void (*)(const typename Kind::Weight*, int, const typename Kind::Input* const*, float (*)[PANEL]);
 
 template <class Kind, int... R>
 constexpr std::array<PanelProduct<Kind>, sizeof...(R)> by_rows(std::integer_sequence<int, R...>) {
@@ -291,8 +315,9 @@ class Rows {
  public:
   Rows(const float* x, int rows, int in) : x_(x), in_(in) {
     if (!rounds) return;
-    done_.resize(rows), rounded_.reset(new float[(int64_t)rows * in]);
-    if (tiled) halves_.reset(new Line[(int64_t)rows * in / TILE_INPUTS + 1]);
+    done_.resize(rows);
+    if (!by_pairs) rounded_.reset(new float[(int64_t)rows * in]);
+    if (tiled || by_pairs) halves_.reset(new Line[(int64_t)rows * in / TILE_INPUTS + 1]);
   }
   // Calls use(i, out[p]), i < count, with the products of a matrix's panel and row which(i).
   template <class Which, class Use>
@@ -303,9 +328,11 @@ class Rows {
     constexpr int most = tiled ? FEW_ROWS : ROWS;
     static constexpr auto products = by_rows<Kind>(std::make_integer_sequence<int, most>());
     float out[most][PANEL];
-    for (int begin = 0; begin < count; begin += most) {
-      const float* x[most];
-      const int some = std::min(count - begin, most);
+    // Products of as many rows each: one of a single row takes half as long as one of eight.
+    int left = (count + most - 1) / most;
+    for (int begin = 0, some; begin < count; begin += some, left--) {
+      const Input* x[most];
+      some = (count - begin + left - 1) / left;
       for (int i = 0; i < some; i++) x[i] = input(which(begin + i));
       products[some - 1](weights, in_, x, out);
       for (int i = 0; i < some; i++) use(begin + i, out[i]);
@@ -313,7 +340,8 @@ class Rows {
   }
 
  private:
-  static constexpr bool rounds = std::is_same_v<Kind, Bfloat16>, tiled = rounds && BY_TILES;
+  using Input = typename Kind::Input;
+  static constexpr bool rounds = std::is_same_v<Kind, Bfloat16>, tiled = rounds && BY_TILES, by_pairs = sizeof(Input) == 2;
   template <class Which, class Use>
   void times_by_tiles(const uint16_t* weights, int count, Which which, Use use) {
     constexpr int most = 2 * TILE_ROWS;
@@ -326,16 +354,17 @@ class Rows {
     }
   }
   uint16_t* half(int r) { return reinterpret_cast<uint16_t*>(halves_.get()) + (int64_t)r * in_; }
-  const float* input(int r) {
+  const Input* input(int r) {
     const int64_t begin = (int64_t)r * in_;
-    if (!rounds) return x_ + begin;
+    if constexpr (!rounds) return x_ + begin;
     for (int i = 0; i < in_ && !done_[r]; i += LANES) {
       const Vector value = rounded(load(x_ + begin + i));
-      store(&rounded_[begin + i], value);
-      if (tiled) *reinterpret_cast<Halves*>(half(r) + i) = __builtin_convertvector((Integers)value >> 16, Halves);
+      if (!by_pairs) store(&rounded_[begin + i], value);
+      if (tiled || by_pairs) *reinterpret_cast<Halves*>(half(r) + i) = __builtin_convertvector((Integers)value >> 16, Halves);
     }
     done_[r] = true;
-    return &rounded_[begin];
+    if constexpr (by_pairs) return half(r);
+    else return &rounded_[begin];
   }
 
   typedef uint16_t Halves __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
@@ -557,23 +586,40 @@ struct Queries {
     if (all < to) add(queries, some, all, to);
   }
 
+  // Where the queries from number n on that are taken together stop to share what they add: behind the first one's own
+  // slot, since those of a chain come in its order; in a tree before the chunk.
+  int shared_end(int n) const {
+    return tokens.slot[tokens.above ? tokens.first[list[n].token] : list[n].token] + !tokens.above;
+  }
+
+  // What a query alone sees behind that, in the order of positions.
+  void add_rest(Query& query, int end) const {
+    const int last = tokens.slot[query.token] + 1, width = shape.head_dim;
+    if (!tokens.above) {
+      for (int s = end, to; s < last; s = to) add_seen(&query, 1, s, to = std::min(s / STRETCH * STRETCH + STRETCH, last));
+      return;
+    }
+    for (int j = tokens.first[query.token]; j <= query.token; j++) {
+      if (!sees(query, j)) continue;
+      const float* values = value(tokens.slot[j]);
+      const float weight = query.weights[tokens.position[j] - query.base];
+      for (int c = 0; c < width; c += LANES) store(query.out + c, load(query.out + c) + load(values + c) * weight);
+    }
+  }
+
   void finish() {
-    const int width = shape.head_dim, begin = tokens.slot[tokens.first[list[0].token]];
-    int oldest = begin;
+    const int width = shape.head_dim, last = shared_end((count - 1) / TOGETHER * TOGETHER);
+    int oldest = last;
     for (int n = 0; n < count; n++) {
       std::memset(list[n].out, 0, width * sizeof(float));
       oldest = std::min(oldest, list[n].oldest);
     }
-    for (int s = oldest / STRETCH * STRETCH; s < begin; s += STRETCH)
-      for (int n = 0; n < count; n += TOGETHER) add_seen(list + n, std::min(count - n, TOGETHER), s, std::min(s + STRETCH, begin));
+    for (int s = oldest / STRETCH * STRETCH; s < last; s += STRETCH)
+      for (int n = 0; n < count; n += TOGETHER)
+        add_seen(list + n, std::min(count - n, TOGETHER), s, std::min(s + STRETCH, shared_end(n)));
     for (int n = 0; n < count; n++) {
       Query& query = list[n];
-      for (int j = tokens.first[query.token]; j <= query.token; j++) {
-        if (!sees(query, j)) continue;
-        const float* values = value(tokens.slot[j]);
-        const float weight = query.weights[tokens.position[j] - query.base];
-        for (int c = 0; c < width; c += LANES) store(query.out + c, load(query.out + c) + load(values + c) * weight);
-      }
+      add_rest(query, shared_end(n / TOGETHER * TOGETHER));
       for (int c = 0; c < width; c += LANES) store(query.out + c, load(query.out + c) / query.total);
     }
   }
@@ -660,8 +706,9 @@ int64_t floats_of_scores(int slots) { return (int64_t)ROWS * (slots + LANES); }
 void attend(const Work& work, int member) {
   const Shape& shape = *work.pass->shape;
   float* scratch = work.pass->scores + member * floats_of_scores(shape.slots);
+  // A head of all rows after the other, so that threads have as much to do where rows ask for different numbers of ids.
   share(work, member, work.rows * shape.kv_heads, [&](int l, int j) {
-    attention(*work.pass, l, j / shape.kv_heads, j % shape.kv_heads, scratch);
+    attention(*work.pass, l, j % work.rows, j / work.rows, scratch);
   });
 }
 
