@@ -2,11 +2,12 @@
 
 One float64 forward pass over the text, whatever was cached, drafted or batched; so two ways of decoding that both ask
 here get the same answer to the last bit.  One layer after another is cast to float64 and given up again, so that the
-pass takes little memory beside the model.
+pass takes little memory beside the model; only what the last id depends on is computed.
 
     Float64Judge(model, window=512).logits(np.array([EOT, *b"def "]))
 
-Shapes:  s ids of the text, d width, v vocabulary.
+Shapes:  s ids of the text, c of them that are asked for, d width, h query heads, g key/value heads, k head width, v
+vocabulary.
 """
 
 import copy
@@ -16,6 +17,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from bytemtp.model.attention import QUERIES, attend_dense
 from bytemtp.model.layers import Block, rope_at
 from bytemtp.model.model import ByteMTP, unembed
 
@@ -36,11 +38,29 @@ class Float64Judge:
         positions = torch.arange(len(ids), device=model.device)[-reach[0] :]
         x = model.embed.weight[torch.from_numpy(ids).to(model.device)[-reach[0] :]].double()[None]
         for block, kept in zip(blocks, reach[1:], strict=True):
-            x = self._run(block, x, positions[-x.shape[1] :])[:, -kept:]
+            x = self._run(block, x, positions[-x.shape[1] :], kept)
         return unembed(x[0, -1], *(weight.double() for weight in model.unembedding(0))).cpu().numpy()
 
-    def _run(self, block: Block, x: Float64[Tensor, "1 s d"], positions: Int[Tensor, " s"]) -> Float64[Tensor, "1 s d"]:
+    def _run(
+        self, block: Block, x: Float64[Tensor, "1 s d"], positions: Int[Tensor, " s"], kept: int
+    ) -> Float64[Tensor, "1 c d"]:
+        """The layer's output for the last ids, `kept` at most."""
         wide = copy.deepcopy(block).double()
-        wide.attention_backend, wide.compiled = "sdpa", False
-        rope = rope_at(positions, block.head_dim, self.model.config.rope_theta, torch.float64)
-        return wide(x, rope, self.model.layout(1, len(positions), window=self.window))
+        q, k, v = wide.project(x, *rope_at(positions, block.head_dim, self.model.config.rope_theta, torch.float64))
+        return wide.finish(x[:, -kept:], attend_last(q[:, -kept:], k, v, self.window))
+
+
+def attend_last(
+    q: Float64[Tensor, "1 c h k"], k: Float64[Tensor, "1 s g k"], v: Float64[Tensor, "1 s g k"], window: int
+) -> Float64[Tensor, "1 c h k"]:
+    """Of the last c ids, some at a time, by matrix products: PyTorch's CPU kernel for float64 takes several times as
+    long."""
+    size, parts = k.shape[1], list[Tensor]()
+    for some in q.split(QUERIES, dim=1):
+        begin = size - q.shape[1] + sum(part.shape[1] for part in parts)
+        end, oldest = begin + some.shape[1], max(0, begin - window + 1)
+        query, key = torch.arange(begin, end, device=q.device), torch.arange(oldest, end, device=q.device)
+        distance = query[:, None] - key
+        hidden = (distance < 0) | (distance >= window)
+        parts.append(attend_dense(some, k[:, oldest:end], v[:, oldest:end], hidden))
+    return torch.cat(parts, dim=1)

@@ -254,10 +254,10 @@ def attend_short(
     """`QUERIES` at a time; keys behind them are left out."""
     starts = range(0, q.shape[1], QUERIES)
     parts = [(slice(start, start + QUERIES), slice(0, start + QUERIES)) for start in starts]
-    return torch.cat([_attend_dense(q[:, i], k[:, j], v[:, j], hidden[..., i, j]) for i, j in parts], dim=1)
+    return torch.cat([attend_dense(q[:, i], k[:, j], v[:, j], hidden[..., i, j]) for i, j in parts], dim=1)
 
 
-def _attend_dense(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+def attend_dense(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
     """The formula as it stands; the softmax is in float32 at least."""
     queries = rearrange(q * q.shape[-1] ** -0.5, "b s (g r) k -> b g r s k", g=k.shape[2])
     keys, values = (rearrange(x, "b s g k -> b g 1 s k") for x in (k, v))

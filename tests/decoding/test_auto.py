@@ -13,6 +13,7 @@ from bytemtp.decoding import costs as costs_module
 from bytemtp.decoding.chains import AutoChain, CopiedChain
 from bytemtp.decoding.chooser import FIRST_REST, LONGEST_REST, Chooser, Costs
 from bytemtp.decoding.copies import Copies
+from bytemtp.decoding.corpus_index import CorpusIndex, write_index
 from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.generate import Options, generate, generate_batch
 from bytemtp.decoding.loop import COPIED
@@ -227,10 +228,12 @@ def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
     costs_of(model_for("linear"), 1, "auto")
     costs_of(model, 1, "torch")
     costs_of(model, 1, "auto", greedy=False)
-    assert len(measured) == 5
+    write_index(tmp_path / "index", [b"abcabc"])
+    costs_of(model, 1, "auto", index=CorpusIndex(tmp_path / "index"))
+    assert len(measured) == 6
     for file in (tmp_path / "bytemtp").glob("pass-costs-*"):
         file.write_text("{")
-    assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == 6
+    assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == 7
 
 
 def test_passes_are_timed_in_texts_that_do_not_end():
