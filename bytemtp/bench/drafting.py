@@ -30,7 +30,7 @@ SETTLE = 0.1
 """Seconds; torch's threads go on turning for some milliseconds, and would be in the way of who comes next."""
 WARM_UP = 16
 """Bytes that each contestant writes before it is timed: that compiles, packs weights, reads the index."""
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "int8"]
 Report = dict[str, Any]
 
 

@@ -103,7 +103,7 @@ class VerifyLoop:
         self.draws = CompiledDraws() if self.is_compiled else NUMPY
         self.trees = [self.tree(row) for row in self.rows]
         # bfloat16 errs by far more than a near tie: the native engine needs no judge, others promise nothing.
-        narrow = torch.bfloat16 in (model.dtype, model.embed.weight.dtype)
+        narrow = {torch.bfloat16, torch.int8} & {model.dtype, model.embed.weight.dtype}
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)
         if drafting.model is not None:

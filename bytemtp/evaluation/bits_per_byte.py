@@ -42,6 +42,7 @@ from bytemtp.common.vocab import EOT
 from bytemtp.data.sources import as_text
 from bytemtp.data.stream import stream
 from bytemtp.model.checkpoint import load_model, settings_of
+from bytemtp.model.int8 import in_int8
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of
@@ -84,8 +85,9 @@ class Command:
     """also score in windows of these lengths (--contexts 64 256 512), to see what a longer context is worth"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the matrix products.  float32 gives the same number on every processor, but for rounding"""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """of the matrix products (int8: those in layers).  float32 gives the same number on every processor, but for
+    rounding"""
 
     def main(self, world: World = ALONE) -> None:
         if not self.paths:
@@ -101,7 +103,8 @@ class Command:
         device = pick_device(self.device)
         world.check_device(device.value)
         model = load_model(self.run, device.value)
-        attention = model.use(dtype=getattr(torch, self.dtype))
+        model = in_int8(model) if self.dtype == "int8" else model
+        attention = model.use(dtype=torch.bfloat16 if self.dtype == "bfloat16" else torch.float32)
         log(f"device: {device}  dtype: {self.dtype}  attention: {attention}")
         seq_len = model.trained_length
         stride = max(1, seq_len // 2) if self.stride is None else self.stride

@@ -90,8 +90,9 @@ class Command:
     """native: passes compiled from C++, for CPU cores; torch: tensor operations; recorded: the same, as CUDA graphs (on
     CPU cores by torch.compile, some 10 s for each 256 bytes of a text); auto: recorded on CUDA, else native where it
     can be, else torch"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the matrices and what they are multiplied with; bfloat16 is faster, and its text may be another"""
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """of the matrices and what they are multiplied with (int8: in layers); bfloat16 and int8 are faster, and their text
+    may be another"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 

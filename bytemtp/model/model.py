@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import Choice
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
@@ -97,6 +98,8 @@ class ByteMTP(nn.Module):
 
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in `use(dtype=...)`; weights, norms and residual sums stay in the parameters' dtype."""
+        if self.dtype == torch.int8:
+            raise UserError("int8 is for decoding and `evaluate bpb`; choose float32 or bfloat16")
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def num_parameters(self) -> int:

@@ -35,15 +35,14 @@ DRAFTINGS = {
 
 
 @cache
-def model_for(topology: str, seed: int, ends: float, *, narrow: bool) -> ByteMTP:
+def model_for(topology: str, seed: int, ends: float, dtype: torch.dtype = torch.float32) -> ByteMTP:
     """Sure of itself, so that texts repeat themselves and drafts are right; now and then a text ends."""
     model = ByteMTP(replace(TINY, topology=topology), seed).eval()
     with torch.no_grad():
         for number, unembed in enumerate(model.unembed):
             unembed.weight.copy_(model.unembed[0].weight * (1 if number else 6))
             unembed.weight[EOT] *= 1 if number else ends
-    if narrow:
-        model.use(dtype=torch.bfloat16)
+    model.use(dtype=dtype)
     return model
 
 
@@ -53,7 +52,7 @@ def model_for(topology: str, seed: int, ends: float, *, narrow: bool) -> ByteMTP
     topology=st.sampled_from(["replicated", "parallel"]),
     seed=st.integers(0, 3),
     ends=st.sampled_from([0.1, 1.0, 2.0]),
-    narrow=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
     prompts=st.lists(st.binary(max_size=20), min_size=1, max_size=4),
     size=st.integers(0, 90),
     slots=st.integers(0, 2),
@@ -64,11 +63,11 @@ def model_for(topology: str, seed: int, ends: float, *, narrow: bool) -> ByteMTP
     reach=st.sampled_from([0, 11]),
 )
 def test_everything_is_as_by_the_loop_in_python(
-    kind, topology, seed, ends, narrow, prompts, size, slots, temperature, stop, longest, margin, reach
+    kind, topology, seed, ends, dtype, prompts, size, slots, temperature, stop, longest, margin, reach
 ):
     """Rows that wait, stop early, share prompts, draw; with the wide margin many passes end in a near tie."""
     drafting = DRAFTINGS[kind] if topology == "replicated" else DRAFTINGS["copy"]
-    model = model_for(topology, seed, ends, narrow=narrow)
+    model = model_for(topology, seed, ends, dtype)
     chosen = Options(temperature=temperature, seed=seed, stop=stop)
     model.trained_length = reach
     outcomes = []
@@ -87,7 +86,7 @@ def test_everything_is_as_by_the_loop_in_python(
 
 def test_most_passes_are_run_by_cpp(monkeypatch):
     """Else the test above would compare the loop in Python with itself."""
-    model, counted = model_for("replicated", 0, 0.1, narrow=False), []
+    model, counted = model_for("replicated", 0, 0.1), []
     monkeypatch.setattr(NativeEngine, "verify", lambda *args: counted.append(1) or verify(*args))
     row = Options().row(b"a prompt", 0, 200)
     CompiledLoop(model, [row], DRAFTINGS["speculative"], engine="native").run()
@@ -96,13 +95,13 @@ def test_most_passes_are_run_by_cpp(monkeypatch):
 
 
 def test_what_python_must_see_each_time_is_not_compiled():
-    model = model_for("replicated", 0, 1.0, narrow=False)
+    model = model_for("replicated", 0, 1.0)
     for options in (Options(utf8=True), Options(temperature=1.0, top_p=0.9), Options(temperature=1.0, top_k=3)):
         assert not can_be_compiled(model, [options.row(b"", 0, 9)], Drafting())
     rows = [Options().row(b"", 0, 9)]
     assert not can_be_compiled(model, rows, Drafting(chain(3), as_tree=True))
     assert not can_be_compiled(model, rows, Drafting(chain(3), model=model))
-    assert not can_be_compiled(model_for("parallel", 0, 1.0, narrow=False), rows, Drafting(chain(3)))
+    assert not can_be_compiled(model_for("parallel", 0, 1.0), rows, Drafting(chain(3)))
     with_tables = ByteMTP(replace(TINY, transitions=True))
     assert not can_be_compiled(with_tables, rows, Drafting(chain(3)))
     assert can_be_compiled(with_tables, rows, Drafting())
@@ -111,7 +110,7 @@ def test_what_python_must_see_each_time_is_not_compiled():
 
 
 def test_a_stream_has_the_bytes_of_the_text_in_pieces():
-    model = model_for("replicated", 0, 0.1, narrow=False)
+    model = model_for("replicated", 0, 0.1)
     pieces = list(generate_stream(model, b"a prompt", 300, mode="speculative"))
     assert b"".join(pieces) == generate(model, b"a prompt", 300, mode="speculative").data
     assert len(pieces) > 3

@@ -33,7 +33,7 @@ from bytemtp.model.layers import NORM_EPSILON, Block, RMSNorm, rope_at
 from bytemtp.model.model import ByteMTP
 
 TOPOLOGIES = get_args(Topology)
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 SHAPES = {
     "plain": ModelConfig(dim=32, layers=5, attention_heads=2, ffn_dim=48, n_future=4),
     "grouped, odd widths": ModelConfig(dim=48, layers=5, attention_heads=4, kv_heads=2, ffn_dim=50, n_future=4),
@@ -169,7 +169,24 @@ def test_in_bfloat16_it_agrees_with_a_twin_that_rounds_where_it_does(shape, topo
     differ by float32's errors.  One rounding left out moves all of them by some ten-thousandths.
     """
     model = model_of(shape, topology, dtype=torch.bfloat16)
-    twin, count, start, errors = rounded_twin(model), np.array([1, 3, 2]), np.zeros(3, dtype=np.int64), []
+    errors = errors_against(rounded_twin(model), model)
+    assert errors.max() < 0.02
+    assert np.median(errors) < 1e-5
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_in_int8_it_agrees_with_tensor_operations(shape, topology):
+    """As above; a number that is rounded the other way is off by a 127th of the largest."""
+    model = model_of(shape, topology, dtype=torch.int8)
+    errors = errors_against(model, model)
+    assert errors.max() < 0.2
+    assert np.median(errors) < 1e-5
+
+
+def errors_against(twin, model):
+    """Of the native engine, over the largest logit."""
+    count, start, errors = np.array([1, 3, 2]), np.zeros(3, dtype=np.int64), []
     for seed in range(12):
         engines, ids = [NativeEngine(model, 3, 40), TensorEngine(twin, 3, 40)], ids_of(seed, 3, 3)
         native, tensor = (engine.verify(start, ids, count) for engine in engines)
@@ -178,8 +195,7 @@ def test_in_bfloat16_it_agrees_with_a_twin_that_rounds_where_it_does(shape, topo
         pairs += [(drafted[0][i], drafted[1][i]) for i in (1, 2, 3)]
         real = [(a[:, :257], b[:, :257]) for a, b in pairs]
         errors += [np.abs(a - b).max(1) / np.abs(b).max(1) for a, b in real]
-    assert np.concatenate(errors).max() < 0.02
-    assert np.median(np.concatenate(errors)) < 1e-5
+    return np.concatenate(errors)
 
 
 @given(
@@ -365,20 +381,23 @@ def test_changed_weights_are_packed_again():
 
 
 def test_each_arithmetic_has_its_own_packed_weights():
-    """One model, used in both by turns: none is packed anew, and bfloat16 has half the bytes."""
+    """One model, used in all by turns: none is packed anew, bfloat16 has half the bytes, and int8 hardly more than a
+    quarter."""
     model, found = model_of("plain", "parallel"), {}
     for dtype in (*DTYPES, *DTYPES):
         model.use(dtype=dtype)
         assert found.setdefault(dtype, packed(model)) is packed(model)
-    wide, narrow = (sum(w.nbytes for block in found[d].blocks.values() for w in block) for d in DTYPES)
+    wide, narrow, least = (sum(w.nbytes for block in found[d].blocks.values() for w in block) for d in DTYPES)
     assert wide == 2 * narrow
+    assert wide / 4 < least < wide / 4 * 1.3
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_in_bfloat16_all_modes_write_the_same(topology):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_in_narrow_arithmetic_all_modes_write_the_same(topology, dtype):
     """Without a judge of near ties: a pass over eight ids has the bits of eight passes."""
-    model = model_of("grouped, odd widths", topology, dtype=torch.bfloat16)
-    draft = model_of("plain", "parallel", seed=1, dtype=torch.bfloat16)
+    model = model_of("grouped, odd widths", topology, dtype=dtype)
+    draft = model_of("plain", "parallel", seed=1, dtype=dtype)
     outs = [generate(model, b"same", 40, mode=mode) for mode in ("ar", "speculative", "tree")]
     outs += [generate(model, b"same", 40, draft, mode="draft")]
     assert {out.stats["engine"] for out in outs} == {"native"}
@@ -405,6 +424,14 @@ def test_models_that_it_cannot_run_are_refused_or_left_to_tensor_operations():
         assert generate(model, b"a", 4).stats["engine"] == "torch"
         with pytest.raises(UserError, match="the native engine runs float32 models"):
             generate(model, b"a", 4, engine="native")
+
+
+def test_recorded_passes_are_not_in_int8():
+    model = model_of("plain", "parallel", dtype=torch.int8)
+    with pytest.raises(UserError, match="int8 is decoded by the engines native"):
+        generate(model, b"a", 4, engine="recorded")
+    with pytest.raises(UserError, match="int8 is for decoding and"):
+        model(torch.zeros(1, 4, dtype=torch.int64))
 
 
 def test_without_a_compiler_it_says_so_and_decodes_all_the_same(monkeypatch, capsys):

@@ -121,13 +121,13 @@ def test_the_arithmetic_is_float32_unless_told(trained_run, tmp_path, monkeypatc
     for has in (False, True):
         capabilities = {"avx512_bf16": has, "amx_bf16": has}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
-        for more in ([], ["--dtype", "float32"], ["--dtype", "bfloat16"]):
+        for more in ([], *(["--dtype", dtype] for dtype in ("float32", "bfloat16", "int8"))):
             out = ["--json", str(tmp_path / "out.json"), "--device", "cpu", *more]
             evaluate.main(["bpb", str(trained_run), str(tmp_path / "file"), *out])
             record = json.loads((tmp_path / "out.json").read_text())
             found.setdefault(record["dtype"], set()).add(record["bpb"])
-    assert found.keys() == {"float32", "bfloat16"}
-    assert all(len(values) == 1 for values in found.values()) and found["float32"] != found["bfloat16"]
+    assert found.keys() == {"float32", "bfloat16", "int8"}
+    assert all(len(values) == 1 for values in found.values()) and len(set.union(*found.values())) == 3
     model = load_model(trained_run)
     model.use()
     expected = bits_per_byte(model, [str(tmp_path / "file")], seq_len=32, stride=16).as_dict()["bpb"]

@@ -3,6 +3,8 @@
 make_engine("auto", model, rows=1, capacity=512)
 """
 
+import torch
+
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.decoding.engines.engine import Engine
@@ -31,6 +33,8 @@ def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: in
 def engine_kind(choice: str, model: ByteMTP) -> type[NativeEngine] | type[TensorEngine]:
     """What "auto" is on this model's device: recorded passes on CUDA, else native ones, and if there is no compiler
     (said) tensor operations.  UserError if the native engine is asked for and cannot be had."""
+    if model.dtype == torch.int8 and (choice == "recorded" or (choice == "auto" and model.device.type == "cuda")):
+        raise UserError("int8 is decoded by the engines native, on the CPU, and torch; choose one with --engine")
     if choice == "auto" and model.device.type == "cuda":
         return RecordedEngine
     if choice == "auto" and supports(model) and compiler() is None:

@@ -22,6 +22,7 @@ from bytemtp.decoding.engines.engine import Branches
 from bytemtp.decoding.engines.kv_cache import Chunk, LayerCache, step, step_at
 from bytemtp.decoding.engines.ring import moves, slots_for
 from bytemtp.model.heads import DeepSeekModule
+from bytemtp.model.int8 import in_int8
 from bytemtp.model.layers import Block, rope_at
 from bytemtp.model.model import ByteMTP, cached_by_weights
 
@@ -34,7 +35,7 @@ class TensorEngine:
 
     def __init__(self, model: ByteMTP, rows: int, window: int, back: int = 0) -> None:
         config = model.config
-        self.model = in_bfloat16(model) if model.dtype == torch.bfloat16 else model
+        self.model = NARROW[model.dtype](model) if model.dtype in NARROW else model
         self.window, self.back, self.slots = window, back, 0
         self.caches = {module: LayerCache(module, rows) for module in self.model.modules() if isinstance(module, Block)}
         # Ids that deepseek modules read once more; the native engine spares the first, which is never needed.
@@ -219,6 +220,10 @@ def in_bfloat16(model: ByteMTP) -> ByteMTP:
     matrices = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     cast = {w: nn.Parameter(w.bfloat16(), requires_grad=False) for w in matrices}
     return copy.deepcopy(model, {id(w): cast.get(w, w) for w in model.parameters()})
+
+
+NARROW = {torch.bfloat16: in_bfloat16, torch.int8: in_int8}
+"""A model as it is run in other arithmetic than its own."""
 
 
 def array(x: Tensor) -> np.ndarray:

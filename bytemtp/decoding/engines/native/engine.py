@@ -37,7 +37,7 @@ from bytemtp.decoding.engines.native.library import (
     team,
 )
 from bytemtp.decoding.engines.native.memory import CacheShape
-from bytemtp.decoding.engines.native.weights import Packed, packed
+from bytemtp.decoding.engines.native.weights import PACKED, Packed, packed
 from bytemtp.decoding.engines.ring import moves, round_up, slots_for
 from bytemtp.model.heads import DeepSeekModule
 from bytemtp.model.layers import Block, rope_at
@@ -50,7 +50,7 @@ STRETCH = 1024
 def supports(model: ByteMTP) -> bool:
     """Whether it can run the model: float32 weights on the CPU, used in float32 or bfloat16, a width that is a multiple
     of 16, whatever the processor."""
-    plain = model.embed.weight.dtype == torch.float32 and model.dtype in (torch.float32, torch.bfloat16)
+    plain = model.embed.weight.dtype == torch.float32 and model.dtype in PACKED
     return plain and model.device.type == "cpu" and model.config.dim % 16 == 0
 
 
@@ -106,7 +106,7 @@ class NativeEngine:
         self.functions, self.lanes = lib.functions, lib.lanes
         width, ffn = round_up(config.head_dim, lib.lanes), round_up(config.ffn_dim, lib.lanes)
         sizes = config.dim, config.attention_heads, config.key_value_heads, width, ffn, config.head_dim
-        self.shape, self.rows = Shape(*sizes, 0, model.dtype == torch.bfloat16), rows
+        self.shape, self.rows = Shape(*sizes, 0, model.dtype == torch.bfloat16, model.dtype == torch.int8), rows
         blocks = list(self.weights.blocks)
         self.memory = self.weights.memory(CacheShape(len(blocks), rows, config.key_value_heads, width, lib.lanes))
         weakref.finalize(self, self.weights.give_back, self.memory)

@@ -38,7 +38,8 @@ class Shape(ctypes.Structure):
     """Sizes of all layers; `head_dim` and `ffn` as they lie in memory."""
 
     _fields_ = [
-        (name, c_int) for name in ("dim", "heads", "kv_heads", "head_dim", "ffn", "true_head_dim", "slots", "bfloat16")
+        (name, c_int)
+        for name in ("dim", "heads", "kv_heads", "head_dim", "ffn", "true_head_dim", "slots", "bfloat16", "int8")
     ]
 
 

@@ -1,8 +1,8 @@
 """A model's matrices in the order in which step.cpp reads them.
 
 A matrix [out, in] becomes panels of p outputs, [out / p, in / w, p, w], where w inputs fill 32 bits: one in float32,
-two in bfloat16.  The scale of a norm in front of it goes into it.  How wide vectors and panels are depends on the
-processor that the library was compiled for.
+two in bfloat16 (those of layers in int8: `pack_int8`).  The scale of a norm in front of it goes into it.  How wide
+vectors and panels are depends on the processor that the library was compiled for.
 
 Shapes:  d width, h query heads, g key/value heads, k head width, f inner width, p outputs of a panel.
 """
@@ -10,27 +10,46 @@ Shapes:  d width, h query heads, g key/value heads, k head width, f inner width,
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, UInt16
+from jaxtyping import Float, Float32, UInt8, UInt16
 from torch import Tensor, nn
 
 from bytemtp.decoding.engines.native.library import library
 from bytemtp.decoding.engines.native.memory import CacheShape, EngineMemory, contiguous_copies
 from bytemtp.decoding.engines.ring import round_up
 from bytemtp.model.heads import DeepSeekModule
+from bytemtp.model.int8 import rounded
 from bytemtp.model.layers import Block, RMSNorm
 from bytemtp.model.model import ByteMTP, cached_by_weights
 
-Packed = Float32[np.ndarray, "panels in p 1"] | UInt16[np.ndarray, "panels pairs p 2"]
+Packed = (
+    Float32[np.ndarray, "panels in p 1"] | UInt16[np.ndarray, "panels pairs p 2"] | UInt8[np.ndarray, "panels bytes"]
+)
 """bfloat16, which NumPy does not know, by its bits"""
 
 
 def pack(weight: Float[Tensor, "out in"], dtype: torch.dtype, scale: Float[Tensor, " in"] | None = None) -> Packed:
     """A matrix with the norm's scale in it, in panels, zeros behind the last output."""
-    weight = (weight if scale is None else weight * scale).to(dtype)
+    weight = weight if scale is None else weight * scale
+    if dtype == torch.int8:
+        return pack_int8(weight)
+    weight = weight.to(dtype)
     panel, together = library().panel, 4 // dtype.itemsize
     weight = F.pad(weight, (0, 0, 0, round_up(len(weight), panel) - len(weight)))
     panels = weight.unflatten(1, (-1, together)).unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
     return panels.view(torch.uint16 if dtype == torch.bfloat16 else dtype).numpy()
+
+
+def pack_int8(weight: Float[Tensor, "out in"]) -> UInt8[np.ndarray, "panels bytes"]:
+    """A panel is the scales of its outputs, float32, 128 times the sums of their weights, int32, and [in / 4, p, 4]."""
+    whole, scale = rounded(weight)
+    panel = library().panel
+    more = round_up(len(weight), panel) - len(weight)
+    whole, scale = F.pad(whole, (0, 0, 0, more)), F.pad(scale, (0, more))
+    sums = 128 * whole.sum(1, dtype=torch.int32)
+    parts = [scale.unflatten(0, (-1, panel)), sums.unflatten(0, (-1, panel))]
+    quads = whole.to(torch.int8).unflatten(1, (-1, 4)).unflatten(0, (-1, panel)).transpose(1, 2)
+    bytes_ = [part.contiguous().view(torch.uint8) for part in (*parts, quads.flatten(1))]
+    return torch.cat(bytes_, dim=1).numpy()
 
 
 def pack_block(block: Block, dtype: torch.dtype) -> list[Packed]:
@@ -57,13 +76,14 @@ def head_norms(block: Block) -> list[Float32[np.ndarray, " k"]]:
 
 
 class PackedModel:
-    """All matrices of a float32 model on the CPU, in float32 or bfloat16; the embedding, which is only looked up, as it
-    is."""
+    """All matrices of a float32 model on the CPU, in float32 or bfloat16, or those of layers in int8 and the others in
+    float32; the embedding, which is only looked up, as it is."""
 
     def __init__(self, model: ByteMTP, dtype: torch.dtype) -> None:
         self.embed: Float32[np.ndarray, "v d"] = model.embed.weight.contiguous().numpy()
         self.blocks = {module: pack_block(module, dtype) for module in model.modules() if isinstance(module, Block)}
         self.head_norms = {block: head_norms(block) for block in self.blocks}
+        dtype = torch.float32 if dtype == torch.int8 else dtype
         norm = model.norm.weight
         unembed = [module.weight for module in model.unembed if isinstance(module, nn.Linear)]
         self.unembed = pack(unembed[0], dtype, norm)
@@ -104,6 +124,16 @@ def _in_bfloat16(model: ByteMTP) -> PackedModel:
     return PackedModel(model, torch.bfloat16)
 
 
+@cached_by_weights
+@torch.no_grad()
+def _in_int8(model: ByteMTP) -> PackedModel:
+    return PackedModel(model, torch.int8)
+
+
+PACKED = {torch.float32: _in_float32, torch.bfloat16: _in_bfloat16, torch.int8: _in_int8}
+"""By the arithmetic that a model is run in."""
+
+
 def packed(model: ByteMTP) -> PackedModel:
     """The model's packed matrices, in the arithmetic that it is to be run in."""
-    return _in_bfloat16(model) if model.dtype == torch.bfloat16 else _in_float32(model)
+    return PACKED[model.dtype](model)
