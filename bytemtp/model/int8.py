@@ -23,6 +23,9 @@ STEPS = 127
 EXACT_IN_FLOAT32 = 2**24 // STEPS**2
 """Products of so many whole numbers have a sum that is exact in float32."""
 
+MATRICES = {"qkv": "attention_norm", "attention_out": "", "gate_up": "ffn_norm", "ffn_out": ""}
+"""Of a layer, and the norm in front of each."""
+
 
 def rounded(x: Float[Tensor, "*b d"]) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b"]]:
     """Whole numbers from -127 to 127, and by what they are to be multiplied."""
@@ -51,10 +54,11 @@ def in_int8(model: ByteMTP) -> ByteMTP:
     copied.dtype = torch.float32
     for block in copied.modules():
         if isinstance(block, Block):
-            for norm, name in (("attention_norm", "qkv"), ("ffn_norm", "gate_up")):
-                scale, matrix = getattr(block, norm).weight, getattr(block, name).weight
-                setattr(block, name, Int8Linear(matrix * scale))
-                getattr(block, norm).weight = nn.Parameter(torch.ones_like(scale), requires_grad=False)
-            block.attention_out = Int8Linear(block.attention_out.weight)
-            block.ffn_out = Int8Linear(block.ffn_out.weight)
+            for name, norm in MATRICES.items():
+                weight = getattr(block, name).weight
+                if norm:
+                    scale = getattr(block, norm).weight
+                    weight = weight * scale
+                    getattr(block, norm).weight = nn.Parameter(torch.ones_like(scale), requires_grad=False)
+                setattr(block, name, Int8Linear(weight))
     return copied
