@@ -35,6 +35,8 @@ def rounded(x: Float[Tensor, "*b d"]) -> tuple[Float[Tensor, "*b d"], Float[Tens
 
 
 class Int8Linear(nn.Module):
+    """y = x W^T of a matrix and vectors that are both rounded: the product of whole numbers, times both scales."""
+
     def __init__(self, weight: Float[Tensor, "out in"]) -> None:
         super().__init__()
         self.weight, self.scale = rounded(weight)

@@ -205,7 +205,7 @@ def errors_against(twin, model):
 def test_numbers_are_rounded_to_the_nearest_bfloat16_and_ties_to_even(x, tie):
     """Multiplied with the unit matrix; one of them lies in the middle between two bfloat16.
 
-    What is too small to be normal is zero for processors that multiply tiles.
+    What is too small to be normal is zero for processors that multiply tiles or pairs.
     """
     x = np.array([x], np.float32)
     x.view(np.uint32)[0, tie] = x.view(np.uint32)[0, tie] & 0xFFFF0000 | 0x8000
