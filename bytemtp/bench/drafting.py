@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -157,15 +158,13 @@ def _parts(texts: Sequence[bytes], batch: int) -> list[Sequence[bytes]]:
 def _measure_costs(model: ByteMTP, texts: Mapping[str, Sequence[bytes]], plan: Plan) -> list[Report]:
     """What passes cost, for mode "auto", measured anew: a busy minute may have left what is in the cache folder."""
     sizes = {len(part) for some in texts.values() for batch in plan.batches for part in _parts(some, batch)}
-    found = []
+    rules, found = {temperature == 0 for temperature in plan.temperatures}, []
     for dtype in plan.dtypes:
         model.use(dtype=getattr(torch, dtype))
-        for size in sorted(sizes):
-            for greedy in sorted({temperature == 0 for temperature in plan.temperatures}):
-                for index in plan.indices:
-                    costs = costs_of(model, size, "auto", greedy=greedy, index=index, anew=True)
-                    what = {"dtype": dtype, "batch": size, "greedy": greedy, "index": index is not None}
-                    found.append(what | asdict(costs))
+        for size, greedy, index in product(sorted(sizes), sorted(rules), plan.indices):
+            costs = costs_of(model, size, "auto", greedy=greedy, index=index, anew=True)
+            what = {"dtype": dtype, "batch": size, "greedy": greedy, "index": index is not None}
+            found.append(what | asdict(costs))
     return found
 
 

@@ -55,12 +55,11 @@ def attend_last(
 ) -> Float64[Tensor, "1 c h k"]:
     """Of the last c ids, some at a time, by matrix products: PyTorch's CPU kernel for float64 takes several times as
     long."""
-    size, parts = k.shape[1], list[Tensor]()
-    for some in q.split(QUERIES, dim=1):
-        begin = size - q.shape[1] + sum(part.shape[1] for part in parts)
-        end, oldest = begin + some.shape[1], max(0, begin - window + 1)
+    size, first, parts = k.shape[1], k.shape[1] - q.shape[1], list[Tensor]()
+    for begin in range(first, size, QUERIES):
+        end, oldest = min(begin + QUERIES, size), max(0, begin - window + 1)
         query, key = torch.arange(begin, end, device=q.device), torch.arange(oldest, end, device=q.device)
         distance = query[:, None] - key
         hidden = (distance < 0) | (distance >= window)
-        parts.append(attend_dense(some, k[:, oldest:end], v[:, oldest:end], hidden))
+        parts.append(attend_dense(q[:, begin - first : end - first], k[:, oldest:end], v[:, oldest:end], hidden))
     return torch.cat(parts, dim=1)

@@ -102,7 +102,7 @@ class VerifyLoop:
         self.is_compiled = isinstance(self.engine, NativeEngine)
         self.draws = CompiledDraws() if self.is_compiled else NUMPY
         self.trees = [self.tree(row) for row in self.rows]
-        # bfloat16 errs by far more than a near tie: the native engine needs no judge, others promise nothing.
+        # These err by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = {torch.bfloat16, torch.int8} & {model.dtype, model.embed.weight.dtype}
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)

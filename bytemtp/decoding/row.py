@@ -84,10 +84,6 @@ class Row:
 
         Returns how many of the drafts were appended.
         """
-        if len(ids) < self.left and EOT not in ids and not self.stop and self.utf8_state is None:  # at once
-            self.data += bytes(ids)
-            self.origins += [*range(1, 1 + drafts), *[0] * (len(ids) - drafts)]
-            return drafts
         for number, id_ in enumerate(ids, 1):
             self.append(id_, draft=number if number <= drafts else 0)
             if self.stopped_by:

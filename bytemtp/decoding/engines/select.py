@@ -33,17 +33,15 @@ def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: in
 def engine_kind(choice: str, model: ByteMTP) -> type[NativeEngine] | type[TensorEngine]:
     """What "auto" is on this model's device: recorded passes on CUDA, else native ones, and if there is no compiler
     (said) tensor operations.  UserError if the native engine is asked for and cannot be had."""
-    if model.dtype == torch.int8 and (choice == "recorded" or (choice == "auto" and model.device.type == "cuda")):
-        raise UserError("int8 is decoded by the engines native, on the CPU, and torch; choose one with --engine")
-    if choice == "auto" and model.device.type == "cuda":
+    if choice == "recorded" or (choice == "auto" and model.device.type == "cuda"):
+        if model.dtype == torch.int8:
+            raise UserError("int8 is decoded by the engines native, on the CPU, and torch; choose one with --engine")
         return RecordedEngine
     if choice == "auto" and supports(model) and compiler() is None:
         log("no C++ compiler (c++, g++ or clang++) was found: decoding by tensor operations, several times slower")
         choice = "torch"
     if choice == "native" and not supports(model):
         raise UserError("the native engine runs float32 models on the CPU whose width is a multiple of 16; use torch")
-    if choice == "recorded":
-        return RecordedEngine
     return NativeEngine if choice != "torch" and supports(model) else TensorEngine
 
 

@@ -199,7 +199,7 @@ def test_modes_that_copy(
     """By the command, which asks for the costs of a whole batch, however many samples are missing."""
     asked: list[int] = []
 
-    def costs(model: Any, rows: int, engine: str, *, greedy: bool) -> Costs:
+    def costs(model: Any, rows: int, engine: str, *, greedy: bool, index: None) -> Costs:
         asked.append(rows)
         return Costs((1.0,) * 16, heads=0.0)
 

@@ -121,6 +121,7 @@ class Lookup {
     int64_t low = 0, high = corpus_.size;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
+      // Whichever half comes next: the text that a place leads to is waited for, the place need not be.
       __builtin_prefetch(corpus_.places + (low + middle) / 2);
       __builtin_prefetch(corpus_.places + (middle + high) / 2);
       if (is_before(middle)) low = middle + 1;

@@ -168,6 +168,13 @@ struct Float32 {
   static Vector weights(const float* panel, int) { return load(panel); }
 };
 
+// What a processor multiplies at once with each of a panel's outputs.
+inline int32_t word(const void* inputs) {
+  int32_t bits;
+  std::memcpy(&bits, inputs, sizeof bits);
+  return bits;
+}
+
 // Widened to float32 by a shift, or multiplied by pairs: of them first the odd one is added, then the even one.  Zen 4 does
 // that at twice the rate of float32 products; on a Xeon with tiles it starts once in two cycles, float32 products twice in
 // one, and a pass over eight ids took 1.7 times as long as by shifts.
@@ -176,13 +183,10 @@ struct Bfloat16 {
 #if defined(PAIRS)
   using Input = uint16_t;
   static Vector add_pairs(Vector total, Vector weights, const uint16_t* x) {
-    int32_t pair;
-    std::memcpy(&pair, x, sizeof pair);
-    return (Vector)_mm512_dpbf16_ps((__m512)total, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(pair));
+    return (Vector)_mm512_dpbf16_ps((__m512)total, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(word(x)));
   }
 #else
   using Input = float;
-  static Vector add_pairs(Vector total, Vector, const float*) { return total; }
 #endif
   static constexpr int INPUTS = 2;
   static Vector weights(const uint16_t* panel, int input) {
@@ -309,6 +313,14 @@ constexpr std::array<PanelProduct<Kind>, sizeof...(R)> by_rows(std::integer_sequ
   return {panel_product<Kind, R + 1>...};
 }
 
+// Calls part(begin, some) for `count` rows, `most` at most in a part and nearly as many in each: a product of one row takes
+// half as long as one of eight.
+template <class Part>
+void in_parts(int count, int most, Part part) {
+  int left = (count + most - 1) / most;
+  for (int begin = 0, some; begin < count; begin += some, left--) part(begin, some = (count - begin + left - 1) / left);
+}
+
 // Rows [in] that lie one behind another, for matrices of a kind to be multiplied with: as they are, or each of them rounded
 // when it is first needed.
 template <class Kind>
@@ -328,16 +340,13 @@ class Rows {
       if (count > FEW_ROWS && in_ % TILE_INPUTS == 0 && Tiles::allowed()) return times_by_tiles(weights, count, which, use);
     constexpr int most = tiled ? FEW_ROWS : ROWS;
     static constexpr auto products = by_rows<Kind>(std::make_integer_sequence<int, most>());
-    float out[most][PANEL];
-    // Products of as many rows each: one of a single row takes half as long as one of eight.
-    int left = (count + most - 1) / most;
-    for (int begin = 0, some; begin < count; begin += some, left--) {
+    in_parts(count, most, [&](int begin, int some) {
+      float out[most][PANEL];
       const Input* x[most];
-      some = (count - begin + left - 1) / left;
       for (int i = 0; i < some; i++) x[i] = input(which(begin + i));
       products[some - 1](weights, in_, x, out);
       for (int i = 0; i < some; i++) use(begin + i, out[i]);
-    }
+    });
   }
 
  private:
@@ -388,14 +397,10 @@ struct Int8 {};
 
 Integers add_quads(Integers total, const char* weights, const uint8_t* x) {
 #if defined(__AVX512VNNI__)
-  int32_t quad;
-  std::memcpy(&quad, x, sizeof quad);
-  return (Integers)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi32(quad), _mm512_loadu_si512(weights));
+  return (Integers)_mm512_dpbusd_epi32((__m512i)total, _mm512_set1_epi32(word(x)), _mm512_loadu_si512(weights));
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
-  int32_t quad;
-  std::memcpy(&quad, x, sizeof quad);
   const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights));
-  return (Integers)_mm256_dpbusd_avx_epi32((__m256i)total, _mm256_set1_epi32(quad), w);
+  return (Integers)_mm256_dpbusd_avx_epi32((__m256i)total, _mm256_set1_epi32(word(x)), w);
 #else
   const Integers four = *reinterpret_cast<const Integers*>(weights);
   for (int j = 0; j < 4; j++) total += (four << (24 - 8 * j) >> 24) * x[j];
@@ -442,15 +447,13 @@ class Rows<Int8> {
   void times(const void* matrix, int panel, int count, Which which, Use use) {
     static constexpr auto products = quads_by_rows(std::make_integer_sequence<int, ROWS>());
     const char* weights = static_cast<const char*>(matrix) + (int64_t)panel * PANEL * (8 + in_);
-    float out[ROWS][PANEL];
-    int left = (count + ROWS - 1) / ROWS;
-    for (int begin = 0, some; begin < count; begin += some, left--) {
+    in_parts(count, ROWS, [&](int begin, int some) {
+      float out[ROWS][PANEL];
       Quads x[ROWS];
-      some = (count - begin + left - 1) / left;
       for (int i = 0; i < some; i++) x[i] = input(which(begin + i));
       products[some - 1](weights, in_, x, out);
       for (int i = 0; i < some; i++) use(begin + i, out[i]);
-    }
+    });
   }
 
  private:

@@ -7,6 +7,8 @@ vectors and panels are depends on the processor that the library was compiled fo
 Shapes:  d width, h query heads, g key/value heads, k head width, f inner width, p outputs of a panel.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -79,6 +81,7 @@ class PackedModel:
     """All matrices of a float32 model on the CPU, in float32 or bfloat16, or those of layers in int8 and the others in
     float32; the embedding, which is only looked up, as it is."""
 
+    @torch.no_grad()
     def __init__(self, model: ByteMTP, dtype: torch.dtype) -> None:
         self.embed: Float32[np.ndarray, "v d"] = model.embed.weight.contiguous().numpy()
         self.blocks = {module: pack_block(module, dtype) for module in model.modules() if isinstance(module, Block)}
@@ -112,25 +115,9 @@ class PackedModel:
         return pack(hidden, dtype, module.hidden_norm.weight), pack(embedded, dtype, module.embed_norm.weight)
 
 
-@cached_by_weights
-@torch.no_grad()
-def _in_float32(model: ByteMTP) -> PackedModel:
-    return PackedModel(model, torch.float32)
-
-
-@cached_by_weights
-@torch.no_grad()
-def _in_bfloat16(model: ByteMTP) -> PackedModel:
-    return PackedModel(model, torch.bfloat16)
-
-
-@cached_by_weights
-@torch.no_grad()
-def _in_int8(model: ByteMTP) -> PackedModel:
-    return PackedModel(model, torch.int8)
-
-
-PACKED = {torch.float32: _in_float32, torch.bfloat16: _in_bfloat16, torch.int8: _in_int8}
+PACKED = {
+    dtype: cached_by_weights(partial(PackedModel, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16, torch.int8)
+}
 """By the arithmetic that a model is run in."""
 
 
