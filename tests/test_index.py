@@ -28,7 +28,7 @@ def texts(folder: Path) -> list[str]:
 def documents_in(path: Path) -> list[bytes]:
     """Of an index."""
     index = CorpusIndex(path)
-    text = path.read_bytes()[index._text : -len(PADDING)][::-1]
+    text = path.read_bytes()[index._text : -PADDING][::-1]
     return text.removesuffix(index._separator).split(index._separator)
 
 

@@ -152,6 +152,10 @@ class TrainConfig:
     """the byte embedding's learning rate, in those of the rest: it learns best at ten or more beside Muon"""
     far_rows: float = 1.0
     """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
+    repeat_rows: float = 0.0
+    """share of a batch's rows that are random bytes over and over, to learn copying from; 0 means none"""
+    repeat_until: float = 0.6
+    """share of the run after which no rows repeat"""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the matrices of the transformer layers with adamw for the rest"""
     schedule: Literal["cosine", "wsd"] = "wsd"
@@ -217,7 +221,8 @@ class TrainConfig:
         for name in ("steps", "minutes", "epochs", "warmup", *sizes):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
         head_weights(self.head_weights, 1)
-        _require(0 <= self.grow_at <= 1, f"train.grow_at is {self.grow_at}; it must be from 0 to 1")
+        for name in ("grow_at", "repeat_rows", "repeat_until"):
+            _require(0 <= getattr(self, name) <= 1, f"train.{name} is {getattr(self, name)}; it must be from 0 to 1")
         _require(0 < self.far_rows <= 1, f"train.far_rows is {self.far_rows}; it must be above 0 and at most 1")
         _require(0 < self.decay <= 1, f"train.decay is {self.decay}; it must be above 0 and at most 1")
         _require(

@@ -11,7 +11,8 @@ Looking up the end of a text, reversed, among the places leads to those where th
 stands before the place, again reversed.  No match and no continuation crosses a separator, which is the byte that is
 rarest in the corpus: text has none of it, and where binary files do, it separates there, too.
 
-The file: HEADER (see there), places as uint32, the text, then MAX_MATCH - 1 zeros; all little-endian.
+The file: HEADER (see there), places as uint32, the text, then MAX_MATCH - 1 separators, so that each place has
+MAX_MATCH bytes and no match reaches past the end; all little-endian.
 
 Try:  python -m bytemtp.index README.md --out /tmp/readme.index
 """
@@ -41,8 +42,8 @@ MAGIC = b"bytemtp index 1\n"
 """With the version of the format."""
 HEADER = struct.Struct("<16sQQB31x")
 """MAGIC, bytes of the text, documents, separator."""
-PADDING = bytes(MAX_MATCH - 1)
-"""Behind the text, so that each place has MAX_MATCH bytes."""
+PADDING = MAX_MATCH - 1
+"""Separators behind the text."""
 
 
 class CorpusIndex:
@@ -63,7 +64,7 @@ class CorpusIndex:
         if magic != MAGIC:
             raise UserError(f"{path} is no index of this version; make it with python -m bytemtp.index")
         self._text = HEADER.size + 4 * size
-        if not size or len(self._file) != self._text + size + len(PADDING):
+        if not size or len(self._file) != self._text + size + PADDING:
             raise UserError(
                 f"{path} is damaged: it has {len(self._file):,} bytes; make it with python -m bytemtp.index"
             )
@@ -119,17 +120,18 @@ def write_index(path: Path, documents: Sequence[bytes]) -> None:
     """
     counts = np.bincount(np.frombuffer(b"".join(documents), np.uint8), minlength=256)
     separator = bytes([counts.argmin()])
-    text = b"".join(separator + document[::-1] for document in reversed(documents))
-    header = HEADER.pack(MAGIC, len(text), len(documents), separator[0])
-    write_output(path, b"".join([header, sorted_places(text).astype("<u4").tobytes(), text, PADDING]))
+    text = b"".join(separator + document[::-1] for document in reversed(documents)) + PADDING * separator
+    places = sorted_places(text)
+    header = HEADER.pack(MAGIC, len(places), len(documents), separator[0])
+    write_output(path, b"".join([header, places.astype("<u4").tobytes(), text]))
 
 
 def sorted_places(text: bytes) -> Int64[np.ndarray, " n"]:
-    """The places of a text by the MAX_MATCH bytes from there, zeros behind the end; equal ones in their own order.
+    """The places of a text that MAX_MATCH bytes begin at, in the order of these; equal ones in their own order.
 
     By doubling: the order of the first 8 bytes gives that of 16, this that of 32.
     """
-    octets = np.frombuffer(text + PADDING, np.uint8)
+    octets = np.frombuffer(text, np.uint8)
     runs = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(octets, 8)).view(">u8")[:, 0]
     ranks, width = ranked(runs.astype(np.uint64)), 8
     while width < MAX_MATCH:

@@ -44,6 +44,7 @@ from bytemtp.training.loss import HeadLosses, backward, evaluate, trained_target
 from bytemtp.training.optimizer import Optimizers, learning_rate, set_learning_rate
 from bytemtp.training.prepare import begin, plan, write_down
 from bytemtp.training.progress import MetricsLine, NoProgress, Progress, finite, peak_memory_bytes
+from bytemtp.training.repeats import repeating_rows, with_repeats
 from bytemtp.training.resume import facts
 from bytemtp.training.run_folder import locked, on_disk
 from bytemtp.training.sharding import gathered, is_split, put, sum_over_copies, will_shard
@@ -149,6 +150,7 @@ class Trainer:
         if self.unlogged is not None and not world.is_first:  # which has what was summed over all
             self.unlogged = self._no_losses()
         self.lr = 0.0
+        self.repeating = 0
         self.watch = Watch(model.device)
         self.flops = Flops.of_model(model, self.train.far_rows)
         self.peak = peak_flops(model.device, model.dtype)
@@ -226,7 +228,7 @@ class Trainer:
     def _step(self) -> None:
         began = time.monotonic()
         self._grow()
-        batch = next(self.batches)
+        batch = self._with_repeats(next(self.batches))
         losses = self._backward(batch)
         norm = self.optimizer.clip(self.train.grad_clip)
         self.watch.note(self.state.step + 1, losses.mean_there, norm)
@@ -238,6 +240,16 @@ class Trainer:
         self.optimizer.zero_grad()
         self.unlogged = losses if self.unlogged is None else self.unlogged + losses
         self._advance(batch, time.monotonic() - began)
+
+    def _with_repeats(self, batch: Batch) -> Batch:
+        """The batch with the rows that repeat themselves at this step."""
+        step, accumulate = self.state.step, self.train.accumulate
+        rows = len(batch.octets) * self.world.size // accumulate
+        count = repeating_rows(self.train, rows, share_done(self.train, step, self.state.elapsed_s))
+        if count != self.repeating:
+            self.repeating = count
+            self.progress.say(f"{count * accumulate} rows of a batch repeat random bytes from step {step + 1} on")
+        return with_repeats(batch, count, accumulate, (self.train.seed, step), self.world) if count else batch
 
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds; losses of this process's rows."""

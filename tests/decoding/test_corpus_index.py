@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(text=st.one_of(st.binary(min_size=1, max_size=80), PIECES.map(b"".join).filter(bool)))
 def test_places_are_sorted_by_what_follows(text):
-    padded = text + PADDING
-    assert sorted_places(text).tolist() == sorted(range(len(text)), key=lambda i: (padded[i : i + MAX_MATCH], i))
+    padded = text + PADDING * b"e"
+    assert sorted_places(padded).tolist() == sorted(range(len(text)), key=lambda i: (padded[i : i + MAX_MATCH], i))
 
 
 def slow_matches(documents: list[bytes], text: bytes) -> Iterator[tuple[int, bytes]]:
@@ -84,6 +84,11 @@ def test_nothing_crosses_the_end_of_a_document(folder):
     assert index.continuation(b"betag", 9) == (1, b"amma")
     assert index.continuation(b"beta\0g", 9) == (1, b"amma")  # the separator here
     assert index.continuation(b"", 9) == index.continuation(b"xyz", 9) == (0, b"")
+
+
+def test_no_match_reaches_past_the_end_of_the_corpus(folder):
+    """Behind which the file used to have bytes that a document may end with."""
+    assert index_of(folder, b"\0\0\0", b"").continuation(b"\0\0\0", 9) == (3, b"")
 
 
 def test_a_longer_match_counts_and_the_text_on_a_tie(folder):

@@ -52,6 +52,7 @@ CASES |= {
     "one head": {"model.n_future": 1},
     "joint": {"train.backward": "joint", "train.head_weights": "equal", "model.order_head": True},
     "growing rows": {"train.first_seq_len": 4, "train.grow_at": 0.5, "model.order_head": True},
+    "repeating rows": {"train.repeat_rows": 0.4},
     "frozen": {"train.freeze": "trunk", "model.topology": "parallel"},
     "transitions": {"model.transitions": True, "train.far_rows": 1.0},
 }

@@ -930,8 +930,8 @@ def test_the_command_reports(corpus: str, tmp_path: Path, capsys: pytest.Capture
 
 
 def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) -> None:
-    """Rows of 8 bytes for 6 of 12 steps, then of 32: cut before, at and after the change."""
-    growing = settings(first_seq_len=8, grow_at=0.5)
+    """Rows of 8 bytes for 6 of 12 steps, then of 32, and some that repeat: cut before, at and after the change."""
+    growing = settings(first_seq_len=8, grow_at=0.5, repeat_rows=0.3, repeat_until=0.8)
     train(growing, [corpus], tmp_path / "whole", device="cpu")
     for i, cut in enumerate([2, 6, 8]):
         train(growing, [corpus], tmp_path / "cut", device="cpu", stop_after=cut, resume=i > 0)

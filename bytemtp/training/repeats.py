@@ -1,0 +1,59 @@
+"""Rows that repeat themselves, from which a model learns to copy from its context.
+
+To predict a byte by what followed the last time (an induction head: Olsson et al. 2022, arXiv 2209.11895) pays only
+once it works over a distance, so a small model finds it late, after most of a short run.  Where random bytes repeat,
+nothing else predicts them; short periods are learnt first, and long ones build upon them.  Sabry & Belz 2025 (arXiv
+2509.22947) mix copies in, too, and find nothing gained by models of 0.13B parameters and more.
+
+    a row         import os\\nimport sys\\n
+    is made       |itmroitmroitmroitmroi        bytes drawn from the row over and over, behind an end of a document
+
+Try:  python -c "from bytemtp.training.repeats import repeating_places; print(repeating_places(4, 16, (0, 0)))"
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from bytemtp.common.settings import TrainConfig
+from bytemtp.data.stream import Batch
+from bytemtp.training.distributed import ALONE, World
+from bytemtp.training.loss import rows_of
+
+SHORTEST = 3
+"""Bytes of a period; the longest have half a row."""
+
+
+def repeating_rows(train: TrainConfig, rows: int, done: float) -> int:
+    """How many of a micro-batch's rows repeat when the share `done` of the run is over."""
+    return rows_of(rows, train.repeat_rows) if train.repeat_rows and done < train.repeat_until else 0
+
+
+def with_repeats(batch: Batch, count: int, parts: int, seed: tuple[int, int], world: World = ALONE) -> Batch:
+    """The batch with rows that repeat themselves in place of the last ones of each micro-batch.
+
+    The last ones, since heads 2 to n learn from the first (`train.far_rows`).
+    count: rows of a micro-batch of all processes.  parts: micro-batches.  seed: of the run, and the step.
+    Processes make of their shares what one makes of the whole.
+    """
+    rows, width = batch.octets.shape
+    numbers = np.arange(world.rank, rows * world.size, world.size)  # of the rows in the whole batch
+    size = rows * world.size // parts
+    chosen = torch.from_numpy(numbers % size >= size - count)
+    places = torch.from_numpy(repeating_places(rows * world.size, width, seed)[numbers])
+    octets = torch.where(chosen[:, None], batch.octets.gather(1, places), batch.octets)
+    octets[chosen, 0] = 0
+    begins = torch.stack([chosen.nonzero()[:, 0], torch.zeros(int(chosen.sum()), dtype=torch.int64)], dim=1)
+    kept = batch.eots[~chosen[batch.eots[:, 0]]]
+    return replace(batch, octets=octets, eots=torch.cat([kept, begins]))
+
+
+def repeating_places(rows: int, width: int, seed: tuple[int, int]) -> Int64[np.ndarray, "b w"]:
+    """For each row places in it that are drawn at random and repeat; as many periods from 4 to 8 as from 8 to 16."""
+    random = np.random.default_rng(seed)
+    longest = max(SHORTEST, width // 2)
+    periods = (SHORTEST * (longest / SHORTEST) ** random.random((rows, 1))).astype(np.int64)
+    drawn = random.integers(0, width, (rows, longest))
+    return np.take_along_axis(drawn, np.arange(width) % periods, axis=1)
