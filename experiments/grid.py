@@ -40,8 +40,8 @@ FOLDER = Path(__file__).parent
 RUNS = Path("runs")
 SECTIONS = ("model.", "train.", "data.")
 """Settings that are bytemtp's; others are the experiment's own."""
-REPEATS = {"train.repeat_rows": 0.0}
-"""Unless a cell asks for them: most results are older than rows that repeat, which presets have."""
+BEFORE = {"train.repeat_rows": 0.0, "train.grow_at": 0.7}
+"""Unless a cell says otherwise: what presets had when most results were made."""
 Line = dict[str, Any]
 """Of results.jsonl: `key` (preset as `grid`, cell, seed, settings, options), figures, and of the training commit,
 hardware, threads and minutes; of the score the commit (`scored`)."""
@@ -206,7 +206,7 @@ def train(
     settings: of bytemtp, by dotted name, that follow from the cell's.
     UserError if the command fails.
     """
-    chosen = REPEATS | cell.settings | settings | {"train.seed": cell.seed}
+    chosen = BEFORE | cell.settings | settings | {"train.seed": cell.seed}
     words = [f"--{name}={value}" for name, value in chosen.items() if name.startswith(SECTIONS)]
     start = ["--init", str(init)] if init else []
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
