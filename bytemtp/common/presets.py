@@ -43,7 +43,6 @@ def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_
             batch_size=batch_size,
             seq_len=512,
             first_seq_len=64,
-            grow_at=0.5,
             lr=3e-3,
             embedding_lr=10.0,
             warmup=100,

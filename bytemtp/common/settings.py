@@ -144,7 +144,7 @@ class TrainConfig:
     """input bytes a sequence"""
     first_seq_len: int = 0
     """shorter sequences, and so many more of them, for the first part of the run; 0, or seq_len and more, means none"""
-    grow_at: float = 0.7
+    grow_at: float = 0.5
     """share of the run after which sequences have seq_len bytes"""
     lr: float = 1e-3
     """peak learning rate"""
