@@ -27,6 +27,7 @@ from bytemtp.model.model import ByteMTP
 from bytemtp.training.batches import seq_len_at, share_done, with_steps_of_epochs
 from bytemtp.training.distributed import is_restarted, job
 from bytemtp.training.optimizer import learning_rate
+from bytemtp.training.repeats import repeating_rows
 from bytemtp.training.run_folder import on_disk
 
 MAY_CHANGE = frozenset(
@@ -109,13 +110,15 @@ def warn_of_schedule(run: Path, old: Settings, new: Settings) -> None:
         )
 
 
-def schedule(settings: Settings, times: Iterable[tuple[int, float]]) -> Iterator[tuple[float, int, list[float]]]:
-    """Learning rate, length of rows and weights of heads at each (step, seconds)."""
+def schedule(settings: Settings, times: Iterable[tuple[int, float]]) -> Iterator[tuple[float, int, int, list[float]]]:
+    """Learning rate, length of rows, how many of a batch repeat, and weights of heads, at each (step, seconds)."""
     train = settings.train
     weights = head_weights(train.head_weights, settings.model.n_future)
     for time in times:
-        of_heads = scheduled_weights(weights, train.head_schedule, share_done(train, *time))
-        yield learning_rate(train, *time), seq_len_at(train, *time), of_heads
+        done = share_done(train, *time)
+        of_heads = scheduled_weights(weights, train.head_schedule, done)
+        repeating = repeating_rows(train, train.batch_size, done)
+        yield learning_rate(train, *time), seq_len_at(train, *time), repeating, of_heads
 
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:

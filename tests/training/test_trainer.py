@@ -947,9 +947,10 @@ def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) 
     [
         ({"first_seq_len": 8, "grow_at": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"head_schedule": "anneal", "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"repeat_rows": 0.3, "repeat_until": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"first_seq_len": 8, "grow_at": 0.01, "minutes": 0.01}, {"minutes": 0.02}),
     ],
-    ids=["rows", "heads", "minutes"],
+    ids=["rows", "heads", "repeats", "minutes"],
 )
 def test_a_prolonged_run_keeps_long_rows_and_tells(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], longer: dict[str, Any]
