@@ -17,7 +17,8 @@ for model in $models; do
         python -m bytemtp.train --out "$run" --resume
     else
         python -m bytemtp.train "$data/train.jsonl.zst" --out "$run" --preset tiny --train.steps "$steps" \
-            --model.topology "${model%-*}" --model.n-future "${model#*-}"
+            --model.topology "${model%-*}" --model.n-future "${model#*-}" \
+            --train.repeat-rows 0 --train.grow-at 0.7
     fi
 done
 python -m bytemtp.bench decode --run $(for model in $models; do echo "$runs/$model"; done) --files "$data/heldout.jsonl" \

@@ -2,8 +2,8 @@
 
 To predict a byte by what followed the last time (an induction head: Olsson et al. 2022, arXiv 2209.11895) pays only
 once it works over a distance, so a small model finds it late, after most of a short run.  Where random bytes repeat,
-nothing else predicts them; short periods are learnt first, and long ones build upon them.  Sabry & Belz 2025 (arXiv
-2509.22947) mix copies in, too, and find nothing gained by models of 0.13B parameters and more.
+nothing else predicts them; periods are mostly short, since these are learnt first (NOTES.md).  Sabry & Belz 2025
+(arXiv 2509.22947) mix copies in, too, and find nothing gained by models of 0.13B parameters and more.
 
     a row         import os\\nimport sys\\n
     is made       |itmroitmroitmroitmroi        bytes drawn from the row over and over, behind an end of a document
@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int64
 
 from bytemtp.common.settings import TrainConfig
@@ -45,7 +46,7 @@ def with_repeats(batch: Batch, count: int, parts: int, seed: tuple[int, int], wo
     places = torch.from_numpy(repeating_places(rows * world.size, width, seed)[numbers])
     octets = torch.where(chosen[:, None], batch.octets.gather(1, places), batch.octets)
     octets[chosen, 0] = 0
-    begins = torch.stack([chosen.nonzero()[:, 0], torch.zeros(int(chosen.sum()), dtype=torch.int64)], dim=1)
+    begins = F.pad(chosen.nonzero(), (0, 1))  # in column 0
     kept = batch.eots[~chosen[batch.eots[:, 0]]]
     return replace(batch, octets=octets, eots=torch.cat([kept, begins]))
 
