@@ -173,10 +173,10 @@ class TrainConfig:
     head_weights: str = "far:0.02"
     """share of each head's gradient that reaches what head 1 needs, too: equal (all of it), far:W (W of heads 2 to n),
     or geometric:R (R of head 2, R^2 of head 3, ...)"""
-    head_schedule: Literal["constant", "anneal", "forward", "reverse", "deepseek"] = "constant"
-    """how these shares change over the run: not at all, linearly to zero, head by head, where each in turn joins
-    (forward) or, the farthest first, drops out (reverse), or to a third after two thirds (deepseek).  Heads themselves
-    learn all the time"""
+    head_schedule: Literal["constant", "late", "anneal", "forward", "reverse", "deepseek"] = "constant"
+    """how these shares change over the run: not at all, from zero after half of it (late), linearly to zero, head by
+    head, where each in turn joins (forward) or, the farthest first, drops out (reverse), or to a third after two thirds
+    (deepseek).  Heads themselves learn all the time"""
     seed: int = 0
     """seed of the weights and of the data order"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -258,6 +258,7 @@ def head_weights(text: str, n: int) -> list[float]:
 def scheduled_weights(weights: Sequence[float], schedule: str, done: float) -> list[float]:
     """Weights of the heads when the share `done` of a run is over, by `train.head_schedule`.
 
+    late: far heads keep a small model from beginning to copy, and hardly harm one that does (NOTES.md).
     anneal: Marin and modded-nanogpt end so, too.  forward, reverse: curricula over the number of heads in n equal
     stages (Aynetdinov & Akbik 2025, arXiv 2505.22757); there, heads that do not take part are not trained either.
     deepseek: a third after 10 of 14.8 parts, as 0.3 became 0.1 in DeepSeek-V3 (arXiv 2412.19437, section 4.2).
@@ -265,7 +266,8 @@ def scheduled_weights(weights: Sequence[float], schedule: str, done: float) -> l
     n, done = len(weights), min(max(done, 0.0), 1.0)
     stage = min(n, int(done * n) + 1)
     taking_part = {"forward": stage, "reverse": n + 1 - stage}.get(schedule, n)
-    scale = {"anneal": 1 - done, "deepseek": 1.0 if done < 10 / 14.8 else 1 / 3}.get(schedule, 1.0)
+    scales = {"late": float(done >= 0.5), "anneal": 1 - done, "deepseek": 1.0 if done < 10 / 14.8 else 1 / 3}
+    scale = scales.get(schedule, 1.0)
     return [weights[0]] + [scale * weight if i < taking_part else 0.0 for i, weight in enumerate(weights) if i]
 
 

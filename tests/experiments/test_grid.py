@@ -112,7 +112,7 @@ def test_a_training_begins_anew_or_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "latest", lambda run: state.parent)
     state.parent.mkdir(parents=True)
     state.write_text(json.dumps({"step": 2, "bytes_seen": 64, "elapsed_s": 90.0}))
-    before = ["--train.grow_at=0.7", "--train.repeat_rows=0.0"]  # of presets, when most results were made
+    before = [f"--{name}={value}" for name, value in grid.BEFORE.items()]
     settings = ["--model.dim=8", "--train.seed=3", "--train.seq_len=32", *before]
     where = {"hardware": grid.machine()["device"], "threads": torch.get_num_threads()}
     for again in ([], ["--resume"]):

@@ -21,13 +21,14 @@ from bytemtp.training import trainer
 from bytemtp.training.loss import HeadLosses, backward
 from bytemtp.training.trainer import train
 
-SCHEDULES = ("constant", "anneal", "forward", "reverse", "deepseek")
+SCHEDULES = ("constant", "late", "anneal", "forward", "reverse", "deepseek")
 
 
 @pytest.mark.parametrize(
     ("schedule", "by_quarter"),
     [
         ("constant", [[1, 0.5, 0.25, 0.125]] * 5),
+        ("late", [[1, 0, 0, 0]] * 2 + [[1, 0.5, 0.25, 0.125]] * 3),
         ("anneal", [[1, 0.5 * x, 0.25 * x, 0.125 * x] for x in (1, 0.75, 0.5, 0.25, 0)]),
         ("forward", [[1, 0, 0, 0], [1, 0.5, 0, 0], [1, 0.5, 0.25, 0]] + [[1, 0.5, 0.25, 0.125]] * 2),
         ("reverse", [[1, 0.5, 0.25, 0.125], [1, 0.5, 0.25, 0], [1, 0.5, 0, 0]] + [[1, 0, 0, 0]] * 2),
@@ -50,6 +51,7 @@ def test_head_1_keeps_its_weight_and_no_other_grows(n: int, schedule: str, done:
 @pytest.mark.parametrize(
     ("schedule", "by_step"),
     [
+        ("late", [0, 0, 0.5, 0.5]),
         ("forward", [0, 0, 0.5, 0.5]),
         ("reverse", [0.5, 0.5, 0, 0]),
         ("anneal", [0.5, 0.375, 0.25, 0.125]),
@@ -88,5 +90,5 @@ def test_a_run_follows_its_schedule(
 
 
 def test_an_unknown_schedule_is_told() -> None:
-    with pytest.raises(UserError, match=r"train\.head_schedule is 'backward'; choose from constant, anneal"):
+    with pytest.raises(UserError, match=r"train\.head_schedule is 'backward'; choose from constant, late"):
         unflatten({"train.head_schedule": "backward"})
