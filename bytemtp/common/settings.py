@@ -174,7 +174,7 @@ class TrainConfig:
     """share of each head's gradient that reaches what head 1 needs, too: equal (all of it), far:W (W of heads 2 to n),
     or geometric:R (R of head 2, R^2 of head 3, ...)"""
     head_schedule: Literal["constant", "late", "anneal", "forward", "reverse", "deepseek"] = "constant"
-    """how these shares change over the run: not at all, from zero after half of it (late), linearly to zero, head by
+    """how these shares change over the run: not at all, from zero after 70 % of it (late), linearly to zero, head by
     head, where each in turn joins (forward) or, the farthest first, drops out (reverse), or to a third after two thirds
     (deepseek).  Heads themselves learn all the time"""
     seed: int = 0
@@ -266,7 +266,7 @@ def scheduled_weights(weights: Sequence[float], schedule: str, done: float) -> l
     n, done = len(weights), min(max(done, 0.0), 1.0)
     stage = min(n, int(done * n) + 1)
     taking_part = {"forward": stage, "reverse": n + 1 - stage}.get(schedule, n)
-    scales = {"late": float(done >= 0.5), "anneal": 1 - done, "deepseek": 1.0 if done < 10 / 14.8 else 1 / 3}
+    scales = {"late": float(done >= 0.7), "anneal": 1 - done, "deepseek": 1.0 if done < 10 / 14.8 else 1 / 3}
     scale = scales.get(schedule, 1.0)
     return [weights[0]] + [scale * weight if i < taking_part else 0.0 for i, weight in enumerate(weights) if i]
 

@@ -222,13 +222,14 @@ def test_models_of_a_size_differ_in_their_heads_alone():
         kinds = {}
         for cell in cells_of(EXPERIMENT, preset, [0]):
             size, heads, *weights = cell.name.split(", ")
-            own = {"model.n_future", "train.head_weights"}
+            own = {"model.n_future", "train.head_weights", "train.head_schedule"}
             rest = {name: value for name, value in cell.settings.items() if name not in own}
             assert kinds.setdefault(size, rest) == rest
             assert cell.settings["model.n_future"] == int(heads.removeprefix("n=")), cell.name
-            assert weights == ([] if heads == "n=1" else [cell.settings["train.head_weights"]]), cell.name
-            called = float(size[:-1]) * {"M": 1, "B": 1000}[size[-1]]
-            assert millions(cell.settings) == pytest.approx(called, rel=0.3)
+            called = cell.settings.get("train.head_schedule") or cell.settings.get("train.head_weights")
+            assert weights == ([] if heads == "n=1" else [called]), cell.name
+            wanted = float(size[:-1]) * {"M": 1, "B": 1000}[size[-1]]
+            assert millions(cell.settings) == pytest.approx(wanted, rel=0.3)
 
 
 def millions(settings):

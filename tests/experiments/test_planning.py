@@ -119,7 +119,7 @@ def test_models_of_a_graph_differ_in_their_heads_alone():
     for preset in EXPERIMENT.presets():
         cells = {cell.name: cell.settings for cell in cells_of(EXPERIMENT, preset, [0])}
         for graph, names in by_graph({name: [] for name in cells}).items():
-            own = {"model.n_future", "model.order_head", "train.head_weights"}
+            own = {"model.n_future", "model.order_head", "train.head_weights", "train.head_schedule"}
             rest = [{key: value for key, value in cells[name].items() if key not in own} for name in names]
             assert rest.count(rest[0]) == len(names) > 1, graph
             degree, length = (rest[0][f"graph.{name}"] for name in ("degree", "length"))

@@ -28,7 +28,7 @@ SCHEDULES = ("constant", "late", "anneal", "forward", "reverse", "deepseek")
     ("schedule", "by_quarter"),
     [
         ("constant", [[1, 0.5, 0.25, 0.125]] * 5),
-        ("late", [[1, 0, 0, 0]] * 2 + [[1, 0.5, 0.25, 0.125]] * 3),
+        ("late", [[1, 0, 0, 0]] * 3 + [[1, 0.5, 0.25, 0.125]] * 2),
         ("anneal", [[1, 0.5 * x, 0.25 * x, 0.125 * x] for x in (1, 0.75, 0.5, 0.25, 0)]),
         ("forward", [[1, 0, 0, 0], [1, 0.5, 0, 0], [1, 0.5, 0.25, 0]] + [[1, 0.5, 0.25, 0.125]] * 2),
         ("reverse", [[1, 0.5, 0.25, 0.125], [1, 0.5, 0.25, 0], [1, 0.5, 0, 0]] + [[1, 0, 0, 0]] * 2),
@@ -51,7 +51,7 @@ def test_head_1_keeps_its_weight_and_no_other_grows(n: int, schedule: str, done:
 @pytest.mark.parametrize(
     ("schedule", "by_step"),
     [
-        ("late", [0, 0, 0.5, 0.5]),
+        ("late", [0, 0, 0, 0.5]),
         ("forward", [0, 0, 0.5, 0.5]),
         ("reverse", [0.5, 0.5, 0, 0]),
         ("anneal", [0.5, 0.375, 0.25, 0.125]),
