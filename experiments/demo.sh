@@ -50,7 +50,8 @@ speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.by
 
 step "4. Tiny code: $code"
 train "$code" "$data/tinycode/train.jsonl.zst" --train.steps "$code_steps" --train.seq-len 256 --train.first-seq-len 0 \
-    --train.batch-size 6 --train.lr 2e-3 --train.embedding-lr 40 --train.repeat-rows 0
+    --train.batch-size 6 --train.lr 2e-3 --train.embedding-lr 40 --train.repeat-rows 0 \
+    --train.head-weights far:0.05 --train.head-schedule late
 
 step "5. Held-out problems, in all modes"
 code_speeds=$(python -m bytemtp.bench decode --run "$code" --files "$data/tinycode/heldout.jsonl" --text-field prompt \
