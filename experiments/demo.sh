@@ -6,7 +6,8 @@
 #   3. decode   a function that it has not seen, plainly and with drafts, by the heads and copied from an index of the
 #               training files: how fast, and that both write the same
 #   4. train    the same on tiny code, for CODE_STEPS (by the clock it would be another run each time, and the moment when
-#               it learns to copy from its prompt hangs on little), in rows that hold whole functions from the start
+#               it learns to copy from its prompt hangs on little), in rows that hold whole functions from the start, and
+#               with far heads that wait, since they would put off that moment (docs/training.md)
 #   5. decode   its held-out problems, in all modes: how fast, and that all write the same
 #   6. pass@k   SAMPLES programs for each held-out problem, run in the sandbox
 #
