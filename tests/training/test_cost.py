@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -11,12 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import ModelConfig, Settings, Topology, TrainConfig, changed
+from bytemtp.model.checkpoint import load_model
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.model import ByteMTP
 from bytemtp.training import cost
 from bytemtp.training.cost import Flops, check_memory, layer_bytes, memory, peak_by_name, remedy, told_if_full
-from bytemtp.training.loss import backward
+from bytemtp.training.loss import HeadLosses, backward
 from bytemtp.training.optimizer import Optimizers
+from bytemtp.training.trainer import train
+from tests.training.runs import SETTINGS, lines, settings
 
 CARD = 80 * cost.GB
 SMALL = ModelConfig(dim=32, layers=4, attention_heads=4, kv_heads=2, ffn_dim=48, n_future=3)
@@ -163,3 +167,49 @@ def test_peaks(name: str, tera: float) -> None:
 @pytest.mark.parametrize("name", ["NVIDIA A10G", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 9090"])
 def test_no_figure_where_the_peak_is_not_known(name: str) -> None:
     assert peak_by_name(name) is None
+
+
+def test_out_of_memory_is_told_in_one_line(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> HeadLosses:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr("bytemtp.training.trainer.backward", full)
+    with pytest.raises(UserError, match=r"^out of memory: CUDA out of memory; start anew: set train.accumulate to 2"):
+        train(SETTINGS, [corpus], tmp_path / "run", device="cpu")
+
+
+def test_memory_is_estimated_before_an_old_run_is_deleted(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(steps=1), [corpus], tmp_path / "run", device="cpu")
+    assert "memory: some 0.0 GB of " in capsys.readouterr().err
+    monkeypatch.setattr("bytemtp.training.cost.device_memory", lambda _: 1000)
+    with pytest.raises(UserError, match="this model needs several cards"):
+        train(settings(steps=1), [corpus], tmp_path / "run", device="cpu", overwrite=True)
+    assert load_model(tmp_path / "run")
+
+
+def test_the_use_of_the_device_is_logged_where_its_peak_is_known(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("bytemtp.training.trainer.peak_flops", lambda *_: 1e9)
+    train(settings(steps=3), [corpus], tmp_path / "run", device="cpu")
+    trained, valid = lines(tmp_path / "run")
+    assert 0 < trained["mfu"] < 100
+    assert "mfu" not in valid
+    assert re.search(r"^train .* kB/s  mfu [\d.]+%  epoch 0", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["layers", "dim"])
+def test_a_model_beyond_the_memory_is_refused_before_it_is_made(corpus: str, tmp_path: Path, name: str) -> None:
+    large = changed(SETTINGS, **{f"model.{name}": 2**20, "model.ffn_dim": 2**20})
+    with pytest.raises(UserError, match=f"model.{name} 1048576.* GiB of weights, and this machine has"):
+        train(large, [corpus], tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("topology", get_args(Topology))
+def test_a_model_has_at_least_the_parameters_it_is_refused_for(topology: Topology) -> None:
+    config = replace(SETTINGS.model, topology=topology, layers=3, dim=32, attention_heads=4, kv_heads=2)
+    real, least = ByteMTP(config).num_parameters(), config.least_parameters
+    assert least <= real <= 2 * least

@@ -25,6 +25,22 @@ SCHEDULES = ("constant", "late", "anneal", "forward", "reverse", "deepseek")
 
 
 @pytest.mark.parametrize(
+    ("text", "weights"),
+    [("equal", [1, 1, 1]), ("far:0.1", [1, 0.1, 0.1]), ("far:0", [1, 0, 0]), ("geometric:0.5", [1, 0.5, 0.25])],
+)
+def test_head_weights(text: str, weights: list[float]) -> None:
+    assert head_weights(text, 3) == weights
+
+
+@pytest.mark.parametrize(
+    "text", ["", "far", "far:", "far:2", "far:-1", "near:0.1", "geometric:x", "equal:1", "far:nan"]
+)
+def test_bad_head_weights(text: str) -> None:
+    with pytest.raises(UserError, match="it must be equal, far:W or geometric:R with a number from 0 to 1"):
+        TrainConfig(head_weights=text)
+
+
+@pytest.mark.parametrize(
     ("schedule", "by_quarter"),
     [
         ("constant", [[1, 0.5, 0.25, 0.125]] * 5),

@@ -1,0 +1,242 @@
+"""Which rows a run trains and validates on: epochs, files for validation, rows that grow."""
+
+import json
+import math
+import random
+import sys
+from dataclasses import replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bytemtp.common.errors import UserError
+from bytemtp.common.presets import PRESETS
+from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
+from bytemtp.model.checkpoint import best, load_model
+from bytemtp.model.model import ByteMTP
+from bytemtp.train import main
+from bytemtp.training.batches import collect_valid, count_rows, nothing, seq_len_at
+from bytemtp.training.distributed import ALONE
+from bytemtp.training.loss import HeadLosses, evaluate
+from bytemtp.training.trainer import train
+from tests.training.runs import SETTINGS, WORDS, lines, settings, steps_of, weights, without_clock
+
+
+def test_epochs_become_steps(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run ends with the batch that holds the last row of the last epoch, and its schedule is that of its steps."""
+    steps = steps_of(corpus, epochs=2)
+    outcome = train(settings(epochs=2, steps=7), [corpus], tmp_path / "epochs", device="cpu")
+    assert (outcome.finished, outcome.state.step) == (True, steps)
+    assert outcome.state.cursor is not None
+    assert outcome.state.cursor["epoch"] == 2
+    assert lines(tmp_path / "epochs")[-1]["epoch"] == 2
+    assert f"train.epochs 2: {steps} steps of 4 x 32 bytes" in capsys.readouterr().err
+    saved, _ = load_settings(tmp_path / "epochs" / "config.toml")
+    assert (saved.train.epochs, saved.train.steps) == (2, steps)
+    train(settings(steps=steps), [corpus], tmp_path / "steps", device="cpu")
+    assert weights(tmp_path / "epochs") == weights(tmp_path / "steps")
+
+
+def test_a_run_by_epochs_is_resumed_without_counting_again(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(settings(epochs=2), [corpus], whole, device="cpu")
+    train(settings(epochs=2), [corpus], cut, device="cpu", stop_after=5)
+    capsys.readouterr()
+    main(["--out", str(cut), "--resume", "--device=cpu", "--stop-after=15"])
+    train(settings(epochs=2), [], cut, device="cpu", resume=True)  # these settings name other steps
+    assert "counting" not in capsys.readouterr().err
+    assert weights(cut) == weights(whole)
+    assert without_clock(cut) == without_clock(whole)
+
+
+def test_a_run_by_epochs_may_get_another_length(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(settings(epochs=1, warmup=100), [corpus], run, device="cpu")
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.epochs=2"])
+    assert load_settings(run / "config.toml")[0].train.steps == steps_of(corpus, epochs=2)
+    train(settings(epochs=2, warmup=100), [corpus], tmp_path / "other", device="cpu")
+    assert weights(run) == weights(tmp_path / "other")
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50"])
+    assert "set train.epochs to 0, too" in capsys.readouterr().err
+    assert load_settings(run / "config.toml")[0].train.steps == steps_of(corpus, epochs=2)
+    main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50", "--train.epochs=0"])
+    saved, _ = load_settings(run / "config.toml")
+    assert (saved.train.epochs, saved.train.steps) == (0, 50)
+    assert lines(run)[-1]["step"] == 50
+
+
+def test_epochs_of_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept before it is counted, and read once."""
+    (tmp_path / "text").write_bytes(b"abcdefgh" * 100)
+    with (tmp_path / "text").open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        outcome = train(settings(epochs=3), ["-"], tmp_path / "run", device="cpu")
+    assert outcome.state.step == math.ceil(3 * 801 / (4 * 32))
+
+
+def test_sweeps_are_chosen_once_and_kept(tmp_path: Path) -> None:
+    """A corpus beyond one buffer of rows is swept more often, and the resumed run goes on in the same order."""
+    path = tmp_path / "text.txt"
+    path.write_bytes(random.Random(0).randbytes(20 << 20))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(settings(steps=4), [str(path)], whole, device="cpu")
+    assert load_settings(whole / "config.toml")[0].data.sweeps == 3
+    train(settings(steps=4), [str(path)], cut, device="cpu", stop_after=2)
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    assert weights(cut) == weights(whole)
+
+
+def held_out(folder: Path) -> str:
+    path = folder / "held-out.jsonl"
+    path.write_text("".join(json.dumps({"text": word * 20}) + "\n" for word in WORDS))
+    return str(path)
+
+
+def test_files_can_be_named_for_validation(corpus: str, tmp_path: Path) -> None:
+    """They are validated on, all of PATH is trained on, and a resumed run does the same."""
+    run, cut = tmp_path / "run", tmp_path / "cut"
+    named = changed(settings(valid_bytes=10**6), **{"data.valid_paths": [held_out(tmp_path)]})
+    outcome = train(named, [corpus], run, device="cpu")
+    assert outcome.valid is not None
+    assert outcome.valid.counts[0] == sum(20 * len(word) + 1 for word in WORDS) - 1  # the first id is no target
+    assert outcome.valid.end_counts[0] == len(WORDS)
+    train(named, [corpus], cut, device="cpu", stop_after=5)
+    main(["--out", str(cut), "--resume", "--device=cpu"])
+    assert without_clock(cut) == without_clock(run)
+    whole_corpus = changed(settings(), **{"data.valid_fraction": 0.0})
+    train(whole_corpus, [corpus], tmp_path / "other", device="cpu")
+    assert weights(run) == weights(tmp_path / "other")
+    with pytest.raises(UserError, match=r"data.valid_paths is \(\) but the run was made with \('.*held-out.jsonl',\)"):
+        train(settings(valid_bytes=10**6), [], cut, device="cpu", resume=True)
+
+
+def test_wrong_validation_files_are_told_before_anything_is_written(corpus: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(Path(corpus) / "00.txt")
+    for path, message in {
+        str(tmp_path / "misspelt"): "data.valid_paths: .*misspelt: no such file or folder",
+        str(tmp_path / "link"): "data.valid_paths: .*link is also among the files to train on; name PATHs that leave",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            train(changed(SETTINGS, **{"data.valid_paths": [path]}), [corpus], tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_validation_documents_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.txt").write_bytes(b"abcdefgh" * 100)
+    outcome = train(settings(steps=3), [str(tmp_path / "one.txt")], tmp_path / "run", device="cpu")
+    assert outcome.valid is None
+    assert "no document fell into the validation split" in capsys.readouterr().err
+    assert {line["split"] for line in lines(tmp_path / "run")} == {"train"}
+
+
+def test_a_batch_with_nothing_in_it_adds_nothing() -> None:
+    """A process that shares weights validates as often as the others, though it may have fewer rows."""
+    model, batch = ByteMTP(SETTINGS.model), nothing(SETTINGS)
+    losses = evaluate(model, batch.ids, batch.document_ids, model.layout(1, SETTINGS.train.seq_len, batch.document_ids))
+    none = HeadLosses.none(2, model.device)
+    assert all(torch.equal(one, other) for one, other in zip(vars(losses).values(), vars(none).values(), strict=True))
+    assert count_rows([batch], ALONE) == 0
+
+
+@pytest.mark.parametrize(("accumulate", "rows"), [(1, 4), (2, 4), (4, 3)])
+def test_validation_reads_its_bytes_in_rounds(corpus: str, accumulate: int, rows: int) -> None:
+    """As many batches as cover train.valid_bytes, each of the rows that a round of training has."""
+    batches = collect_valid(settings(valid_bytes=96, accumulate=accumulate), [corpus], pin_memory=False)
+    assert {len(batch.octets) for batch in batches} == {4 // accumulate}
+    assert sum(len(batch.octets) for batch in batches) == rows
+
+
+@pytest.mark.parametrize(("preset", "kib"), [("nano", 32), ("tiny", 256), ("small", 256), ("300m", 256)])
+def test_presets_validate_on_enough_bytes(preset: str, kib: int, corpus: str, tmp_path: Path) -> None:
+    """Eight batches of 4 x 512 bytes, as it once was, are 16 KiB: too few to tell two models apart."""
+    (tmp_path / "held-out").write_bytes(bytes(400 << 10))
+    named = changed(PRESETS[preset], **{"data.valid_paths": [str(tmp_path / "held-out")]})
+    batches = collect_valid(named, [corpus], pin_memory=False)
+    size = sum(len(batch.octets) for batch in batches) * named.train.seq_len
+    round_bytes = named.train.batch_size // named.train.accumulate * named.train.seq_len
+    assert kib << 10 <= size < (kib << 10) + round_bytes
+
+
+def weights_of(plan: Settings, corpus: str, run: Path) -> str:
+    train(plan, [corpus], run, device="cpu")
+    return weights(run)
+
+
+@pytest.mark.parametrize(("step", "second", "minutes", "expected"), [
+    (0, 0.0, 0.0, 16), (69, 99.0, 0.0, 16), (70, 0.0, 0.0, 64), (90, 41.0, 1.0, 16), (9, 42.0, 1.0, 64),
+])  # fmt: skip
+def test_when_rows_grow(step: int, second: float, minutes: float, expected: int) -> None:
+    plan = TrainConfig(steps=100, minutes=minutes, seq_len=64, first_seq_len=16, grow_at=0.7, warmup=50)
+    assert seq_len_at(plan, step, second) == expected
+    assert seq_len_at(replace(plan, steps=10, minutes=0.0), 20, 0.0) == 16  # still warming up: a longer run's rows
+
+
+def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) -> None:
+    """Rows of 8 bytes for 6 of 12 steps, then of 32, and some that repeat: cut before, at and after the change."""
+    growing = settings(first_seq_len=8, grow_at=0.5, repeat_rows=0.3, repeat_until=0.8)
+    train(growing, [corpus], tmp_path / "whole", device="cpu")
+    for i, cut in enumerate([2, 6, 8]):
+        train(growing, [corpus], tmp_path / "cut", device="cpu", stop_after=cut, resume=i > 0)
+        assert load_model(tmp_path / "cut").trained_length == (32 if cut > 6 else 8)
+    train(growing, [], tmp_path / "cut", device="cpu", resume=True)
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert weights(tmp_path / "cut") != weights_of(settings(), corpus, tmp_path / "plain")
+    assert {line["bytes_seen"] // line["step"] for line in lines(tmp_path / "whole") if line["step"]} == {4 * 32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "longer"),
+    [
+        ({"first_seq_len": 8, "grow_at": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"head_schedule": "anneal", "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"repeat_rows": 0.3, "repeat_until": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"first_seq_len": 8, "grow_at": 0.01, "minutes": 0.01}, {"minutes": 0.02}),
+    ],
+    ids=["rows", "heads", "repeats", "minutes"],
+)
+def test_a_prolonged_run_keeps_long_rows_and_tells(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], longer: dict[str, Any]
+) -> None:
+    """12 steps are 9 of short rows where there are to be 24 in all; the rate is the same to step 9 in both."""
+    short = settings(**changes)
+    done = train(short, [corpus], tmp_path / "run", device="cpu", stop_after=0 if short.train.minutes else 8).state
+    capsys.readouterr()
+    plan = changed(short, **{f"train.{name}": value for name, value in longer.items()})
+    state = train(plan, [], tmp_path / "run", device="cpu", resume=True, stop_after=done.step + 1).state
+    assert (state.seq_len, state.step) == (32, done.step + 1)
+    assert "followed the schedule of the old" in capsys.readouterr().err
+
+
+def test_passes_over_the_data_are_counted_across_rows_that_grow(corpus: str, tmp_path: Path) -> None:
+    plan = settings(first_seq_len=8, grow_at=0.5, steps=300, valid_every=0, checkpoint_every=300, log_every=1)
+    train(plan, [corpus], tmp_path / "run", device="cpu", stop_after=200)
+    train(plan, [], tmp_path / "run", device="cpu", resume=True)
+    epochs = [line["epoch"] for line in lines(tmp_path / "run") if line["split"] == "train"]
+    assert epochs == sorted(epochs) and epochs[149] > 0
+    assert epochs[150] == epochs[149] and epochs[-1] > epochs[150]
+
+
+def test_short_rows_are_validated_with_a_window_of_their_length(corpus: str, tmp_path: Path) -> None:
+    """And are not compared with what the model can do once it has seen longer ones."""
+    growing = settings(first_seq_len=8, grow_at=0.5, valid_every=3)
+    train(growing, [corpus], tmp_path / "run", device="cpu")
+    valid = {line["step"]: line["bpb_per_head"] for line in lines(tmp_path / "run") if line["split"] == "valid"}
+    train(growing, [corpus], tmp_path / "short", device="cpu", stop_after=3)
+    model = load_model(tmp_path / "short")
+    rows = collect_valid(growing, [corpus], pin_memory=False)
+
+    def bits(window: int) -> list[float]:
+        layouts = [model.layout(len(x.ids), growing.train.seq_len, x.document_ids, window) for x in rows]
+        losses = [evaluate(model, x.ids, x.document_ids, there) for x, there in zip(rows, layouts, strict=True)]
+        return reduce(add, losses).bits_per_byte
+
+    assert valid[3] == pytest.approx(bits(8)) and valid[3] != pytest.approx(bits(0))
+    assert best(tmp_path / "short") is None and best(tmp_path / "run") is not None
