@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from bytemtp.common.cli import parse, run_main, with_texts_marked
+from bytemtp.common.cli import parse, run_main, unmarked, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
@@ -153,8 +153,8 @@ def step_flops(settings: Settings) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     words = with_texts_marked(Command, sys.argv[1:] if arguments is None else arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", nargs="?")
-    first.add_argument("--preset", nargs="?", default=DEFAULT_PRESET)
+    first.add_argument("--config", nargs="?", type=unmarked)
+    first.add_argument("--preset", nargs="?", type=unmarked, default=DEFAULT_PRESET)
     asked, _ = first.parse_known_args(words)
     base = preset(asked.preset)
     if asked.config:

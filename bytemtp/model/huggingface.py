@@ -21,6 +21,7 @@ Try:  python -m bytemtp.export RUN --out DIR --check
 import json
 import random
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,10 @@ def export(model: ByteMTP, folder: Path) -> None:
         (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)  # safetensors makes it private
         for path in [*partial.iterdir(), partial]:
             sync(path)
-        partial.replace(folder)
+        partial.replace(folder.resolve())
     except (OSError, SafetensorError) as error:
-        remove_folder(partial)
+        with suppress(OSError):
+            remove_folder(partial)
         raise UserError(f"cannot write {folder}: {error}") from error
 
 

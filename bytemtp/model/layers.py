@@ -103,10 +103,14 @@ class Block(nn.Module):
         return x + self.ffn_out(F.silu(gate) * up)
 
 
+SHAPES = 64
+"""Most that one function is compiled for: heads come in groups of many sizes, and rows grow."""
+
+
 @cache
 def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile for one fixed shape, shared by all layers (compiling for any shape would be slower)."""
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function, dynamic=False, recompile_limit=SHAPES)  # type: ignore[call-overload]
 
 
 def rope_at(positions: Int[Tensor, "*s"], head_dim: int, theta: float, dtype: torch.dtype) -> Rope:

@@ -42,7 +42,7 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
     left_out = f"; left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
     log(f"data: {len(sources):,} files in {', '.join(paths)}{left_out}")
     for pattern in set(settings.data.exclude) - skip_log.left_out.keys():
-        log(f"warning: no file or folder matches {pattern!r} of data.exclude")
+        log(f"{pattern!r} of data.exclude leaves out no file or folder by itself (members of archives are told later)")
     if settings.data.valid_paths:
         _check_valid_paths(settings.data.valid_paths, sources)
 

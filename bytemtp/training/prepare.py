@@ -10,7 +10,7 @@ from typing import Any
 from bytemtp.common.files import write_output, writing
 from bytemtp.common.settings import Settings, load_settings, to_toml
 from bytemtp.data.sources import absolute
-from bytemtp.training.batches import check_paths, try_corpus, with_steps_of_epochs, with_sweeps
+from bytemtp.training.batches import check_paths, seq_len_at, try_corpus, with_steps_of_epochs, with_sweeps
 from bytemtp.training.corpus import files_of, has_moved, write_files
 from bytemtp.training.distributed import job
 from bytemtp.training.resume import check_resumable, goes_on, warn_if_elsewhere, with_absolute_paths
@@ -66,6 +66,8 @@ def write_down(
 def begin(run: Path, settings: Settings, paths: Sequence[str], *, resume: bool, overwrite: bool) -> Settings:
     """Tidy up the run, or take the place of an old one once the corpus has shown that it can be read.
 
+    It has to fill a row of full length, too, if rows are shorter at first: better told now than in mid-run.
+
     Returns the settings with the size of the corpus in.
     """
     claim(run, resume=resume, overwrite=overwrite and not resume)  # another process may have been there meanwhile
@@ -76,7 +78,7 @@ def begin(run: Path, settings: Settings, paths: Sequence[str], *, resume: bool, 
     check_outside(run, [*paths, *settings.data.valid_paths])
     with incoming(run, paths, settings.data) as now:
         settings = with_steps_of_epochs(with_sweeps(settings, now), now)
-        if (run / "config.toml").exists():
+        if (run / "config.toml").exists() or seq_len_at(settings.train, 0, 0.0) < settings.train.seq_len:
             try_corpus(settings, now)
     with writing(run):
         clear(run)

@@ -28,27 +28,32 @@ SHORTEST = 3
 
 
 def repeating_rows(train: TrainConfig, rows: int, done: float) -> int:
-    """How many of a micro-batch's rows repeat when the share `done` of the run is over."""
-    return rows_of(rows, train.repeat_rows) if train.repeat_rows and done < train.repeat_until else 0
+    """How many of a batch's rows repeat when the share `done` of the run is over; never all of them."""
+    repeats = train.repeat_rows > 0 and done < train.repeat_until
+    return min(rows - 1, rows_of(rows, train.repeat_rows)) if repeats else 0
 
 
 def with_repeats(batch: Batch, count: int, parts: int, seed: tuple[int, int], world: World = ALONE) -> Batch:
-    """The batch with rows that repeat themselves in place of the last ones of each micro-batch.
+    """The batch with rows that repeat themselves in place of the last ones of its micro-batches.
 
     The last ones, since heads 2 to n learn from the first (`train.far_rows`).
-    count: rows of a micro-batch of all processes.  parts: micro-batches.  seed: of the run, and the step.
+    count: rows of the batch of all processes.  parts: micro-batches.  seed: of the run, and the step.
     Processes make of their shares what one makes of the whole.
     """
     rows, width = batch.octets.shape
-    numbers = np.arange(world.rank, rows * world.size, world.size)  # of the rows in the whole batch
+    numbers = torch.arange(world.rank, rows * world.size, world.size)  # of the rows in the whole batch
     size = rows * world.size // parts
-    chosen = torch.from_numpy(numbers % size >= size - count)
-    places = torch.from_numpy(repeating_places(rows * world.size, width, seed)[numbers])
-    octets = torch.where(chosen[:, None], batch.octets.gather(1, places), batch.octets)
+    turn = (size - 1 - numbers % size) * parts + numbers // size  # one row of each micro-batch after another
+    chosen = turn < count
+    places = torch.from_numpy(repeating_places(count, width, seed))[turn[chosen]]
+    octets = batch.octets.clone()
+    octets[chosen] = octets[chosen].gather(1, places)
     octets[chosen, 0] = 0
     begins = F.pad(chosen.nonzero(), (0, 1))  # in column 0
-    kept = batch.eots[~chosen[batch.eots[:, 0]]]
-    return replace(batch, octets=octets, eots=torch.cat([kept, begins]))
+    eots = torch.cat([batch.eots[~chosen[batch.eots[:, 0]]], begins])
+    if batch.octets.is_pinned():  # else a CUDA device would be waited for
+        octets, eots = octets.pin_memory(), eots.pin_memory()
+    return replace(batch, octets=octets, eots=eots)
 
 
 def repeating_places(rows: int, width: int, seed: tuple[int, int]) -> Int64[np.ndarray, "b w"]:

@@ -46,8 +46,9 @@ MAY_CHANGE = frozenset(
         "parallel",
         "shards",
     )
-) | {"data.on_change"}
-"""Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes."""
+) | {"data.on_change", "data.on_corrupt"}
+"""Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes.  (What a
+damaged file would have added to it, nobody knows.)"""
 
 
 def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
@@ -88,6 +89,8 @@ def with_new_length(run: Path, old: TrainConfig, new: Settings, paths: Sequence[
     """Other `train.epochs` become steps anew; the same ones keep the steps that they have become."""
     if new.train.epochs != old.epochs:
         return with_steps_of_epochs(new, on_disk(paths, run))
+    if new.train.minutes and new.train.steps != old.steps:
+        log(f"the run ends by train.minutes {new.train.minutes:g}; to go by train.steps, set train.minutes to 0, too")
     if old.epochs and new.train.steps != old.steps:
         log(f"train.steps stays {old.steps}, by train.epochs {old.epochs}; to change it, set train.epochs to 0, too")
         return changed(new, **{"train.steps": old.steps})

@@ -63,7 +63,7 @@ def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
 
 def check_outside(run: Path, paths: Sequence[str]) -> None:
     """UserError if a PATH lies in the run folder, which is to be cleared."""
-    for path in paths:
+    for path in (path for path in paths if path != STANDARD_INPUT and "://" not in path):
         if run.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
             raise UserError(
                 f"{path} lies in --out {run}, which is to be written; copy it elsewhere, or choose another --out"
@@ -162,4 +162,5 @@ def _ours(run: Path) -> set[Path]:
 
 def _strangers(run: Path) -> list[str]:
     """What is not left of a run that has no config.toml, because a kill came before that was written."""
-    return sorted(path.name for path in run.iterdir() if path.name != LOCK and not path.name.endswith(PARTIAL))
+    ours = {run / LOCK, *run.glob("*" + PARTIAL), *run.glob("stdin.bytes*")}
+    return sorted(path.name for path in run.iterdir() if path not in ours)

@@ -115,11 +115,8 @@ def train(
             settings = choose(settings, model, place)
             moved, files = world.share(lambda: write_down(settings, run, info, facts(model, world.size), resume=resume))
             corpus = on_disk(info["paths"], run)
-            with Trainer(settings, corpus, run, model, sample, world, moved=moved) as trainer:
-                outcome = trainer.run(stop_after)
-            if world.is_first:
-                write_files(run, files)  # of a resumed run only now, when the newest checkpoint is one of these files
-            return outcome
+            with Trainer(settings, corpus, run, model, sample, world, files=files, moved=moved) as trainer:
+                return trainer.run(stop_after)
 
 
 class Trainer:
@@ -134,9 +131,12 @@ class Trainer:
         sample: Sampler | None,
         world: World = ALONE,
         *,
+        files: Sequence[bytes] = (),
         moved: bool = False,
     ) -> None:
-        """moved: the place in the data where the run stopped is none any more; go on with the next epoch."""
+        """files: what is trained on (`bytemtp.training.corpus`), to be written down beside the first checkpoint of it.
+        moved: the place in the data where the run stopped is none any more; go on with the next epoch.
+        """
         self.settings, self.paths, self.folder, self.model, self.world = settings, paths, run, model, world
         self.sample = sample if world.is_first and not is_split(model) else None
         self.train = settings.train
@@ -144,6 +144,7 @@ class Trainer:
         self.optimizer = Optimizers(model, self.train, world)
         self.state = self._restore()
         world.check_agreed("the newest checkpoint at step", self.state.step)
+        self.files, self.first_step = files, self.state.step
         if moved and self.state.cursor is not None:
             self.state = replace(self.state, cursor=asdict(Cursor(**self.state.cursor).next_epoch()))
         self.unlogged = _unpack(self.state.unlogged, model.device)
@@ -243,13 +244,14 @@ class Trainer:
 
     def _with_repeats(self, batch: Batch) -> Batch:
         """The batch with the rows that repeat themselves at this step."""
-        step, accumulate = self.state.step, self.train.accumulate
-        rows = len(batch.octets) * self.world.size // accumulate
+        step, rows = self.state.step, len(batch.octets) * self.world.size
         count = repeating_rows(self.train, rows, share_done(self.train, step, self.state.elapsed_s))
         if count != self.repeating:
             self.repeating = count
-            self.progress.say(f"{count * accumulate} rows of a batch repeat random bytes from step {step + 1} on")
-        return with_repeats(batch, count, accumulate, (self.train.seed, step), self.world) if count else batch
+            self.progress.say(f"{count} rows of a batch repeat random bytes from step {step + 1} on")
+        return (
+            with_repeats(batch, count, self.train.accumulate, (self.train.seed, step), self.world) if count else batch
+        )
 
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds; losses of this process's rows."""
@@ -399,7 +401,11 @@ class Trainer:
         if not self.world.is_first:
             return step_folder(self.folder, self.state.step)
         state = replace(self.state, unlogged=unlogged, elapsed_s=time.monotonic() - self._started)
-        return save(self.folder, state, whole, whole, self.train.keep_checkpoints)
+        folder = save(self.folder, state, whole, whole, self.train.keep_checkpoints)
+        if self.files and self.state.step > self.first_step:  # else the newest checkpoint is still one of the old files
+            write_files(self.folder, self.files)
+            self.files = ()
+        return folder
 
     def _restore(self) -> TrainState:
         folder = find_latest(self.folder)

@@ -34,7 +34,7 @@ from bytemtp.training.interrupts import Interrupts
 from bytemtp.training.loss import evaluate
 from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.progress import drop_lines_after
-from bytemtp.training.run_folder import locked
+from bytemtp.training.run_folder import check_outside, locked
 from bytemtp.training.trainer import train
 
 SETTINGS = Settings(
@@ -128,6 +128,22 @@ def test_a_folder_that_is_no_run_is_left_alone(corpus: str, tmp_path: Path, name
     with pytest.raises(UserError, match=rf"holds files that are not a run \({name.partition('/')[0]}\)"):
         train(SETTINGS, [corpus], tmp_path / "mine", device="cpu", overwrite=overwrite)
     assert mine.read_text() == 'title = "of another program"'
+
+
+def test_standard_input_that_a_kill_left_behind_is_no_stranger(corpus: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/stdin.bytes.gz").write_bytes(b"")
+    train(changed(SETTINGS, **{"train.steps": 1}), [corpus], tmp_path / "run", device="cpu")
+    assert load_model(tmp_path / "run") and not (tmp_path / "run/stdin.bytes.gz").exists()
+
+
+@pytest.mark.parametrize("path", ["-", "s3://bucket/key"])
+def test_what_is_no_file_does_not_lie_in_the_run(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`train - --out .` was refused: a file "-" would lie there."""
+    monkeypatch.chdir(tmp_path)
+    check_outside(Path(), [path])
+    with pytest.raises(UserError, match=r"a\.txt lies in --out \., which is to be written"):
+        check_outside(Path(), ["a.txt"])
 
 
 def test_a_run_that_lost_its_pointer_is_not_replaced_unasked(corpus: str, stopped: Path) -> None:
@@ -368,7 +384,7 @@ def test_a_run_in_use_is_left_alone(corpus: str, stopped: Path) -> None:
 def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = f"""
 import pathlib, time
-from bytemtp.training.run_folder import locked
+from bytemtp.training.run_folder import check_outside, locked
 with locked(pathlib.Path({str(tmp_path)!r})):
     print(flush=True)
     time.sleep(60)
