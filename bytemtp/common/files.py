@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
@@ -97,7 +98,13 @@ def cache_folder() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bytemtp"
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="bytemtp-"))
+    return folder if os.access(folder, os.W_OK) else _instead()
+
+
+@cache
+def _instead() -> Path:
+    """One for the whole process: what is measured in it has to be found again, else equal draws may differ."""
+    return Path(tempfile.mkdtemp(prefix="bytemtp-"))
 
 
 def remove_folder(path: Path) -> None:

@@ -99,13 +99,17 @@ class Habit:
         return self.pays() or self.rested >= self.rest
 
     def learn(self, gain: float | None) -> None:
-        """What a pass with it brought; None: a pass was without it.  If it pays after a rest, the past is forgotten."""
+        """What a pass with it brought; None: a pass was without it.
+
+        If it pays after a rest, the past is forgotten; but not more is staked than it has won since: at temperatures
+        above 0 a try that brings nothing in the long run is lucky now and then.
+        """
         if gain is None:
             self.rested += 1
             return
         if self.rested >= self.rest:
             if gain > 0:
-                self.gain, self.rest = Mean(UNTRIED), FIRST_REST
+                self.gain, self.rest = Mean(0.0), FIRST_REST
             else:
                 self.rest = min(2 * self.rest, LONGEST_REST)
         self.gain.add(gain)

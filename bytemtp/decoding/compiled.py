@@ -122,7 +122,7 @@ class CompiledLoop(VerifyLoop):
         there = LoopRow(
             **{name: address(getattr(place, name)) for name in ("ids", "laws", "decided", "passes")},
             start=self.start[slot],
-            left=row.left,
+            left=min(row.left, 1 << 62),  # of C++, an int64
             temperature=row.rule.temperature,
             depth=tree.depth,
             drafts=len(drafts),

@@ -26,6 +26,7 @@ from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.engines.native.choices import CompiledJunk
+from bytemtp.decoding.engines.native.library import library
 from bytemtp.decoding.engines.recorded import RecordedEngine
 from bytemtp.decoding.engines.select import ENGINES, engine_kind
 from bytemtp.decoding.loop import Drafting, VerifyLoop
@@ -68,7 +69,10 @@ def costs_of(
         path.unlink(missing_ok=True)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return Costs(tuple(map(float, known["passes"])), *(float(known[name]) for name in ("heads", "head", "look")))
+        costs = Costs(tuple(map(float, known["passes"])), *(float(known[name]) for name in ("heads", "head", "look")))
+        if not (len(costs.passes) == 1 + DRAFTS[-1] and min(costs.passes) > 0):
+            raise ValueError
+        return costs
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: both are mended by measuring
         # To compile passes on a CPU would take longer than it is worth.
         is_compiled = kind is RecordedEngine and model.device.type == "cpu"
@@ -83,6 +87,8 @@ def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: 
     where = [str(model.device), torch.get_num_threads(), platform.node(), platform.machine(), torch.__version__]
     if model.device.type == "cuda":
         where.append(torch.cuda.get_device_name(model.device))
+    if engine == "native":
+        where.append(library().name)  # that of its file: of the code, the compiler and the processor
     what = [
         METHOD,
         asdict(model.config),
@@ -106,13 +112,13 @@ def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: Corp
     kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
     begun = time.perf_counter()
     rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
-    texts: list[Row] = [Endless(prompt, number, 1 << 20, rule, 0, (), False) for number in range(rows)]
+    texts: list[Row] = [Endless(prompt, number, 1 << 17, rule, 0, (), False) for number in range(rows)]
     longest = Drafting(chain(heads - 1), copied=most)
     loop = loop_kind(engine, model, texts, longest)(model, texts, longest, engine=engine)
     passes, times = loop.passes(), list[list[float]]()
-    while len(times) < 2 or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
+    while not times or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
         times.append([seconds_a_pass(loop, passes, kind) for kind in kinds])
-    typical = np.median(times[1:], axis=0) / rows  # the first round warms caches
+    typical = np.median(times[1:] or times, axis=0) / rows  # the first round warms caches
     # More drafts are never cheaper: where it seems so, the passes with fewer were interrupted.
     copying = np.minimum.accumulate(typical[: len(DRAFTS)][::-1])[::-1]
     every = np.interp(np.arange(1 + most), DRAFTS, copying)
@@ -155,7 +161,8 @@ def seconds_a_pass(loop: VerifyLoop, passes: Iterator[None], drafting: Drafting)
     next(passes)  # drafts for the next one
     times = list[float]()
     for _ in range(max(2, PASSES // loop.burst)):
-        begun, before = clock(), loop.rows[0].passes
+        begun, wall, before = clock(), time.perf_counter(), loop.rows[0].passes
         next(passes)
-        times.append((clock() - begun) / (loop.rows[0].passes - before))
+        spent = clock() - begun or time.perf_counter() - wall  # some systems count a thread's time in ticks
+        times.append(spent / (loop.rows[0].passes - before))
     return min(times)

@@ -15,6 +15,7 @@ from itertools import product
 import numpy as np
 
 from bytemtp.common.vocab import EOT
+from bytemtp.decoding.corpus_index import same
 from bytemtp.decoding.engines.select import window_of
 from bytemtp.decoding.generate import Generation
 from bytemtp.decoding.judge import Float64Judge
@@ -52,18 +53,12 @@ def divergence(
     if one.data == other.data:
         return None
     pairs = product(_decided(one, stop), _decided(other, stop))
-    place, common = max((shared(a, b), a) for a, b in pairs)
+    place, common = max((same(a, b), a) for a, b in pairs)
     ids = np.array([EOT, *prompt, *common[:place]])
     logits = Float64Judge(model, window_of(model) or len(ids)).logits(ids)
     allowed = legal(state_after(prompt + common[:place])) if utf8 else None
     _, (lead,) = top_two(masked(logits, allowed)[None])
     return Divergence(place, lead)
-
-
-def shared(one: bytes, other: bytes) -> int:
-    """Length of the longest common beginning."""
-    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))
 
 
 def _decided(out: Generation, stop: Sequence[bytes]) -> list[bytes]:

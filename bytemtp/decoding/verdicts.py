@@ -6,6 +6,7 @@ Shapes:  c places: 0 is behind the decided ids, the others behind the drafts; v 
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import VOCAB_SIZE
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import NUMPY, Draws, masked, top_two
@@ -15,12 +16,19 @@ MARGIN = 2e-5
 float32 errs in proportion to, on our models by a tenth of this at most (a test measures it)."""
 
 
+def check_finite(logits: Float32[np.ndarray, "c v"]) -> None:
+    """UserError unless all are."""
+    if not np.isfinite(logits[:, :VOCAB_SIZE]).all():
+        raise UserError("the model's logits are not finite: its weights are damaged; use another checkpoint")
+
+
 class Verdicts:
     """What head 1 says after a row's decided ids (place 0), and after each of its drafts."""
 
     def __init__(self, row: Row, logits: Float32[np.ndarray, "c v"], draws: Draws = NUMPY) -> None:
         self.row, self.logits = row, logits
         self.greedy = row.rule.temperature == 0
+        check_finite(logits)
         if row.utf8_state is not None:
             return
         if self.greedy:

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from bytemtp.common.files import cache_folder
+
 WRITERS = """
 import os, sys
 from pathlib import Path
@@ -26,6 +30,13 @@ def test_processes_may_write_one_file_at_a_time(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", WRITERS, tmp_path / "settings.json"]).returncode == 0
     assert (tmp_path / "settings.json").read_text() in [1000 * letter for letter in "abcd"]
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_what_cannot_be_kept_is_kept_for_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that cannot be written, each call once had a new temporary folder, and costs were measured anew."""
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cache_folder() == cache_folder() != tmp_path / "file/bytemtp"
 
 
 def test_a_full_disk_behind_standard_output_is_told() -> None:

@@ -1,13 +1,18 @@
 """Modes "copy" and "auto": nothing but the speed changes, and by the table of costs the choice is hardly ever wrong."""
 
+import copy
+import json
 import math
+from itertools import islice, product
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loop import ENGINES, TOPOLOGIES, model_for
 
+from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding import costs as costs_module
 from bytemtp.decoding.chains import AutoChain, CopiedChain
@@ -15,7 +20,7 @@ from bytemtp.decoding.chooser import FIRST_REST, LONGEST_REST, Chooser, Costs
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.corpus_index import CorpusIndex, write_index
 from bytemtp.decoding.costs import costs_of
-from bytemtp.decoding.generate import Options, generate, generate_batch
+from bytemtp.decoding.generate import Options, generate, generate_batch, generate_stream
 from bytemtp.decoding.loop import COPIED
 from bytemtp.decoding.sampling import Rule
 from bytemtp.index import main
@@ -62,6 +67,26 @@ def test_copies_write_the_bytes_of_plain_greedy_decoding(
     fast = generate(model, prompt, max_bytes, mode=mode, heads=heads, engine=engine)
     assert (fast.data, fast.stats["stopped_by"]) == (plain.data, plain.stats["stopped_by"])
     assert fast.stats["forwards"] <= plain.stats["forwards"]
+
+
+@pytest.mark.parametrize("mode", ["copy", "auto", "speculative"])
+def test_more_bytes_than_c_counts(table, mode):
+    """As `left` of C++ they were negative, and so were drafts."""
+    table["now"] = COSTS[sorted(COSTS)[0]]
+    model, prompt = model_for("replicated", window=6), b"abcabdabc"
+    without_end = generate_stream(model, prompt, 1 << 70, mode=mode)
+    found = b"".join(islice(without_end, 5))
+    assert found and generate(model, prompt, len(found)).data == found
+
+
+def test_logits_that_are_not_finite_are_told():
+    """They gave bytes of 0, or a ValueError about a byte of 263."""
+    model = copy.deepcopy(model_for("replicated"))
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
+    for temperature, mode, engine in product([0.0, 1.0], ["ar", "speculative"], ["native", "torch"]):
+        with pytest.raises(UserError, match="logits are not finite: its weights are damaged; use another checkpoint"):
+            generate(model, b"a", 4, mode=mode, temperature=temperature, engine=engine)
 
 
 @settings(max_examples=20)
@@ -184,6 +209,20 @@ def test_heads_that_rest_are_tried_again_and_return():
     assert all(after_pass(chooser, 3) for _ in range(100))
 
 
+def test_one_lucky_try_is_not_believed_for_long():
+    """Each once brought back the trust of the start, four bytes, and was often the only one."""
+    chooser = Chooser(Copies(), STEEP, 3, may_rest=True)
+    while after_pass(chooser, 0):
+        pass
+    while not after_pass(chooser, 0):
+        pass
+    passes = 0
+    accepted = 2  # three drafts cost one byte or little more
+    while after_pass(chooser, accepted):
+        passes, accepted = passes + 1, 0
+    assert passes <= 2
+
+
 def test_heads_with_caches_are_given_up_for_good():
     chooser = Chooser(Copies(), STEEP, 3, may_rest=False)
     assert chooser.follows
@@ -231,9 +270,17 @@ def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
     write_index(tmp_path / "index", [b"abcabc"])
     costs_of(model, 1, "auto", index=CorpusIndex(tmp_path / "index"))
     assert len(measured) == 6
-    for file in (tmp_path / "bytemtp").glob("pass-costs-*"):
-        file.write_text("{")
-    assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == 7
+    zeros = {"passes": [0.0] * len(first.passes), "heads": 0.0, "head": 0.0, "look": 0.0}
+    for times, damaged in enumerate(("{", json.dumps(zeros), json.dumps(zeros | {"passes": [1.0]})), 7):
+        for file in (tmp_path / "bytemtp").glob("pass-costs-*"):
+            file.write_text(damaged)
+        assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == times
+
+
+def test_time_that_advances_by_ticks_is_not_believed(monkeypatch):
+    """Some systems count a thread's time in hundredths of a second: all passes cost nothing, and that was kept."""
+    monkeypatch.setattr(costs_module.time, "thread_time", lambda: 0.0)
+    assert min(costs_module.measure(model_for("replicated"), 1, "auto", greedy=True).passes) > 0
 
 
 def test_passes_are_timed_in_texts_that_do_not_end():

@@ -19,7 +19,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.coding import codec, container, laws
 from bytemtp.decoding.coding.codec import decode, encode
-from bytemtp.decoding.coding.container import NUMBER, header_for, pack, sealed, unpack
+from bytemtp.decoding.coding.container import MOST, NUMBER, ROWS, header_for, pack, sealed, unpack
 from bytemtp.decoding.coding.laws import TOTAL, Reading, Writing, counts_of
 from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.decoding.generate import generate
@@ -219,6 +219,15 @@ def test_what_is_cut_off_or_behind_the_end_is_told():
     for wrong in (*(compressed[:size] for size in range(len(compressed))), compressed + b"\0", compressed * 2):
         with pytest.raises(UserError, match=r"^the compressed data (is damaged or cut off|is no compressed file)"):
             bytemtp.decompress(MODEL, wrong)
+
+
+@pytest.mark.parametrize("field", ["rows", "segment"])
+def test_no_more_is_decoded_than_a_block_can_hold(field):
+    """Some forty bytes could claim four gigabytes, and they were decoded before the checksum was looked at."""
+    header, blocks = unpack(compressed_text(), "")
+    larger = replace(header, **{field: {"rows": ROWS, "segment": MOST}[field] + 1})
+    with pytest.raises(UserError, match="is damaged or cut off"):
+        unpack(pack(larger, blocks), "it")
 
 
 @settings(max_examples=100)

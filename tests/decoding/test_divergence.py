@@ -8,7 +8,7 @@ import torch
 
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding.divergence import Divergence, divergence, shared
+from bytemtp.decoding.divergence import Divergence, divergence
 from bytemtp.decoding.generate import Generation, generate_batch
 from bytemtp.decoding.utf8 import legal, state_after
 from bytemtp.generate.__main__ import comparison
@@ -87,10 +87,6 @@ def test_command_and_page_say_the_same():
     assert f"Identical: <strong>no</strong>, {detail}." in page(b"", fast, plain=plain, difference=found)
     assert comparison(plain, plain, None, greedy=True).splitlines()[-1] == "identical: yes"
     assert "identical" not in comparison(plain, fast, None, greedy=False)
-
-
-def test_shared_is_the_longest_common_beginning():
-    assert [shared(b"abc", other) for other in (b"abd", b"ab", b"", b"xbc", b"abcd")] == [2, 2, 0, 0, 3]
 
 
 def test_bfloat16_parts_only_where_it_cannot_tell(model):

@@ -93,7 +93,7 @@ def unpack(data: bytes, name: str) -> tuple[Header, list[Block]]:
     _, version, kind, rows, digest, segment, length = FIXED.unpack_from(content)
     if version != VERSION:
         raise UserError(f"{name} has version {version}, and this bytemtp reads version {VERSION}; use a newer bytemtp")
-    if not (kind < len(ARITHMETIC) and rows and segment):
+    if not (kind < len(ARITHMETIC) and 0 < rows <= ROWS and 0 < segment <= MOST):
         raise damaged
     header, reader = Header(ARITHMETIC[kind], rows, digest, segment, length), Reader(content, FIXED.size)
     try:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from bytemtp.common.errors import UserError
+from bytemtp.decoding.verdicts import check_finite
 
 BYTES = 256
 TOTAL = 1 << 24
@@ -34,9 +35,8 @@ def counts_of(logits: Float32[np.ndarray, "c v"]) -> Int64[np.ndarray, "c 256"]:
     EOT and the padding get none.  What rounding leaves over goes to the likeliest byte.  UserError for logits that are
     not finite.
     """
+    check_finite(logits)
     x = np.ascontiguousarray(logits[:, :BYTES], np.float64)
-    if not np.isfinite(x).all():
-        raise UserError("the model's logits are not finite: its weights are damaged; use another checkpoint")
     shares = (np.exp(x - x.max(1, keepdims=True)) * FINE).astype(np.int64)
     counts = 1 + shares * (TOTAL - BYTES) // shares.sum(1, keepdims=True)
     counts[np.arange(len(counts)), counts.argmax(1)] += TOTAL - counts.sum(1)

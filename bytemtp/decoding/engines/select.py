@@ -3,13 +3,15 @@
 make_engine("auto", model, rows=1, capacity=512)
 """
 
+from functools import cache
+
 import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.decoding.engines.engine import Engine
 from bytemtp.decoding.engines.native.engine import NativeEngine, supports
-from bytemtp.decoding.engines.native.library import compiler
+from bytemtp.decoding.engines.native.library import library
 from bytemtp.decoding.engines.recorded import RecordedEngine, doubled
 from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.model.model import ByteMTP
@@ -31,18 +33,28 @@ def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: in
 
 
 def engine_kind(choice: str, model: ByteMTP) -> type[NativeEngine] | type[TensorEngine]:
-    """What "auto" is on this model's device: recorded passes on CUDA, else native ones, and if there is no compiler
-    (said) tensor operations.  UserError if the native engine is asked for and cannot be had."""
+    """What "auto" is on this model's device: recorded passes on CUDA, else native ones, and where these cannot be
+    compiled (said) tensor operations.  UserError if the native engine is asked for and cannot be had."""
     if choice == "recorded" or (choice == "auto" and model.device.type == "cuda"):
         if model.dtype == torch.int8:
             raise UserError("int8 is decoded by the engines native, on the CPU, and torch; choose one with --engine")
         return RecordedEngine
-    if choice == "auto" and supports(model) and compiler() is None:
-        log("no C++ compiler (c++, g++ or clang++) was found: decoding by tensor operations, several times slower")
+    if choice == "auto" and supports(model) and not native_works():
         choice = "torch"
     if choice == "native" and not supports(model):
         raise UserError("the native engine runs float32 models on the CPU whose width is a multiple of 16; use torch")
     return NativeEngine if choice != "torch" and supports(model) else TensorEngine
+
+
+@cache
+def native_works() -> bool:
+    """Whether the native engine can be compiled and loaded; if not, why is said once."""
+    try:
+        library()
+    except UserError as error:
+        log(f"{str(error).partition('; ')[0]}: decoding by tensor operations, several times slower")
+        return False
+    return True
 
 
 def window_of(model: ByteMTP) -> int:

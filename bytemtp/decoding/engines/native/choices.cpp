@@ -213,7 +213,7 @@ struct Habit {
   bool is_due() const { return pays() || rested >= rest; }
   void rested_once() { rested++; }
   void learn(double value) {
-    if (rested >= rest && value > 0) gain = Mean(UNTRIED), rest = FIRST_REST;
+    if (rested >= rest && value > 0) gain = Mean(0), rest = FIRST_REST;
     else if (rested >= rest) rest = std::min(2 * rest, LONGEST_REST);
     gain.add(value);
     rested = 0;

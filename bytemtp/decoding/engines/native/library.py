@@ -29,6 +29,9 @@ OTHERS = [SOURCE.with_name(name) for name in ("draws.cpp", "choices.cpp", "loop.
 FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 PROCESSOR = ("-march=native",) if platform.machine() in ("x86_64", "AMD64") else ("-mcpu=native",)
 """What the code may use.  step.cpp takes the widest vectors among it."""
+GCC = ("--param=avoid-fma-max-bits=0",)
+"""Without it, GCC leaves products and sums apart where they are a loop's only chain, on some processors, and fuses them
+elsewhere: then a pass over one id has other bits than one over several."""
 
 
 # What step.cpp and loop.cpp have as well.  `check_layout` compares when the library is loaded.
@@ -118,6 +121,8 @@ STRUCTURES = {"layout": (Shape, Layer, Tokens, Pass, Chunk), "loop_layout": (Loo
 class Library:
     """The compiled functions, and the widths that they were compiled with."""
 
+    name: str
+    """of the file, which differs wherever its code does"""
     functions: ctypes.CDLL
     lanes: int
     """floats of a vector"""
@@ -137,11 +142,15 @@ def library() -> Library:
     program = compiler()
     if program is None:
         raise UserError("no C++ compiler (c++, g++ or clang++) was found; install one, or decode with --engine torch")
-    command = [program, *FLAGS, *PROCESSOR]
+    command = [program, *FLAGS, *PROCESSOR, *(GCC if b"__clang__" not in _macros([program]) else ())]
     path = cache_folder() / f"step-{_fingerprint(command)}.so"
     if not path.exists():
         _compile(command, path)
-    lib = ctypes.CDLL(str(path))
+    try:
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:  # cut off by a power failure, or in a folder where nothing may be executed
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be loaded ({error}); try again, or decode with --engine torch") from None
     lanes, panel = check_layout(lib)
     lib.team_new.restype = c_void_p
     lib.team_new.argtypes = [c_int]
@@ -159,7 +168,7 @@ def library() -> Library:
     for name in ("run_stack", "run_side_by_side", "run_product", "verify_chains", "leads", "softmax", "sample_ids"):
         getattr(lib, name).restype = None
     declare_choices(lib)
-    return Library(lib, lanes, panel)
+    return Library(path.name, lib, lanes, panel)
 
 
 def declare_choices(lib: ctypes.CDLL) -> None:
@@ -214,17 +223,11 @@ def _compile(command: list[str], path: Path) -> None:
 
 
 def _fingerprint(command: list[str]) -> str:
-    """Of all that the code depends on: source, flags, compiler, and the processor that "native" means."""
-    version = subprocess.run([command[0], "--version"], capture_output=True).stdout
-    info = Path("/proc/cpuinfo")
-    processor = platform.processor()
-    if info.exists():
-        lines = info.read_text(errors="replace").splitlines()
-        processor = next((line for line in lines if line.startswith(("flags", "Features"))), processor)
-    parts = [
-        *(path.read_bytes() for path in (SOURCE, *OTHERS)),
-        " ".join(command).encode(),
-        version,
-        processor.encode(),
-    ]
+    """Of all that the code depends on: source, flags, compiler, and the processor that it is for."""
+    parts = [*(path.read_bytes() for path in (SOURCE, *OTHERS)), " ".join(command).encode(), _macros(command)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _macros(command: list[str]) -> bytes:
+    """Those that the compiler defines: they tell its version, and what "native" means here."""
+    return subprocess.run([*command, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout
