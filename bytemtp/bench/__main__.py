@@ -195,7 +195,7 @@ class Decode(Benchmark):
     index: tyro.conf.DisallowNone[Path | None] = None
     """file of `python -m bytemtp.index`: modes copy and auto are measured with it, too"""
     dtype: tuple[Dtype, ...] = ("float32",)
-    """arithmetic: float32, bfloat16, or both"""
+    """arithmetic: float32, bfloat16, int8, or several of them"""
     batches: tuple[int, ...] = (1, 4, 16)
     """texts at a time"""
     temperatures: tuple[float, ...] = (0.0, 0.8)
