@@ -45,7 +45,7 @@ PASSES = 6
 ROUNDS = 15
 """Of which the medians count: whole stretches of time are faster or slower than others."""
 ENOUGH = 3.0
-"""Seconds after which no further round is begun; after one, 16 texts had had so few that a look seemed six times as dear."""
+"""Seconds after which no further round is begun.  In one second 16 texts had so few that a look seemed six times as dear."""
 METHOD = 7
 """Raised when passes are measured in another way, or take another time: what is kept is measured anew."""
 
