@@ -12,7 +12,6 @@ import json
 import platform
 import random
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -42,10 +41,10 @@ BEFORE = 192
 """Ids that stand before those passes, as far as the model looks back: what attention costs grows with them."""
 PASSES = 6
 """That are timed in a row, alone or in bursts: other work on the machine interrupts some, and the fastest count."""
-ROUNDS = 15
+ROUNDS = 8
 """Of which the medians count: whole stretches of time are faster or slower than others."""
 ENOUGH = 3.0
-"""Seconds after which no further round is begun.  In one second 16 texts had so few that a look seemed six times as dear."""
+"""Seconds after which no further round is begun.  In one, 16 texts had so few that a look seemed six times as dear."""
 METHOD = 7
 """Raised when passes are measured in another way, or take another time: what is kept is measured anew."""
 
@@ -110,14 +109,15 @@ def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: Corp
     looks = Costs([1.0, *[1e9] * most], heads=0.0, look=-0.5)  # that always pays, and drafts never do
     kinds.append(Drafting(copied=most, costs=looks, index=index))
     kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
-    begun = time.perf_counter()
-    rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
-    texts: list[Row] = [Endless(prompt, number, 1 << 17, rule, 0, (), False) for number in range(rows)]
-    longest = Drafting(chain(heads - 1), copied=most)
-    loop = loop_kind(engine, model, texts, longest)(model, texts, longest, engine=engine)
-    passes, times = loop.passes(), list[list[float]]()
+    begun, longest = time.perf_counter(), Drafting(chain(heads - 1), copied=most)
+    times, bursts = list[list[float]](), [1] * len(kinds)
     while not times or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
-        times.append([seconds_a_pass(loop, passes, kind) for kind in kinds])
+        round_ = []
+        for number, kind in enumerate(kinds):
+            loop = endless(model, rows, engine, longest, greedy=greedy)  # anew, for texts grow meanwhile
+            round_.append(seconds_a_pass(loop, kind, bursts[number]))
+            bursts[number] = loop.burst  # as in decoding: longer where passes are short
+        times.append(round_)
     typical = np.median(times[1:] or times, axis=0) / rows  # the first round warms caches
     # More drafts are never cheaper: where it seems so, the passes with fewer were interrupted.
     copying = np.minimum.accumulate(typical[: len(DRAFTS)][::-1])[::-1]
@@ -126,6 +126,13 @@ def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: Corp
     one, all_ = [max(0.0, float(x - every[n])) for x, n in zip(by_heads, (1, heads - 1), strict=False)] or (0.0, 0.0)
     each = max(0.0, all_ - one) / max(1, heads - 2)
     return Costs(tuple(every.tolist()), max(0.0, one - each), each, max(0.0, float(look - every[0])))
+
+
+def endless(model: ByteMTP, rows: int, engine: str, drafting: Drafting, *, greedy: bool) -> VerifyLoop:
+    """A loop over texts that do not end, behind BEFORE ids."""
+    rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
+    texts: list[Row] = [Endless(prompt, number, 1 << 17, rule, 0, (), False) for number in range(rows)]
+    return loop_kind(engine, model, texts, drafting)(model, texts, drafting, engine=engine)
 
 
 class Endless(Row):
@@ -148,12 +155,14 @@ class Junk(Copies):
         return count, self.random.randbytes(count)
 
 
-def seconds_a_pass(loop: VerifyLoop, passes: Iterator[None], drafting: Drafting) -> float:
+def seconds_a_pass(loop: VerifyLoop, drafting: Drafting, burst: int) -> float:
     """Of the fastest pass of all rows with such drafts."""
     # Where others have a share of the cores, a pass of milliseconds is always interrupted: the native engine's calling
     # thread, which waits for others by turning, does not count that.  Those of PyTorch and CUDA may sleep.
     clock = time.thread_time if loop.is_compiled else time.perf_counter
-    loop.drafting = drafting
+    passes = loop.passes()
+    next(passes)  # over the prompt
+    loop.drafting, loop.burst = drafting, burst
     loop.trees = [loop.tree(row) for row in loop.rows]
     for tree in loop.trees:
         if isinstance(tree, CopiedChain):
