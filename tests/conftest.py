@@ -61,6 +61,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _passes_are_timed_briefly() -> None:
+    """What a draft costs is not under test, but dozens of models have it measured."""
+    from bytemtp.decoding import costs  # only now: shapes are checked of what is imported after pytest has begun
+
+    costs.ROUNDS = 2
+
+
 @pytest.fixture
 def spoil() -> Callable[..., None]:
     """Make a file of weights one that does not fit: `spoil(path, "shape" | "lack" | "extra", name, extra)`."""
