@@ -12,11 +12,13 @@ import json
 import platform
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from bytemtp.common.files import cache_folder, write_file
 from bytemtp.common.vocab import EOT
@@ -109,16 +111,7 @@ def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: Corp
     looks = Costs([1.0, *[1e9] * most], heads=0.0, look=-0.5)  # that always pays, and drafts never do
     kinds.append(Drafting(copied=most, costs=looks, index=index))
     kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
-    begun, longest = time.perf_counter(), Drafting(chain(heads - 1), copied=most)
-    times, bursts = list[list[float]](), [1] * len(kinds)
-    while not times or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
-        round_ = []
-        for number, kind in enumerate(kinds):
-            loop = endless(model, rows, engine, longest, greedy=greedy)  # anew, for texts grow meanwhile
-            round_.append(seconds_a_pass(loop, kind, bursts[number]))
-            bursts[number] = loop.burst  # as in decoding: longer where passes are short
-        times.append(round_)
-    typical = np.median(times[1:] or times, axis=0) / rows  # the first round warms caches
+    typical = seconds_by_kind(model, rows, engine, kinds, greedy=greedy) / rows
     # More drafts are never cheaper: where it seems so, the passes with fewer were interrupted.
     copying = np.minimum.accumulate(typical[: len(DRAFTS)][::-1])[::-1]
     every = np.interp(np.arange(1 + most), DRAFTS, copying)
@@ -126,6 +119,21 @@ def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: Corp
     one, all_ = [max(0.0, float(x - every[n])) for x, n in zip(by_heads, (1, heads - 1), strict=False)] or (0.0, 0.0)
     each = max(0.0, all_ - one) / max(1, heads - 2)
     return Costs(tuple(every.tolist()), max(0.0, one - each), each, max(0.0, float(look - every[0])))
+
+
+def seconds_by_kind(
+    model: ByteMTP, rows: int, engine: str, kinds: Sequence[Drafting], *, greedy: bool
+) -> Float64[np.ndarray, " kinds"]:
+    """Of a pass of all rows with each kind of drafts: the median of rounds in which all take their turn."""
+    begun, longest = time.perf_counter(), Drafting(chain(model.config.n_future - 1), copied=DRAFTS[-1])
+    times, bursts = list[list[float]](), [1] * len(kinds)
+    while not times or (len(times) < 1 + ROUNDS and time.perf_counter() - begun < ENOUGH):
+        times.append([])
+        for number, kind in enumerate(kinds):
+            loop = endless(model, rows, engine, longest, greedy=greedy)  # anew, for texts grow meanwhile
+            times[-1].append(seconds_a_pass(loop, kind, bursts[number]))
+            bursts[number] = loop.burst  # as in decoding: longer where passes are short
+    return np.median(times[1:] or times, axis=0)  # the first round warms caches
 
 
 def endless(model: ByteMTP, rows: int, engine: str, drafting: Drafting, *, greedy: bool) -> VerifyLoop:

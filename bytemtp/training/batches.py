@@ -74,10 +74,14 @@ def sources_of(settings: Settings, paths: Sequence[str], skip_log: SkipLog) -> l
     return find(paths, skip_log, replace(reading.leave_out, held_out=held_out_paths(data.valid_paths)))
 
 
-def try_corpus(settings: Settings, paths: Sequence[str]) -> None:
-    """UserError unless there is a batch to train on, and one to validate on where that is wanted."""
+def try_training(settings: Settings, paths: Sequence[str]) -> None:
+    """UserError unless there is a batch to train on, of rows of full length."""
     with training_rows(settings, paths, None, seq_len=settings.train.seq_len, pin_memory=False) as rows:
         next(rows)
+
+
+def try_validation(settings: Settings, paths: Sequence[str]) -> None:
+    """UserError unless there is a batch to validate on, where that is wanted."""
     if settings.data.valid_paths or settings.data.valid_fraction:
         with suppress(EmptySplit), _valid_rows(settings, paths, 1, pin_memory=False, world=ALONE) as rows:
             next(rows)

@@ -10,7 +10,14 @@ from typing import Any
 from bytemtp.common.files import write_output, writing
 from bytemtp.common.settings import Settings, load_settings, to_toml
 from bytemtp.data.sources import absolute
-from bytemtp.training.batches import check_paths, seq_len_at, try_corpus, with_steps_of_epochs, with_sweeps
+from bytemtp.training.batches import (
+    check_paths,
+    seq_len_at,
+    try_training,
+    try_validation,
+    with_steps_of_epochs,
+    with_sweeps,
+)
 from bytemtp.training.corpus import files_of, has_moved, write_files
 from bytemtp.training.distributed import job
 from bytemtp.training.resume import check_resumable, goes_on, warn_if_elsewhere, with_absolute_paths
@@ -49,7 +56,8 @@ def plan(
 def write_down(
     settings: Settings, run: Path, info: dict[str, Any], now: dict[str, Any], *, resume: bool
 ) -> tuple[bool, list[bytes]]:
-    """Write down what is trained on in a folder that is ours: whether the files have moved since, and the files.
+    """Write down what is trained on in a folder that is ours: whether the files have moved since, and the files if they
+    are still to be written down, with a checkpoint.
 
     info: what config.toml says of the run; now: what is to be added to it.
     """
@@ -58,8 +66,7 @@ def write_down(
     moved = resume and has_moved(run, settings, files)
     write_output(run / "config.toml", to_toml(settings, info | now))
     if not resume:
-        files = files_of(settings, info["paths"])  # only now is the run folder known for what it is
-        write_files(run, files)
+        write_files(run, files_of(settings, info["paths"]))  # only now is the run folder known for what it is
     return moved, files
 
 
@@ -78,8 +85,11 @@ def begin(run: Path, settings: Settings, paths: Sequence[str], *, resume: bool, 
     check_outside(run, [*paths, *settings.data.valid_paths])
     with incoming(run, paths, settings.data) as now:
         settings = with_steps_of_epochs(with_sweeps(settings, now), now)
-        if (run / "config.toml").exists() or seq_len_at(settings.train, 0, 0.0) < settings.train.seq_len:
-            try_corpus(settings, now)
+        is_taken = (run / "config.toml").exists()
+        if is_taken or seq_len_at(settings.train, 0, 0.0) < settings.train.seq_len:
+            try_training(settings, now)
+        if is_taken:
+            try_validation(settings, now)
     with writing(run):
         clear(run)
     return settings

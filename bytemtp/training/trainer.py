@@ -134,7 +134,8 @@ class Trainer:
         files: Sequence[bytes] = (),
         moved: bool = False,
     ) -> None:
-        """files: what is trained on (`bytemtp.training.corpus`), to be written down beside the first checkpoint of it.
+        """files: what is trained on from here (`bytemtp.training.corpus`), to be written down with the first checkpoint
+        of it; none if that is done.
         moved: the place in the data where the run stopped is none any more; go on with the next epoch.
         """
         self.settings, self.paths, self.folder, self.model, self.world = settings, paths, run, model, world
@@ -249,9 +250,9 @@ class Trainer:
         if count != self.repeating:
             self.repeating = count
             self.progress.say(f"{count} rows of a batch repeat random bytes from step {step + 1} on")
-        return (
-            with_repeats(batch, count, self.train.accumulate, (self.train.seed, step), self.world) if count else batch
-        )
+        if not count:
+            return batch
+        return with_repeats(batch, count, self.train.accumulate, (self.train.seed, step), self.world)
 
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds; losses of this process's rows."""

@@ -360,7 +360,8 @@ def test_vectors_are_as_wide_as_the_processor_has_them(build):
 
 def test_each_build_has_a_file_of_its_own():
     command = ["c++", *native_library.FLAGS]
-    names = {native_library._fingerprint([*command, *flags]) for flags in BUILDS.values()}
+    commands = [[*command, *flags] for flags in BUILDS.values()]
+    names = {native_library._fingerprint(command, native_library._macros(command)) for command in commands}
     assert len(names) == len(BUILDS)
 
 

@@ -73,6 +73,18 @@ def test_a_run_by_epochs_may_get_another_length(
     assert lines(run)[-1]["step"] == 50
 
 
+def test_a_run_by_minutes_says_why_it_takes_no_steps(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was finished at once, without a word."""
+    train(settings(minutes=0.01, steps=10**9, valid_every=0), [corpus], tmp_path / "run", device="cpu")
+    capsys.readouterr()
+    main(["--out", str(tmp_path / "run"), "--resume", "--device=cpu", "--train.steps=50"])
+    assert "the run ends by train.minutes 0.01; to go by train.steps, set train.minutes to 0, too" in (
+        capsys.readouterr().err
+    )
+
+
 def test_epochs_of_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is kept before it is counted, and read once."""
     (tmp_path / "text").write_bytes(b"abcdefgh" * 100)

@@ -26,7 +26,7 @@ from bytemtp import report
 from bytemtp.common import files
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
+from bytemtp.common.settings import changed, load_settings
 from bytemtp.model import checkpoint
 from bytemtp.model.checkpoint import latest, load_model
 from bytemtp.training import prepare, progress, run_folder, trainer
@@ -36,15 +36,11 @@ from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.progress import drop_lines_after
 from bytemtp.training.run_folder import check_outside, locked
 from bytemtp.training.trainer import train
+from tests.training import runs
 
-SETTINGS = Settings(
-    ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=24, n_future=2),
-    TrainConfig(
-        steps=4, batch_size=4, seq_len=32, lr=1e-2, warmup=2, dtype="float32", log_every=1, valid_every=2,
-        valid_bytes=256, checkpoint_every=1, sample_bytes=0,
-    ),
-    DataConfig(valid_fraction=0.3),
-)  # fmt: skip
+SETTINGS = changed(
+    runs.settings(steps=4, log_every=1, valid_every=2, checkpoint_every=1), **{"data.valid_fraction": 0.3}
+)
 POINTER = Path("checkpoints") / "latest"
 NEWEST = Path("checkpoints") / "step-00000003"
 

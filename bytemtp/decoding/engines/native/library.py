@@ -142,8 +142,10 @@ def library() -> Library:
     program = compiler()
     if program is None:
         raise UserError("no C++ compiler (c++, g++ or clang++) was found; install one, or decode with --engine torch")
-    command = [program, *FLAGS, *PROCESSOR, *(GCC if b"__clang__" not in _macros([program]) else ())]
-    path = cache_folder() / f"step-{_fingerprint(command)}.so"
+    command = [program, *FLAGS, *PROCESSOR]
+    macros = _macros(command)
+    command += () if b"__clang__" in macros else GCC
+    path = cache_folder() / f"step-{_fingerprint(command, macros)}.so"
     if not path.exists():
         _compile(command, path)
     try:
@@ -222,9 +224,9 @@ def _compile(command: list[str], path: Path) -> None:
     part.replace(path)
 
 
-def _fingerprint(command: list[str]) -> str:
+def _fingerprint(command: list[str], macros: bytes) -> str:
     """Of all that the code depends on: source, flags, compiler, and the processor that it is for."""
-    parts = [*(path.read_bytes() for path in (SOURCE, *OTHERS)), " ".join(command).encode(), _macros(command)]
+    parts = [*(path.read_bytes() for path in (SOURCE, *OTHERS)), " ".join(command).encode(), macros]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
