@@ -150,8 +150,12 @@ class TrainConfig:
     """peak learning rate"""
     embedding_lr: float = 1.0
     """the byte embedding's learning rate, in those of the rest: it learns best at ten or more beside Muon"""
+    unembedding_lr: float = 1.0
+    """the unembeddings' learning rate, in the same unit"""
     far_rows: float = 1.0
     """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
+    far_from: float = 0.0
+    """share of the run after which heads 2 to n begin to learn, with a frozen trunk 0: before it they cost nothing"""
     repeat_rows: float = 0.0
     """share of a batch's rows that are random bytes over and over, to learn copying from; 0 means none"""
     repeat_until: float = 0.6
@@ -221,7 +225,7 @@ class TrainConfig:
         for name in ("steps", "minutes", "epochs", "warmup", *sizes):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
         head_weights(self.head_weights, 1)
-        for name in ("grow_at", "repeat_rows", "repeat_until"):
+        for name in ("grow_at", "repeat_rows", "repeat_until", "far_from"):
             _require(0 <= getattr(self, name) <= 1, f"train.{name} is {getattr(self, name)}; it must be from 0 to 1")
         _require(0 < self.far_rows <= 1, f"train.far_rows is {self.far_rows}; it must be above 0 and at most 1")
         _require(0 < self.decay <= 1, f"train.decay is {self.decay}; it must be above 0 and at most 1")
@@ -229,7 +233,7 @@ class TrainConfig:
             not (self.minutes and self.epochs),
             f"train.minutes is {self.minutes:g} and train.epochs {self.epochs}; a run has one length, so set one to 0",
         )
-        for name in ("lr", "embedding_lr"):
+        for name in ("lr", "embedding_lr", "unembedding_lr"):
             _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be above 0")
         _require(0 <= self.final_lr <= 1, f"train.final_lr is {self.final_lr}; it must be from 0 to 1")
         _require(

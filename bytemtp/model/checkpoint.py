@@ -74,6 +74,8 @@ class TrainState:
     """bytes of the rows that the cursor is for; 0 in checkpoints from before rows could grow"""
     epochs_before: int = 0
     """whole passes over the data in shorter rows; those of longer rows count anew"""
+    far_heads: bool = False
+    """whether heads 2 to n have begun to learn"""
 
     @property
     def is_best(self) -> bool:

@@ -5,7 +5,8 @@
 Each head learns from its own loss in full.  What head i's loss does to the parameters that head 1 needs, too (trunk,
 embedding, final norm, a shared unembedding), is scaled by a weight w_i, and w_0 is 1: with w_i = 0 head 1 trains as if
 it were alone, with w_i = 1 this is the sum that Gloeckle et al. 2024 train on.  Heads off head 1's path may learn from
-the first rows of a batch only, so that they cost less; their counts are those of these rows.
+the first rows of a batch only, so that they cost less; their counts are those of these rows.  With no row they are not
+run at all, and their own parameters get no gradient.
 With an order head there is one more term, which needs no weight (`bytemtp.training.order`).
 
 Sequential backward (Gloeckle et al. 2024, section 2): the trunk runs once; each head in turn runs forward and backward
@@ -85,7 +86,7 @@ class HeadLosses:
 
     @property
     def mean(self) -> float:
-        """Mean over the heads; one without a target (documents shorter than its reach) counts as zero.
+        """Mean over the heads that have a target (documents may be shorter than a head's reach); 0 if none has.
 
         A loss that is not finite stays so: it must not be taken for one without targets.
         """
@@ -94,7 +95,8 @@ class HeadLosses:
     @property
     def mean_there(self) -> Float[Tensor, ""]:
         """`mean`, where the losses are: nobody waits for the device."""
-        return torch.where(self.counts > 0, self.per_head, 0.0).mean()
+        has_targets = self.counts > 0
+        return torch.where(has_targets, self.per_head, 0.0).sum() / has_targets.sum().clamp_min(1)
 
     @property
     def order_loss(self) -> float:
@@ -148,8 +150,8 @@ def trained_targets(
 
 
 def rows_of(rows: int, share: float) -> int:
-    """That share of the rows, one at least."""
-    return max(1, round(share * rows))
+    """That share of the rows, one at least; none of no share."""
+    return max(1, round(share * rows)) if share else 0
 
 
 def valid_counts(targets: Int[Tensor, "n b s"]) -> Int[Tensor, " n"]:
@@ -181,10 +183,10 @@ def backward(
     counts: when a batch is split for accumulation, the sum of all parts' `valid_counts(trained_targets(...))`: the
     gradients of the parts then sum to exactly the whole batch's gradient.
     weights: how much of each head's gradient reaches the parameters that head 1 needs, too; all of it unless given.
-    far_rows: share of the rows that heads off head 1's path learn from.
+    far_rows: share of the rows that heads off head 1's path learn from; 0: they are not run.
     layout: that of `document_ids`, if it is known; to make it from ids on a device, the device must be waited for.
     """
-    n = model.config.n_future
+    n, rows = model.config.n_future, rows_of(len(ids), far_rows)
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         z = model.run_trunk(context)
@@ -194,15 +196,16 @@ def backward(
         valid_counts(targets) if counts is None else counts,
         [1.0] * n if weights is None else weights,
         context,
-        far_context(context, rows_of(len(ids), far_rows)),
+        far_context(context, rows),
+        range(n) if rows else model.path_to_first_head,
     )
     nats, order = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
     return losses_of(nats, targets, order)
 
 
 def far_context(context: Context, rows: int) -> Context:
-    """The context of the first rows alone."""
-    if rows == len(context.ids):
+    """The context of the first rows alone; with none of them nobody asks for it."""
+    if rows in (0, len(context.ids)):
         return context
     return replace(context, ids=context.ids[:rows], layout=context.layout.first(rows))
 
@@ -217,7 +220,7 @@ def evaluate(
         context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         hidden = model.heads(model.run_trunk(context), context)
     targets = targets_of(ids, document_ids, n)
-    objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context)
+    objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context, range(n))
     nats = [_head_nats(model, slice(i, i + 1), x, objective) for i, x in enumerate(hidden)]
     return losses_of(torch.cat(nats), targets)
 
@@ -234,6 +237,12 @@ class Objective:
     context: Context
     far_context: Context
     """of the rows that heads off head 1's path learn from: the first ones"""
+    heads: Sequence[int]
+    """that learn: all, or those on head 1's path alone"""
+
+    def learning(self, chains: Sequence[list[int]]) -> list[list[int]]:
+        """Chains as far as their heads learn; head 1's path is where its chain begins."""
+        return [learning for chain in chains if (learning := [i for i in chain if i in self.heads])]
 
     def loss(self, heads: slice, nats: Float[Tensor, "g 2"]) -> Float[Tensor, ""]:
         return (nats[:, 0] / self.counts[heads].clamp_min(1)).sum()
@@ -259,14 +268,16 @@ class Objective:
 def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> tuple[Float[Tensor, "n 2"], Float[Tensor, ""]]:
     """Nats of the heads and of the order head."""
     hidden: dict[int, Tensor] = {}
-    for chain in model.chains:
+    for chain in objective.learning(model.chains):
         x = z
         for place, i in enumerate(chain):
             x = hidden[i] = _run_link(model, chain, place, x, objective)
-    nats = [_head_nats(model, slice(i, i + 1), hidden[i], objective) for i in range(len(hidden))]
+    nats = z.new_zeros(len(objective.counts), 2)
+    for i, x in hidden.items():
+        nats[i] = _head_nats(model, slice(i, i + 1), x, objective)[0]
     order = sum(order_nats(model, z, objective.targets[0], GROUP_BYTES), z.new_zeros(()))
-    (objective.loss(slice(None), torch.cat(nats)) + objective.order_loss(order)).backward()
-    return torch.cat(nats).detach(), order.detach()
+    (objective.loss(slice(None), nats) + objective.order_loss(order)).backward()
+    return nats.detach(), order.detach()
 
 
 def _backward_sequential(
@@ -279,7 +290,7 @@ def _backward_sequential(
             for heads in groups_of(objective, first_alone=model.transitions is not None):
                 nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
         else:
-            for chain in model.chains:
+            for chain in objective.learning(model.chains):
                 walk = _walk_branch if model.config.topology == "branched" and 0 not in chain else _walk_chain
                 walk(model, chain, leaf, objective, nats)
         for piece in order_nats(model, leaf, objective.targets[0], GROUP_BYTES):
@@ -305,11 +316,11 @@ def groups_of(objective: Objective, *, first_alone: bool) -> list[slice]:
     The heads of a group have one weight, learn from the same rows and all have transitions or none: head 1 may be
     alone.
     """
-    n, far = len(objective.weights), objective.far_context
+    far = objective.far_context
     size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * len(far.ids) * far.length))
     first_alone = first_alone or far is not objective.context
     groups = [slice(0, 1)]
-    for i in range(1, n):
+    for i in objective.heads[1:]:
         last = groups[-1]
         is_alike = objective.weights[i] == objective.weights[i - 1] and (i > 1 or not first_alone)
         if is_alike and last.stop - last.start < size:

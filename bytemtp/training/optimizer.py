@@ -28,8 +28,8 @@ BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
 """Of Muon (Jordan et al. 2024)."""
 
-EMBEDDING = "embed.weight"
-"""Name of the parameter that `train.embedding_lr` is for."""
+EMBEDDING, UNEMBEDDINGS = "embed.weight", "unembed."
+"""What the names begin with that `train.embedding_lr` and `train.unembedding_lr` are for."""
 LONGEST_WARMUP = 0.1
 """Share of a run by the clock, whose number of steps nobody knows."""
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), StackedMuon: ("momentum_buffer",)}
@@ -58,6 +58,8 @@ class Optimizers:
             self.parts.append(adamw(rest, train))
         if matrices:
             self.parts.append(muon(matrices, train))
+        for _, parameter, state, keys in self.states():  # also of heads that begin to learn later, for checkpoints
+            state.update({key: blank(key, parameter) for key in keys})
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -76,7 +78,7 @@ class Optimizers:
         Apart, because a norm of everything would let the unembeddings of seven more heads shrink the trunk's steps.
         Returns the norm of what head 1 needs, or of the rest if that is all that learns, or not finite.
         """
-        parts = [part for part in (self.shared, self.own) if part]
+        parts = [part for part in (self.shared, self.own) if any(x.grad is not None for x in part)]
         norms = [clip_together(part, largest or math.inf, self.world) for part in parts]
         return torch.where(norms[-1].isfinite(), norms[0], norms[-1])
 
@@ -87,6 +89,13 @@ class Optimizers:
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad()
+
+
+def blank(key: str, parameter: Tensor) -> Tensor:
+    """State of the optimizer before the first step, as torch's own makes it."""
+    return (
+        torch.zeros((), dtype=torch.float32, device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+    )
 
 
 def clip_together(parameters: list[nn.Parameter], largest: float, world: World) -> Float[Tensor, ""]:
@@ -111,17 +120,20 @@ def is_layer_matrix(name: str, parameter: Tensor) -> bool:
 def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.optim.AdamW:
     """Decoupled decay on matrices only: decaying a norm's scale would pull it from 1 to 0, not towards simplicity.
 
-    The embedding has a learning rate of its own, in whose units its decay is as slow as that of other matrices.
+    Embedding and unembeddings have learning rates of their own, in whose units they decay as slowly as other matrices.
     """
-    scale = train.embedding_lr
+    into, out = train.embedding_lr, train.unembedding_lr
     embedding = [(name, parameter) for name, parameter in named if name == EMBEDDING]
-    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2 and name != EMBEDDING]
+    unembeddings = [(name, parameter) for name, parameter in named if name.startswith(UNEMBEDDINGS)]
+    ends = (EMBEDDING, UNEMBEDDINGS)
+    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2 and not name.startswith(ends)]
     # Where layers are sharded, what is whole must not be in a group with them.
     layers = [(name, parameter) for name, parameter in matrices if is_layer_matrix(name, parameter)]
     others = [(name, parameter) for name, parameter in matrices if not is_layer_matrix(name, parameter)]
     scales = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
     groups = [
-        {"params": embedding, "weight_decay": train.weight_decay / scale, "lr_scale": scale},
+        {"params": embedding, "weight_decay": train.weight_decay / into, "lr_scale": into},
+        {"params": unembeddings, "weight_decay": train.weight_decay / out, "lr_scale": out},
         {"params": layers, "weight_decay": train.weight_decay},
         {"params": others, "weight_decay": train.weight_decay},
         {"params": scales, "weight_decay": 0.0},

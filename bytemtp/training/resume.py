@@ -24,7 +24,7 @@ from bytemtp.common.settings import (
 from bytemtp.data.sources import absolute
 from bytemtp.model.checkpoint import TrainState, latest, load_state
 from bytemtp.model.model import ByteMTP
-from bytemtp.training.batches import seq_len_at, share_done, with_steps_of_epochs
+from bytemtp.training.batches import far_rows_at, seq_len_at, share_done, with_steps_of_epochs
 from bytemtp.training.distributed import is_restarted, job
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.repeats import repeating_rows
@@ -113,15 +113,19 @@ def warn_of_schedule(run: Path, old: Settings, new: Settings) -> None:
         )
 
 
-def schedule(settings: Settings, times: Iterable[tuple[int, float]]) -> Iterator[tuple[float, int, int, list[float]]]:
-    """Learning rate, length of rows, how many of a batch repeat, and weights of heads, at each (step, seconds)."""
+def schedule(
+    settings: Settings, times: Iterable[tuple[int, float]]
+) -> Iterator[tuple[float, int, int, float, list[float]]]:
+    """Learning rate, length of rows, how many of a batch repeat, the share of rows that far heads learn from, and
+    weights of heads, at each (step, seconds)."""
     train = settings.train
     weights = head_weights(train.head_weights, settings.model.n_future)
     for time in times:
         done = share_done(train, *time)
         of_heads = scheduled_weights(weights, train.head_schedule, done)
         repeating = repeating_rows(train, train.batch_size, done)
-        yield learning_rate(train, *time), seq_len_at(train, *time), repeating, of_heads
+        far_rows = far_rows_at(train, done)
+        yield learning_rate(train, *time), seq_len_at(train, *time), repeating, far_rows, of_heads
 
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:

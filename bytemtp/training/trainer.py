@@ -35,7 +35,15 @@ from bytemtp.data.stream import Batch, Cursor, Stream
 from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save, step_folder
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, choose
-from bytemtp.training.batches import check_shares, collect_valid, count_rows, seq_len_at, share_done, training_rows
+from bytemtp.training.batches import (
+    check_shares,
+    collect_valid,
+    count_rows,
+    far_rows_at,
+    seq_len_at,
+    share_done,
+    training_rows,
+)
 from bytemtp.training.corpus import write_files
 from bytemtp.training.cost import Flops, peak_flops, told_if_full
 from bytemtp.training.distributed import ALONE, World
@@ -154,7 +162,7 @@ class Trainer:
         self.lr = 0.0
         self.repeating = 0
         self.watch = Watch(model.device)
-        self.flops = Flops.of_model(model, self.train.far_rows)
+        self.flops = {share: Flops.of_model(model, share) for share in (0.0, self.train.far_rows)}
         self.peak = peak_flops(model.device, model.dtype)
         self._checks_every_step = model.device.type == "cpu"  # where nobody has to wait for it
         self._pin_memory = model.device.type == "cuda"
@@ -254,19 +262,28 @@ class Trainer:
             return batch
         return with_repeats(batch, count, self.train.accumulate, (self.train.seed, step), self.world)
 
+    def _far_rows(self, done: float) -> float:
+        """Share of the rows that heads 2 to n learn from at this step: once they have begun, they go on."""
+        if not self.state.far_heads and far_rows_at(self.train, done):
+            self.state = replace(self.state, far_heads=True)
+            if self.train.far_from and len(self.head_weights) > 1:
+                self.progress.say(f"heads 2 to {len(self.head_weights)} learn from step {self.state.step + 1} on")
+        return self.train.far_rows if self.state.far_heads else 0.0
+
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds; losses of this process's rows."""
         rows = len(batch.octets) // self.train.accumulate
         there = batch.to(self.model.device)
         parts = [*zip(there.ids.split(rows), there.document_ids.split(rows), strict=True)]
         layouts = [self.model.layout(rows, self.state.seq_len, ids) for ids in batch.document_ids.split(rows)]
-        self._timed_flops += self.flops.of(len(batch.octets) * self.state.seq_len, sum(x.pairs for x in layouts))
-        share, mode = self.train.far_rows, self.train.backward
+        done = share_done(self.train, self.state.step, self.state.elapsed_s)
+        share, mode = self._far_rows(done), self.train.backward
+        positions, pairs = len(batch.octets) * self.state.seq_len, sum(x.pairs for x in layouts)
+        self._timed_flops += self.flops[share].of(positions, pairs)
         counts = None
         if len(parts) * self.world.size > 1:
             counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
             counts = self.world.sum(counts)
-        done = share_done(self.train, self.state.step, self.state.elapsed_s)
         weights = scheduled_weights(self.head_weights, self.train.head_schedule, done)
         rounds = []
         for i, (part, layout) in enumerate(zip(parts, layouts, strict=True)):

@@ -34,8 +34,13 @@ NEW_BYTES = 300
 
 
 def machine() -> dict[str, str]:
-    """What floating-point results depend on."""
-    return {"processor": torch.cpu.get_capabilities()["cpu_name"], "torch": torch.__version__}
+    """What floating-point results depend on.  A name has several generations, which round differently."""
+    numbers = ("cpu family", "model", "stepping")
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(tuple(map(str.strip, line.split(":", 1))) for line in lines if ":" in line)
+    generation = " ".join(fields.get(name, "") for name in numbers)
+    name = torch.cpu.get_capabilities()["cpu_name"]
+    return {"processor": f"{name} {generation}".strip(), "torch": torch.__version__}
 
 
 def digest(*parts: bytes) -> str:

@@ -45,6 +45,7 @@ SLOW: dict[str, dict[str, Any]] = {
 SLOW |= {  # the frozen ones start from the first
     "joint": {"train.backward": "joint", "train.head_weights": "equal", "model.order_head": True},
     "growing rows": {"train.first_seq_len": 4, "train.grow_at": 0.5},
+    "far heads that wait": {"model.topology": "parallel", "train.optimizer": "muon", "train.far_from": 0.6},
     "transitions": {"model.transitions": True, "train.far_rows": 1.0},
     "recomputed": {"train.activation_checkpointing": True},
     "frozen, parallel": {"model.topology": "parallel", "train.freeze": "trunk"},

@@ -19,7 +19,7 @@ from bytemtp.common.settings import Settings, TrainConfig, changed, load_setting
 from bytemtp.model.checkpoint import best, load_model
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main
-from bytemtp.training.batches import collect_valid, count_rows, nothing, seq_len_at
+from bytemtp.training.batches import collect_valid, count_rows, far_rows_at, nothing, seq_len_at
 from bytemtp.training.distributed import ALONE
 from bytemtp.training.loss import HeadLosses, evaluate
 from bytemtp.training.trainer import train
@@ -209,10 +209,11 @@ def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) 
     [
         ({"first_seq_len": 8, "grow_at": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"head_schedule": "anneal", "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"far_from": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"repeat_rows": 0.3, "repeat_until": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"first_seq_len": 8, "grow_at": 0.01, "minutes": 0.01}, {"minutes": 0.02}),
     ],
-    ids=["rows", "heads", "repeats", "minutes"],
+    ids=["rows", "heads", "far heads", "repeats", "minutes"],
 )
 def test_a_prolonged_run_keeps_long_rows_and_tells(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], longer: dict[str, Any]
@@ -225,6 +226,22 @@ def test_a_prolonged_run_keeps_long_rows_and_tells(
     state = train(plan, [], tmp_path / "run", device="cpu", resume=True, stop_after=done.step + 1).state
     assert (state.seq_len, state.step) == (32, done.step + 1)
     assert "followed the schedule of the old" in capsys.readouterr().err
+
+
+def test_heads_wait_and_once_they_learn_go_on(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Six steps of 12 without them; prolonged to 24 steps, of which eight are done, they do not stop again."""
+    train(settings(far_from=0.5, log_every=1), [corpus], tmp_path / "run", device="cpu", stop_after=8)
+    longer = settings(far_from=0.5, log_every=1, steps=24)
+    train(longer, [], tmp_path / "run", device="cpu", resume=True, stop_after=10)
+    second = [line["bpb_per_head"][1] for line in lines(tmp_path / "run") if line["split"] == "train"]
+    assert [bits is None for bits in second] == [True] * 6 + [False] * 4
+    assert capsys.readouterr().err.count("heads 2 to 2 learn from step 7 on") == 1
+
+
+def test_with_a_frozen_trunk_heads_do_not_wait() -> None:
+    plan = settings(far_from=0.5, far_rows=0.25).train
+    assert (far_rows_at(plan, 0.4), far_rows_at(plan, 0.5)) == (0, 0.25)
+    assert far_rows_at(replace(plan, freeze="trunk"), 0.0) == 0.25
 
 
 def test_passes_over_the_data_are_counted_across_rows_that_grow(corpus: str, tmp_path: Path) -> None:

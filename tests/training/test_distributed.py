@@ -76,7 +76,15 @@ def assert_same_lines(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             if name not in CLOCK | {"split"}:
-                assert value == pytest.approx(theirs[name], rel=1e-10), name
+                known = [
+                    (x, y) for x, y in zip(*map(many, (value, theirs[name])), strict=True) if (x, y) != (None, None)
+                ]
+                assert [x for x, _ in known] == pytest.approx([y for _, y in known], rel=1e-10), name
+
+
+def many(value: Any) -> list[Any]:
+    """Numbers of all heads, where there may be none of some."""
+    return value if isinstance(value, list) else [value]
 
 
 @pytest.mark.parametrize(("job", "case"), [*(("two", case) for case in CASES), *(("four", case) for case in FOUR)])

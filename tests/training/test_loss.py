@@ -94,7 +94,7 @@ def test_losses_equal_the_full_forward_pass(batch, kind):
     window=st.sampled_from([0, 3]),
     checkpointing=st.booleans(),
     far=st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3),
-    far_rows=st.sampled_from([0.3, 1.0]),
+    far_rows=st.sampled_from([0.0, 0.3, 1.0]),
     qk_norm=st.booleans(),
 )
 def test_sequential_backward_equals_joint_in_float64(batch, kind, window, checkpointing, far, far_rows, qk_norm):
@@ -182,6 +182,22 @@ def test_far_heads_learn_from_the_first_rows_alone(topology):
     assert losses.counts.tolist() == [4 * 24, *[far_count] * 3]
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_far_heads_without_rows_are_not_run(topology, monkeypatch):
+    """Head 1 learns as with weight zero; what only the others need has no gradient, and no link of theirs ran."""
+    model, ids = model_for(topology), torch.randint(0, 256, (3, 28), generator=torch.Generator().manual_seed(8))
+    document_ids, path = torch.zeros_like(ids), path_parameters(model)
+    _, expected = gradients(model, ids, document_ids, weights=[1.0, 0.0, 0.0, 0.0])
+    ran, link = [], model.link
+    monkeypatch.setattr(model, "link", lambda i, *rest: ran.append(i) or link(i, *rest))
+    losses, found = gradients(model, ids, document_ids, far_rows=0.0, weights=[1.0, 0.0, 0.0, 0.0])
+    assert found.keys() == path
+    for name in path:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-10, rtol=0, msg=name)
+    assert set(ran) <= set(model.path_to_first_head)
+    assert losses.counts.tolist() == [3 * 24, *[3 * 24 if topology == "anticausal" else 0] * 3]
+
+
 @pytest.mark.parametrize("transitions", [False, True])
 @pytest.mark.parametrize("topology", ["linear", "replicated"])
 def test_heads_in_groups_equal_one_head_at_a_time(topology, transitions, monkeypatch):
@@ -261,7 +277,8 @@ def losses_from(nats, counts, end_nats=(0, 0, 0), end_counts=(0, 0, 0)):
 
 def test_a_loss_that_is_not_finite_is_not_averaged_away():
     assert math.isnan(losses_from([1, math.nan, 0], [4, 4, 0]).mean)
-    assert losses_from([1, 2, 0], [4, 4, 0]).mean == 0.25
+    assert losses_from([1, 2, 0], [4, 4, 0]).mean == 0.375
+    assert losses_from([0, 0, 0], [0, 0, 0]).mean == 0
 
 
 def test_bits_per_byte_leave_out_ends_of_documents():

@@ -63,13 +63,14 @@ def test_muon_takes_the_matrices_of_the_layers_and_nothing_else(qk_norm: bool) -
         assert torch.equal(parameter, before[name]) == (name not in names)
 
 
+@pytest.mark.parametrize("end", ["embed", "unembed"])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_the_embedding_has_its_own_learning_rate(name: Literal["adamw", "muon"]) -> None:
+def test_both_ends_have_their_own_learning_rates(name: Literal["adamw", "muon"], end: str) -> None:
     """Ten times the rate moves it ten times as far in a first step, whose size is the rate; all else stays the same."""
     moves = []
     for scale in (1.0, 10.0):
         model = ByteMTP(SETTINGS.model)
-        optimizer = Optimizers(model, settings(optimizer=name, embedding_lr=scale, weight_decay=0.0).train)
+        optimizer = Optimizers(model, settings(optimizer=name, weight_decay=0.0, **{f"{end}ding_lr": scale}).train)
         set_learning_rate(optimizer, 1e-3)
         before = {name: p.clone() for name, p in model.named_parameters()}
         ids = torch.arange(20)[None]
@@ -77,7 +78,7 @@ def test_the_embedding_has_its_own_learning_rate(name: Literal["adamw", "muon"])
         optimizer.step()
         moves.append({name: p.detach() - before[name] for name, p in model.named_parameters()})
     for key, move in moves[0].items():
-        expected = 10 * move if key == "embed.weight" else move
+        expected = 10 * move if key.startswith(f"{end}.") else move
         torch.testing.assert_close(moves[1][key], expected, rtol=1e-3, atol=1e-6)
         assert move.any()
 
