@@ -144,10 +144,12 @@ def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int
 
 
 def step_flops(settings: Settings) -> float:
-    """Of a step, if every row is a single document: shorter ones have fewer pairs for attention."""
+    """Of a step, on average over the run, if every row is one document: shorter ones have fewer pairs for attention."""
     train = settings.train
     pairs = train.batch_size * Layout.of(1, train.seq_len, window=settings.model.window).pairs
-    return Flops.of_model(meta_model(settings), train.far_rows).of(train.batch_size * train.seq_len, pairs)
+    waits = train.far_from if train.freeze == "none" else 0.0
+    far_rows = train.far_rows * (1 - waits)
+    return Flops.of_model(meta_model(settings), far_rows).of(train.batch_size * train.seq_len, pairs)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

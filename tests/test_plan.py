@@ -41,6 +41,8 @@ def test_flops_are_those_that_a_run_counts(window: int) -> None:
     model = ByteMTP(own.model)
     pairs = model.layout(8, 40, torch.zeros(8, 40, dtype=torch.int64)).pairs
     assert step_flops(own) == Flops.of_model(model, 0.5).of(8 * 40, pairs)
+    half = changed(own, **{"train.far_from": 0.5})
+    assert step_flops(half) == Flops.of_model(model, 0.25).of(8 * 40, pairs)
 
 
 def test_the_table_is_what_a_start_of_training_would_say(capsys: pytest.CaptureFixture[str]) -> None:

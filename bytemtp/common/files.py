@@ -75,9 +75,8 @@ def check_output(path: Path | None) -> None:
         if not _replaced(path) and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if _replaced(path):
-            partial = path.with_name(path.name + PARTIAL)
-            partial.touch()
-            partial.unlink()
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=PARTIAL):
+                pass
 
 
 def _replaced(path: Path) -> bool:

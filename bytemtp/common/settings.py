@@ -180,7 +180,7 @@ class TrainConfig:
     head_schedule: Literal["constant", "late", "anneal", "forward", "reverse", "deepseek"] = "constant"
     """how these shares change over the run: not at all, from zero after 70 % of it (late), linearly to zero, head by
     head, where each in turn joins (forward) or, the farthest first, drops out (reverse), or to a third after two thirds
-    (deepseek).  Heads themselves learn all the time"""
+    (deepseek).  Their own parameters learn in full from `far_from` on"""
     seed: int = 0
     """seed of the weights and of the data order"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -359,6 +359,10 @@ EARLIER = {
     "train.head_weights": "equal",
     "data.format": "earlier",
     "model.transitions": False,
+    "train.embedding_lr": 1.0,
+    "train.unembedding_lr": 1.0,
+    "train.repeat_rows": 0.0,
+    "train.far_from": 0.0,
 }
 """What was so before there were these settings: a run's file that lacks them means this."""
 

@@ -46,7 +46,7 @@ class AheadLoop(VerifyLoop):
         under_way: deque[Copied] = deque()
         while not self._needs_host():
             reach = int(self.start.max()) + (1 + len(under_way)) * going.ids.shape[1]
-            going, decided = self.engine.decide(going, reach, MARGIN)
+            going, decided = self.engine.decide(going, reach, 0.0 if self.judge is None else MARGIN)
             under_way.append(Copied(decided))
             if len(under_way) == 2:
                 if not self._read(under_way.popleft().array()):
@@ -79,7 +79,7 @@ class AheadLoop(VerifyLoop):
             row = self.rows[slot]
             if row.stopped_by:
                 continue
-            if certain <= stay and self.judge is not None:
+            if certain <= stay:
                 is_certain = False
                 continue
             drafts = min(len(best), row.left) - 1  # more would not have been of use

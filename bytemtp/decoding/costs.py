@@ -7,14 +7,16 @@ with many texts or small models, what is done for a draft outside the engine is 
 Try:  python -c "import bytemtp; from bytemtp.decoding.costs import *; print(costs_of(bytemtp.load('RUN'), 1, 'auto'))"
 """
 
+import fcntl
 import hashlib
 import json
 import platform
 import random
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -68,19 +70,38 @@ def costs_of(
     path = cache_folder() / f"pass-costs-{fingerprint(model, rows, ENGINES[kind], greedy=greedy, index=index)}.json"
     if anew:
         path.unlink(missing_ok=True)
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        costs = Costs(tuple(map(float, known["passes"])), *(float(known[name]) for name in ("heads", "head", "look")))
-        if not (len(costs.passes) == 1 + DRAFTS[-1] and min(costs.passes) > 0):
-            raise ValueError
-        return costs
-    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged: both are mended by measuring
+    with suppress(*UNKNOWN):
+        return read_costs(path)
+    with alone(path.with_suffix(".lock")):
+        with suppress(*UNKNOWN):
+            return read_costs(path)  # measured by another process meanwhile
         # To compile passes on a CPU would take longer than it is worth.
         is_compiled = kind is RecordedEngine and model.device.type == "cpu"
         costs = measure(model, rows, "torch" if is_compiled else engine, greedy=greedy, index=index)
         with suppress(OSError):  # a full disk: then they are measured again
             write_file(path, json.dumps(asdict(costs)))
         return costs
+
+
+UNKNOWN = (OSError, ValueError, KeyError, TypeError)
+"""Of a file that is not there yet, or damaged: both are mended by measuring."""
+
+
+def read_costs(path: Path) -> Costs:
+    known = json.loads(path.read_text(encoding="utf-8"))
+    costs = Costs(tuple(map(float, known["passes"])), *(float(known[name]) for name in ("heads", "head", "look")))
+    if not (len(costs.passes) == 1 + DRAFTS[-1] and min(costs.passes) > 0):
+        raise ValueError
+    return costs
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time: those that measure beside each other measure each other."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: CorpusIndex | None) -> str:

@@ -27,6 +27,7 @@ Shapes:  b rows, c ids of a pass, v vocabulary.
 """
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ from bytemtp.model.model import ByteMTP
 PREFILL = PIECE
 COPIED = 15
 """Most bytes that are copied for a pass; in mode "auto" as many as costs are known of."""
+
+ROUNDED = (
+    "products of float32 are rounded here (TF32 or bfloat16), so greedy texts may differ by mode; "
+    'call torch.set_float32_matmul_precision("highest")'
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,8 @@ class VerifyLoop:
         # These err by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = {torch.bfloat16, torch.int8} & {model.dtype, model.embed.weight.dtype}
         self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
+        if not (narrow or self.is_compiled or torch.get_float32_matmul_precision() == "highest"):
+            warnings.warn(ROUNDED, stacklevel=2)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)
         if drafting.model is not None:
             self.drafter = ModelDrafter(make_engine(engine, drafting.model, slots, capacity, back=back), self.trees)

@@ -325,7 +325,7 @@ def _optimizer_tensors(optimizer: OptimizerStates) -> dict[str, Tensor]:
 def _load_optimizer(optimizer: OptimizerStates, path: Path) -> None:
     tensors = _load_tensors(path)
     if not tensors:
-        return  # saved before the first step
+        return  # saved before the first step, by an earlier version
     for name, parameter, state, keys in optimizer.states():
         for key in keys:
             tensor = tensors.get(f"{name}/{key}")

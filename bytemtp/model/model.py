@@ -108,9 +108,10 @@ class ByteMTP(nn.Module):
     def state_of_weights(self) -> list[tuple[int, int]]:
         """Changes whenever a parameter is replaced or written to: whatever was made from the weights is then stale.
 
-        PyTorch does not count what is written through `.data`: write under `torch.no_grad()` instead.
+        PyTorch does not count what is written through `.data`: write under `torch.no_grad()` instead.  Nor does it for
+        weights that were made in `torch.inference_mode()`, which must then stay as they are.
         """
-        return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+        return [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in self.parameters()]
 
     def forward(
         self, ids: Int[Tensor, "b s"], document_ids: Int[Tensor, "b s"] | None = None

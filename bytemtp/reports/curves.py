@@ -194,17 +194,27 @@ def _draw_by_head(axes: Axes, history: History, dashes: str, colour: str) -> Non
 
 
 def smooth(values: Float[np.ndarray, " line"]) -> Float[np.ndarray, " line"]:
-    """Running mean over a tenth of the lines, at most SMOOTH_LINES; over fewer at the start, where the curve falls."""
+    """Running mean over a tenth of the lines, at most SMOOTH_LINES; over fewer at the start, where the curve falls.
+
+    Lines without a number, as before a head begins to learn, keep none and count for no mean.
+    """
     reach = min(SMOOTH_LINES, len(values) // 10) // 2
-    reaches = [min(reach, i) for i in range(len(values))]
-    return np.array([values[i - r : i + r + 1].mean() for i, r in enumerate(reaches)])
+    there = np.isfinite(values)
+    known, means = values[there], values.copy()
+    reaches = [min(reach, i) for i in range(len(known))]
+    means[there] = [known[i - r : i + r + 1].mean() for i, r in enumerate(reaches)]
+    return means
+
+
+def _known(values: Float[np.ndarray, " line"]) -> Float[np.ndarray, " known"]:
+    return values[np.isfinite(values)]
 
 
 def _limit_bits(axes: Axes, histories: Sequence[History]) -> None:
-    """Leave the first steps' fall from 8 bits out of the picture, or the rest would be a flat line."""
+    """Leave each head's fall from 8 bits out of the picture, or the rest would be a flat line."""
     heads = slice(1 if len(histories) > 1 else None)
-    parts = [bpb[:, heads].ravel() for h in histories for bpb in (h.train.bpb[len(h.train) // 20 :], h.valid.bpb)]
-    bits = np.concatenate(parts)
-    if len(bits := bits[np.isfinite(bits)]):
+    settled = [bits[len(h.train) // 20 :] for h in histories for bits in map(_known, h.train.bpb.T[heads])]
+    bits = np.concatenate([*settled, *(_known(h.valid.bpb[:, heads].ravel()) for h in histories)])
+    if len(bits):
         low, high = bits.min(), bits.max()
         axes.set_ylim(low - 0.1 * (high - low) - 0.01, high + 0.05 * (high - low) + 0.01)

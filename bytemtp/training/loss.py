@@ -79,6 +79,12 @@ class HeadLosses:
             self.order_nats + other.order_nats,
         )
 
+    def of(self, heads: Sequence[int]) -> "HeadLosses":
+        """Those of `heads` alone, as if the others had no target."""
+        chosen = torch.tensor([i in heads for i in range(len(self.counts))], device=self.counts.device)
+        names = ("nats", "counts", "end_nats", "end_counts")
+        return replace(self, **{name: getattr(self, name).where(chosen, 0) for name in names})
+
     @property
     def per_head(self) -> Float[Tensor, " n"]:
         """Mean nats a target; nan for a head without any target."""

@@ -58,19 +58,23 @@ class Optimizers:
             self.parts.append(adamw(rest, train))
         if matrices:
             self.parts.append(muon(matrices, train))
-        for _, parameter, state, keys in self.states():  # also of heads that begin to learn later, for checkpoints
-            state.update({key: blank(key, parameter) for key in keys})
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         return list(chain.from_iterable(part.param_groups for part in self.parts))
 
     def states(self) -> Iterator[tuple[str, Tensor, dict[str, Any], tuple[str, ...]]]:
-        """Name, parameter, state (to be read and written to) and that state's names, of every parameter."""
+        """Name, parameter, state (to be read and written to) and that state's names, of every parameter.
+
+        What has not learned yet, such as heads that begin later, has the state of before a first step: zeros.
+        """
         for part in self.parts:
+            keys = STATES[type(part)]
             for group in part.param_groups:
                 for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                    yield name, parameter, part.state[parameter], STATES[type(part)]
+                    state = part.state[parameter]
+                    state.update({key: blank(key, parameter) for key in keys if key not in state})
+                    yield name, parameter, state, keys
 
     def clip(self, largest: float) -> Tensor:
         """Clip the gradients of what head 1 needs and of the rest apart, each to the norm `largest` (0: not at all).

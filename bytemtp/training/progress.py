@@ -37,7 +37,7 @@ class MetricsLine:
     """optimiser steps done"""
     split: Literal["train", "valid"]
     loss: float | None
-    """mean over heads of the cross-entropy, in nats a predicted byte or end of a document"""
+    """mean over the heads that learn of the cross-entropy, in nats a predicted byte or end of a document"""
     bpb_per_head: list[float | None]
     """bits a predicted byte, by future offset; ends of documents are not counted"""
     bpb_with_ends: float | None

@@ -124,7 +124,7 @@ def schedule(
         done = share_done(train, *time)
         of_heads = scheduled_weights(weights, train.head_schedule, done)
         repeating = repeating_rows(train, train.batch_size, done)
-        far_rows = far_rows_at(train, done)
+        far_rows = far_rows_at(train, done) if len(weights) > 1 else 0.0
         yield learning_rate(train, *time), seq_len_at(train, *time), repeating, far_rows, of_heads
 
 

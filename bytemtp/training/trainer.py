@@ -257,7 +257,7 @@ class Trainer:
         count = repeating_rows(self.train, rows, share_done(self.train, step, self.state.elapsed_s))
         if count != self.repeating:
             self.repeating = count
-            self.progress.say(f"{count} rows of a batch repeat random bytes from step {step + 1} on")
+            self.progress.say(f"random bytes that repeat: {count} of a batch's {rows} rows, from step {step + 1} on")
         if not count:
             return batch
         return with_repeats(batch, count, self.train.accumulate, (self.train.seed, step), self.world)
@@ -266,8 +266,9 @@ class Trainer:
         """Share of the rows that heads 2 to n learn from at this step: once they have begun, they go on."""
         if not self.state.far_heads and far_rows_at(self.train, done):
             self.state = replace(self.state, far_heads=True)
-            if self.train.far_from and len(self.head_weights) > 1:
-                self.progress.say(f"heads 2 to {len(self.head_weights)} learn from step {self.state.step + 1} on")
+            n = len(self.head_weights)
+            if self.train.far_from and self.state.step and len(self.model.path_to_first_head) < n:
+                self.progress.say(f"heads 2 to {n} learn from step {self.state.step + 1} on")
         return self.train.far_rows if self.state.far_heads else 0.0
 
     def _backward(self, batch: Batch) -> HeadLosses:
@@ -333,7 +334,7 @@ class Trainer:
         )
 
     def _validate(self) -> None:
-        """Bits per byte of the held-out rows, and a sample.
+        """Bits per byte of the held-out rows, by the heads that have begun to learn, and a sample.
 
         Uncompiled: compiled code is for one shape and for gradients, and compiling again would cost more than it saves.
         """
@@ -342,12 +343,13 @@ class Trainer:
         apply(self.settings, self.model, compiled=False)
         if self.valid_rows:
             began = time.monotonic()
-            self.valid_losses = self._total(reduce(add, map(self._evaluate, self.valid), self._no_losses()))
+            losses = self._total(reduce(add, map(self._evaluate, self.valid), self._no_losses()))
+            self.valid_losses = losses if self.state.far_heads else losses.of(self.model.path_to_first_head)
             if not math.isfinite(self.valid_losses.mean):
                 self._give_up(f"validation after step {self.state.step} has loss {self.valid_losses.mean}")
             size = self.valid_rows * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
-            if self.state.seq_len == self.train.seq_len:
+            if self.state.seq_len == self.train.seq_len and (self.state.far_heads or self.settings.model.n_future == 1):
                 self._note_best(self.valid_losses)
         if self.sample is not None and self.train.sample_bytes:
             self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")

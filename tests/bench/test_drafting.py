@@ -152,7 +152,7 @@ def test_auto_is_compared_with_what_has_no_more_than_it():
 def test_costs_are_measured_anew_although_some_are_known(trained_run, monkeypatch, tmp_path):
     plan = Plan(4, (1,), (0.0,), (2,), rounds=1)
     known = bench_runs([trained_run], TEXTS, plan)["runs"][0]["costs"]
-    (file,) = tmp_path.glob("pass-costs-*")
+    (file,) = tmp_path.glob("pass-costs-*.json")
     before = file.read_text()
     real = costs.measure
     slower = lambda *args, **how: costs.Costs([2 * cost for cost in real(*args, **how).passes], 1.0)  # noqa: E731

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bytemtp.common.files import cache_folder
+from bytemtp.common.files import cache_folder, check_output
 
 WRITERS = """
 import os, sys
@@ -30,6 +30,12 @@ def test_processes_may_write_one_file_at_a_time(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", WRITERS, tmp_path / "settings.json"]).returncode == 0
     assert (tmp_path / "settings.json").read_text() in [1000 * letter for letter in "abcd"]
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_checking_an_output_leaves_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "index.partial").write_bytes(b"of another program")
+    check_output(tmp_path / "index")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("index.partial", b"of another program")]
 
 
 def test_what_cannot_be_kept_is_kept_for_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

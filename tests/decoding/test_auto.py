@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, product
 
 import numpy as np
@@ -87,6 +89,18 @@ def test_logits_that_are_not_finite_are_told():
     for temperature, mode, engine in product([0.0, 1.0], ["ar", "speculative"], ["native", "torch"]):
         with pytest.raises(UserError, match="logits are not finite: its weights are damaged; use another checkpoint"):
             generate(model, b"a", 4, mode=mode, temperature=temperature, engine=engine)
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+@pytest.mark.parametrize("mode", ["ar", "speculative", "auto"])
+def test_logits_that_are_not_finite_later_on_are_told(engine, mode):
+    """Half of the bytes have no embedding: what they are read for comes in passes that Python does not see."""
+    model = copy.deepcopy(model_for("replicated"))
+    with torch.no_grad():
+        model.embed.weight[:128] = torch.nan
+    for seed in range(4):
+        with pytest.raises(UserError, match="logits are not finite"):
+            generate(model, b"\xff", 400, mode=mode, temperature=1.0, seed=seed, engine=engine)
 
 
 @settings(max_examples=20)
@@ -253,6 +267,23 @@ def test_more_heads_than_passes_were_timed_for(table):
 # ---- the table
 
 
+def test_those_that_begin_together_measure_once(tmp_path, monkeypatch):
+    """Beside each other they measured each other, and the file kept the table of the last."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured = []
+
+    def slow(*_, **__):
+        measured.append(time.sleep(0.3))
+        return FLAT
+
+    monkeypatch.setattr(costs_module, "measure", slow)
+    monkeypatch.setattr(costs_module, "DRAFTS", range(FLAT.most + 1))
+    model = model_for("parallel")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: costs_of(model, 1, "auto"), range(3)))
+    assert found == [FLAT] * 3 and len(measured) == 1
+
+
 def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     measured = []
@@ -272,7 +303,7 @@ def test_costs_are_measured_once_and_damage_is_mended(tmp_path, monkeypatch):
     assert len(measured) == 6
     zeros = {"passes": [0.0] * len(first.passes), "heads": 0.0, "head": 0.0, "look": 0.0}
     for times, damaged in enumerate(("{", json.dumps(zeros), json.dumps(zeros | {"passes": [1.0]})), 7):
-        for file in (tmp_path / "bytemtp").glob("pass-costs-*"):
+        for file in (tmp_path / "bytemtp").glob("pass-costs-*.json"):
             file.write_text(damaged)
         assert costs_of(model, 1, "auto") == measured[-1] and len(measured) == times
 

@@ -1,6 +1,7 @@
 """Decoding: the cache against the full pass, and every mode against plain decoding."""
 
 import copy
+import time
 from dataclasses import replace
 from itertools import pairwise, product
 from typing import get_args
@@ -270,6 +271,37 @@ def test_text_ends_before_the_first_stop_string(prompt, mode, data):
     assert len(cut.origins) == len(cut.data)
     assert cut.stats["stopped_by"] == ("stop" if found else whole.stats["stopped_by"])
     assert b"".join(generate_stream(model, prompt, 40, mode=mode, stop=stops)) == cut.data
+
+
+def slowly(pieces):
+    """What a generator returns to a caller who takes a fifth of a second for each piece."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+        time.sleep(0.2)
+
+
+def test_time_in_the_callers_code_is_not_that_of_decoding():
+    generation = slowly(generate_stream(model_for("linear"), b"a", 8, engine="torch"))
+    assert len(generation.data) / generation.stats["bytes_per_s"] < 0.1 * len(generation.data)
+
+
+def test_weights_made_in_inference_mode_can_be_decoded():
+    with torch.inference_mode():
+        model = ByteMTP(model_for("linear").config, 0)
+    for engine in sorted(ENGINES):
+        assert len(generate(model.eval(), b"a", 4, engine=engine).data) <= 4
+
+
+def test_rounded_products_of_float32_are_told():
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.warns(UserWarning, match="products of float32 are rounded here"):
+            generate(model_for("linear"), b"a", 4, engine="torch")
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @settings(max_examples=40)

@@ -185,6 +185,18 @@ def test_smoothing_keeps_a_straight_end_and_the_first_point():
     assert np.std(smooth(np.random.default_rng(0).normal(size=500))) < 0.4
 
 
+def test_a_head_that_begins_late_is_smoothed_and_framed_by_itself(tmp_path):
+    """Its fall from 8 bits in mid-run is left out of the picture like that of head 1, and its line begins with it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    far = [None] * 100 + [8.0, 7.0, 6.0] + [3.0] * 97
+    lines = [line(i, "train", [max(2.0, 8.0 - i), bits]) for i, bits in enumerate(far)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in lines))
+    assert 3 < plot_runs([read_history(run)]).axes[0].get_ylim()[1] < 3.5
+    smoothed = smooth(np.array([np.nan if bits is None else bits for bits in far]))
+    assert np.isnan(smoothed[:100]).all() and smoothed[100] == 8 and np.isfinite(smoothed[100:]).all()
+
+
 def test_a_run_without_any_finite_number_is_drawn_empty(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

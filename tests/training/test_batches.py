@@ -16,7 +16,7 @@ import torch
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
-from bytemtp.model.checkpoint import best, load_model
+from bytemtp.model.checkpoint import best, load_model, load_state
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main
 from bytemtp.training.batches import collect_valid, count_rows, far_rows_at, nothing, seq_len_at
@@ -235,6 +235,9 @@ def test_heads_wait_and_once_they_learn_go_on(corpus: str, tmp_path: Path, capsy
     train(longer, [], tmp_path / "run", device="cpu", resume=True, stop_after=10)
     second = [line["bpb_per_head"][1] for line in lines(tmp_path / "run") if line["split"] == "train"]
     assert [bits is None for bits in second] == [True] * 6 + [False] * 4
+    valid = [line["bpb_per_head"][1] for line in lines(tmp_path / "run") if line["split"] == "valid"]
+    assert [bits is None for bits in valid] == [True, False]  # after steps 5 and 10
+    assert load_state(best(tmp_path / "run")).best_step == 10  # a model without its heads is no best one
     assert capsys.readouterr().err.count("heads 2 to 2 learn from step 7 on") == 1
 
 

@@ -106,8 +106,8 @@ def test_a_run_reads_them_and_says_so(
     train(settings, [str(tmp_path / "text")], tmp_path / "run", device="cpu")
     assert len(seen) == 20 and all(1 <= rows <= 2 for rows in seen[:12]) and sum(seen[12:]) < 4
     said = capsys.readouterr().err
-    assert "2 rows of a batch repeat random bytes from step 1 on" in said
-    assert "0 rows of a batch repeat random bytes from step 7 on" in said
+    assert "random bytes that repeat: 2 of a batch's 8 rows, from step 1 on" in said
+    assert "random bytes that repeat: 0 of a batch's 8 rows, from step 7 on" in said
 
 
 @pytest.mark.parametrize("name", ["repeat_rows", "repeat_until"])

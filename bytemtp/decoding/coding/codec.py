@@ -113,6 +113,7 @@ def decode(
     header, blocks = unpack(compressed, name)
     check_model(model, header, name)
     is_native = header.arithmetic == "native"
+    others = "the C++ compiler" if is_native else "as many threads"
     engine: EngineName = "native" if is_native else "torch"
     drafting = Options(mode=mode, engine=engine).drafting(model, header.rows) if is_native else by_heads(model)
     texts, passes = [], 0
@@ -125,7 +126,7 @@ def decode(
         if crc32(text) != block.checksum or len(text) != sum(sizes):
             raise UserError(
                 f"{name} does not come out as it went in: the model computes other numbers here; decompress on the "
-                "kind of machine that compressed it, with the same versions of bytemtp and PyTorch and as many threads"
+                f"kind of machine that compressed it, with the same versions of bytemtp, PyTorch, NumPy and {others}"
             )
         texts.append(text)
         passes += loop.row_passes

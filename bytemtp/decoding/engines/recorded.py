@@ -170,9 +170,9 @@ class RecordedEngine(TensorEngine):
         """A pass of the loop without the host: where the next pass goes on, and what was decided.
 
         reach: places that the pass may come to.  What was decided are, for each row, how many drafts stay, how many
-        places are certain (drawn, or the best logit leads the second by `margin` times the largest at least), and an id
-        for each place, of which those up to the first that is no draft count.  All is overwritten by the next call.
-        For topologies whose heads do not read ids.
+        places are certain (drawn from a law without nan, or the best logit leads the second by `margin` times the
+        largest at least), and an id for each place, of which those up to the first that is no draft count.  All is
+        overwritten by the next call.  For topologies whose heads do not read ids.
         """
         self.last = self._pass(going.ids.shape[1], min(reach, self.slots))
         inputs = [x for x in vars(going).values() if x is not None]
@@ -209,7 +209,8 @@ class RecordedEngine(TensorEngine):
         p = law(self._logits(start, ids), temperature)
         stay, id_ = verify_chains(p, ids[:, 1:], q, uniform[:, :2])
         line = F.pad(ids[:, 1:], (0, 1)).scatter(1, stay[:, None], id_[:, None])
-        decided = torch.cat([stay[:, None], torch.full_like(stay, heads)[:, None], line], 1)
+        certain = p.isfinite().all(-1).cumprod(1).sum(1, keepdim=True)
+        decided = torch.cat([stay[:, None], certain, line], 1)
         new, laws = [id_], list[Tensor]()
         for i, logits in enumerate(self._by_head(start, stay, new, heads)):
             laws.append(law(logits, temperature))

@@ -96,6 +96,7 @@ class Lookup {
       uint8_t next;
       if (same(i) >= length) voter[votes] = i, first[votes++] = following(i, std::min(count, 1), &next) ? next : -1;
     }
+    if (!votes) return {0, 0};  // the file has changed meanwhile
     for (int i = 0; i < votes; i++)
       if (std::count(first, first + votes, first[i]) > std::count(first, first + votes, first[best])) best = i;
     return {length, following(voter[best], count, out)};

@@ -80,6 +80,14 @@ bool judge_greedily(const Loop& loop, const LoopRow& row, const float* logits, V
   }
 }
 
+// Whether no logit that a row is to draw from is inf or nan.
+bool are_finite(const Loop& loop, const LoopRow& row, const float* logits) {
+  for (int place = 0; place <= row.drafts; place++)
+    for (int i = 0; i < loop.vocabulary; i++)
+      if (!std::isfinite(logits[(int64_t)place * loop.outputs + i])) return false;
+  return true;
+}
+
 Verdict judge_by_drawing(const Loop& loop, LoopRow& row, const float* logits, vector<double>& p) {
   const double* uniforms = row.uniforms + row.used;
   Verdict verdict{0, 0};
@@ -148,12 +156,13 @@ void draft(const Loop& loop, LoopRow& row, float* logits, int first, int end) {
 class Step {
  public:
   explicit Step(const Loop& loop) : loop_(loop), expected_(loop.rows, 0) {}
-  // False at a near tie: then nothing has changed.
+  // False at a near tie, and where there is nothing to draw from: then nothing has changed.
   bool run() {
     verify();
     verdicts_.resize(loop_.rows);
     for (int r = 0; r < loop_.rows; r++)
-      if (LoopRow& row = loop_.row[r]; !row.ended && row.temperature == 0 && !judge_greedily(loop_, row, logits(r), verdicts_[r]))
+      if (LoopRow& row = loop_.row[r]; !row.ended && !(row.temperature == 0 ? judge_greedily(loop_, row, logits(r), verdicts_[r])
+                                                                             : are_finite(loop_, row, logits(r))))
         return false;
     asking_.clear();
     for (int r = 0; r < loop_.rows; r++)
