@@ -6,8 +6,7 @@
 #   3. decode   a function that it has not seen, plainly and with drafts, by the heads and copied from an index of the
 #               training files: how fast, and that both write the same
 #   4. train    the same on tiny code, for CODE_STEPS (by the clock it would be another run each time, and the moment when
-#               it learns to copy from its prompt hangs on little), in rows that hold whole functions from the start, and
-#               with far heads that wait, since they would put off that moment (docs/training.md)
+#               it learns to copy from its prompt hangs on little), in rows that hold whole functions from the start
 #   5. decode   its held-out problems, in all modes: how fast, and that all write the same
 #   6. pass@k   SAMPLES programs for each held-out problem, run in the sandbox
 #
@@ -51,8 +50,7 @@ speeds=$(python -m bytemtp.generate "$library" --prompt-file "$library/prompt.by
 
 step "4. Tiny code: $code"
 train "$code" "$data/tinycode/train.jsonl.zst" --train.steps "$code_steps" --train.seq-len 256 --train.first-seq-len 0 \
-    --train.batch-size 6 --train.lr 2e-3 --train.embedding-lr 40 --train.repeat-rows 0 \
-    --train.head-weights far:0.05 --train.head-schedule late
+    --train.batch-size 6 --train.lr 2e-3 --train.embedding-lr 40 --train.repeat-rows 0
 
 step "5. Held-out problems, in all modes"
 code_speeds=$(python -m bytemtp.bench decode --run "$code" --files "$data/tinycode/heldout.jsonl" --text-field prompt \

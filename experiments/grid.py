@@ -40,7 +40,13 @@ FOLDER = Path(__file__).parent
 RUNS = Path("runs")
 SECTIONS = ("model.", "train.", "data.")
 """Settings that are bytemtp's; others are the experiment's own."""
-BEFORE = {"train.repeat_rows": 0.0, "train.grow_at": 0.7, "train.far_from": 0.0, "train.unembedding_lr": 1.0}
+BEFORE = {
+    "train.repeat_rows": 0.0,
+    "train.grow_at": 0.7,
+    "train.far_from": 0.0,
+    "train.head_schedule": "constant",
+    "train.unembedding_lr": 1.0,
+}
 """Unless a cell says otherwise: what presets had when most results were made."""
 Line = dict[str, Any]
 """Of results.jsonl: `key` (preset as `grid`, cell, seed, settings, options), figures, and of the training commit,

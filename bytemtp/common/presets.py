@@ -53,6 +53,7 @@ def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_
             optimizer="muon",
             far_rows=0.25,
             far_from=0.5,
+            head_schedule="late",
             repeat_rows=0.25,
             valid_every=2000,
             checkpoint_every=2000,

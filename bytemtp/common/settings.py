@@ -363,6 +363,7 @@ EARLIER = {
     "train.unembedding_lr": 1.0,
     "train.repeat_rows": 0.0,
     "train.far_from": 0.0,
+    "train.head_schedule": "constant",
 }
 """What was so before there were these settings: a run's file that lacks them means this."""
 
