@@ -151,7 +151,7 @@ class TrainConfig:
     embedding_lr: float = 1.0
     """the byte embedding's learning rate, in those of the rest: it learns best at ten or more beside Muon"""
     unembedding_lr: float = 1.0
-    """the unembeddings' learning rate, in the same unit"""
+    """that of the unembeddings, and of transitions and the order head, in the same unit"""
     far_rows: float = 1.0
     """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
     far_from: float = 0.0

@@ -28,8 +28,8 @@ BETAS = (0.9, 0.95)
 MOMENTUM = 0.95
 """Of Muon (Jordan et al. 2024)."""
 
-EMBEDDING, UNEMBEDDINGS = "embed.weight", "unembed."
-"""What the names begin with that `train.embedding_lr` and `train.unembedding_lr` are for."""
+EMBEDDING, UNEMBEDDINGS = "embed.weight", ("unembed.", "transitions", "order_head.")
+"""What the names begin with that `train.embedding_lr` and `train.unembedding_lr` are for: all that makes logits."""
 LONGEST_WARMUP = 0.1
 """Share of a run by the clock, whose number of steps nobody knows."""
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), StackedMuon: ("momentum_buffer",)}
@@ -129,17 +129,13 @@ def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.op
     into, out = train.embedding_lr, train.unembedding_lr
     embedding = [(name, parameter) for name, parameter in named if name == EMBEDDING]
     unembeddings = [(name, parameter) for name, parameter in named if name.startswith(UNEMBEDDINGS)]
-    ends = (EMBEDDING, UNEMBEDDINGS)
-    matrices = [(name, parameter) for name, parameter in named if parameter.dim() >= 2 and not name.startswith(ends)]
-    # Where layers are sharded, what is whole must not be in a group with them.
-    layers = [(name, parameter) for name, parameter in matrices if is_layer_matrix(name, parameter)]
-    others = [(name, parameter) for name, parameter in matrices if not is_layer_matrix(name, parameter)]
+    # Apart, for where layers are sharded, what is whole must not be in a group with them.
+    layers = [(name, parameter) for name, parameter in named if is_layer_matrix(name, parameter)]
     scales = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
     groups = [
         {"params": embedding, "weight_decay": train.weight_decay / into, "lr_scale": into},
         {"params": unembeddings, "weight_decay": train.weight_decay / out, "lr_scale": out},
         {"params": layers, "weight_decay": train.weight_decay},
-        {"params": others, "weight_decay": train.weight_decay},
         {"params": scales, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, betas=BETAS, fused=True)
