@@ -21,7 +21,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
 from bytemtp.model.attention import Layout
-from bytemtp.training.batches import check_shares
+from bytemtp.training.batches import check_shares, far_heads_from
 from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy
 from bytemtp.training.distributed import World
 from bytemtp.training.sharding import check_copies
@@ -147,8 +147,7 @@ def step_flops(settings: Settings) -> float:
     """Of a step, on average over the run, if every row is one document: shorter ones have fewer pairs for attention."""
     train = settings.train
     pairs = train.batch_size * Layout.of(1, train.seq_len, window=settings.model.window).pairs
-    waits = train.far_from if train.freeze == "none" else 0.0
-    far_rows = train.far_rows * (1 - waits)
+    far_rows = train.far_rows * (1 - far_heads_from(train))
     return Flops.of_model(meta_model(settings), far_rows).of(train.batch_size * train.seq_len, pairs)
 
 

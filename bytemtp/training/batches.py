@@ -137,9 +137,14 @@ def share_done(train: TrainConfig, step: int, elapsed_s: float) -> float:
     return elapsed_s / (60 * train.minutes) if train.minutes else step / max(1, train.steps)
 
 
+def far_heads_from(train: TrainConfig) -> float:
+    """Share of the run after which heads 2 to n learn; with a frozen trunk, from its start."""
+    return train.far_from if train.freeze == "none" else 0.0
+
+
 def far_rows_at(train: TrainConfig, done: float) -> float:
     """Share of a batch's rows that heads 2 to n learn from when the share `done` of the run is over."""
-    return train.far_rows if done >= train.far_from or train.freeze == "trunk" else 0.0
+    return train.far_rows if done >= far_heads_from(train) else 0.0
 
 
 def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:

@@ -97,9 +97,9 @@ class Optimizers:
 
 def blank(key: str, parameter: Tensor) -> Tensor:
     """State of the optimizer before the first step, as torch's own makes it."""
-    return (
-        torch.zeros((), dtype=torch.float32, device=parameter.device) if key == "step" else torch.zeros_like(parameter)
-    )
+    if key == "step":
+        return torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return torch.zeros_like(parameter)
 
 
 def clip_together(parameters: list[nn.Parameter], largest: float, world: World) -> Float[Tensor, ""]:
