@@ -63,7 +63,9 @@ class Command:
         older = glob.escape(os.path.abspath(self.out))
         reading, skip_log = Reading(self.text_field, exclude=(*self.exclude, older)), SkipLog("error")
         sources = find(self.paths, skip_log, reading.leave_out)
-        print(write(self.out, IdStream(sources, skip_log, shuffle=False, reading=reading), self.bytes))
+        # The target of a link is replaced, too, and not overwritten: a reader may have the old file mapped.
+        out = self.out.resolve() if self.out.is_file() else self.out
+        print(write(out, IdStream(sources, skip_log, shuffle=False, reading=reading), self.bytes))
 
 
 def index_run(run: Path) -> str:

@@ -84,6 +84,18 @@ def test_an_older_index_among_the_files_is_not_indexed(tmp_path):
         assert documents_in(folder / "my [1].index") == list(TEXTS.values())
 
 
+def test_the_target_of_a_link_is_replaced_while_another_program_reads_it(tmp_path):
+    """Overwritten in place it was cut under the reader, whose next look into the mapped file ended the process."""
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    target.touch()
+    main([*texts(tmp_path), "--out", str(link)])
+    reader = CorpusIndex(target)
+    main([*texts(tmp_path)[:1], "--out", str(link)])
+    assert link.is_symlink() and documents_in(link) == [TEXTS["a.txt"]]
+    assert reader.continuation(b"third", 9)[0] == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loop import ENGINES, TOPOLOGIES, model_for
+from test_recorded import traced
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import EOT
@@ -22,6 +23,7 @@ from bytemtp.decoding.chooser import FIRST_REST, LONGEST_REST, Chooser, Costs
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.corpus_index import CorpusIndex, write_index
 from bytemtp.decoding.costs import costs_of
+from bytemtp.decoding.engines import recorded
 from bytemtp.decoding.generate import Options, generate, generate_batch, generate_stream
 from bytemtp.decoding.loop import COPIED
 from bytemtp.decoding.sampling import Rule
@@ -91,10 +93,11 @@ def test_logits_that_are_not_finite_are_told():
             generate(model, b"a", 4, mode=mode, temperature=temperature, engine=engine)
 
 
-@pytest.mark.parametrize("engine", sorted(ENGINES))
+@pytest.mark.parametrize("engine", [*sorted(ENGINES), "recorded"])
 @pytest.mark.parametrize("mode", ["ar", "speculative", "auto"])
-def test_logits_that_are_not_finite_later_on_are_told(engine, mode):
+def test_logits_that_are_not_finite_later_on_are_told(engine, mode, monkeypatch):
     """Half of the bytes have no embedding: what they are read for comes in passes that Python does not see."""
+    monkeypatch.setattr(recorded, "record_pass", traced)
     model = copy.deepcopy(model_for("replicated"))
     with torch.no_grad():
         model.embed.weight[:128] = torch.nan
