@@ -20,7 +20,7 @@ from bytemtp.common.runtime import byte_progress, log
 from bytemtp.common.settings import load_settings
 from bytemtp.data.documents import Reading
 from bytemtp.data.rows import IdStream, Position
-from bytemtp.data.sources import SkipLog, as_text, find
+from bytemtp.data.sources import SkipLog, absolute, as_text, find
 from bytemtp.decoding.corpus_index import MAX_BYTES, RUN_INDEX, write_index
 from bytemtp.training.batches import sources_of, training_split
 from bytemtp.training.run_folder import on_disk
@@ -62,7 +62,7 @@ class Command:
         check_output(self.out)
         older = glob.escape(os.path.abspath(self.out))
         reading, skip_log = Reading(self.text_field, exclude=(*self.exclude, older)), SkipLog("error")
-        sources = find(self.paths, skip_log, reading.leave_out)
+        sources = find([*map(absolute, self.paths)], skip_log, reading.leave_out)  # as `older` is
         # The target of a link is replaced, too, and not overwritten: a reader may have the old file mapped.
         out = self.out.resolve() if self.out.is_file() else self.out
         print(write(out, IdStream(sources, skip_log, shuffle=False, reading=reading), self.bytes))

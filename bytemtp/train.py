@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from bytemtp.common.cli import parse, run_main, unmarked, with_texts_marked
+from bytemtp.common.cli import option_of, parse, run_main, unmarked, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log, pick_device
@@ -126,8 +126,8 @@ def read_command(arguments: Sequence[str]) -> Command:
 
 def names(arguments: Sequence[str], config: str | None) -> set[str]:
     """The settings that the user names, on the command line or in the TOML file."""
-    options = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
-    return {option[2:].replace("-", "_") for option in options} | set(read_toml(Path(config))[0] if config else ())
+    options = {option_of(word)[2:] for word in arguments if word.startswith("--")}
+    return options | set(read_toml(Path(config))[0] if config else ())
 
 
 def with_layers_for_heads(model: ModelConfig, layers: int) -> ModelConfig:
@@ -158,7 +158,7 @@ def preset_for_minutes(asked: argparse.Namespace) -> tuple[Settings, str]:
     given = vars(asked)["train.minutes"] or values.get("train.minutes", 0)
     try:
         minutes = float(given)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UserError(f"train.minutes is {given!r}; it must be a number") from None
     if not 0 < minutes < math.inf:
         raise UserError("--preset auto chooses a model for the time there is; say it with --train.minutes M")
@@ -181,7 +181,8 @@ def report(outcome: TrainOutcome, out: Path) -> None:
         log(f"go on with: python -m bytemtp.train --out {out} --resume")
         return
     if outcome.valid is not None:
-        log(f"validation, bits per byte by head: {' '.join(f'{bits:.3f}' for bits in outcome.valid.bits_per_byte)}")
+        heads = ("-" if math.isnan(bits) else f"{bits:.3f}" for bits in outcome.valid.bits_per_byte)
+        log(f"validation, bits per byte by head: {' '.join(heads)}")
     log(f"finished at step {step}, saved in {outcome.checkpoint}")
     if (folder := best(out)) not in (None, outcome.checkpoint):
         log(f"validation was best at {folder.name}, kept too: {out / 'checkpoints' / 'best'}")

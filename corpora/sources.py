@@ -22,6 +22,7 @@ import zstandard
 
 from bytemtp.common.cli import run_main
 from bytemtp.common.errors import UserError
+from bytemtp.common.files import writing
 
 HELD_OUT_SHARE = 0.05
 MAX_FILE_BYTES = 1 << 20
@@ -66,7 +67,8 @@ def build(
         raise UserError(
             f"no {' or '.join(suffixes)} file below {', '.join(map(str, folders))}; name folders that have some"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     files = [_describe(name, data) for name, data in contents.items()]
     manifest: dict[str, Any] = {**(about or {}), "archives": {}}
     for split in ("train", "heldout"):
@@ -101,7 +103,7 @@ def _collect(folders: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, by
             digest = hashlib.sha256(data).digest()
             if data and len(data) <= MAX_FILE_BYTES and digest not in seen:
                 seen.add(digest)
-                name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
+                name = f"{folder.resolve().name}/{path.relative_to(folder).as_posix()}"
                 if name in found:
                     raise UserError(f"{path} is a second {name}; give the folders different names")
                 found[name] = data

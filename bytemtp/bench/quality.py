@@ -25,7 +25,7 @@ from bytemtp.common.files import write_output, writing
 from bytemtp.common.presets import preset
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import DataConfig, Settings
-from bytemtp.data.sources import STANDARD_INPUT, SkipLog, find
+from bytemtp.data.sources import STANDARD_INPUT, SkipLog, find, real_name
 from bytemtp.model.checkpoint import latest
 
 PEER = "peer"
@@ -106,7 +106,7 @@ def check(plan: Plan) -> DataConfig:
     recipes = [recipe(plan, seed, n) for seed in plan.seeds for n in plan.heads]
     settings = [parse(_Recipe, "--ours", words, _Recipe(preset(plan.preset))).settings for words in recipes]
     training, heldout = (
-        {source.name for source in find(paths, SkipLog("error"))} for paths in (plan.train, plan.heldout)
+        {real_name(source) for source in find(paths, SkipLog("error"))} for paths in (plan.train, plan.heldout)
     )
     if STANDARD_INPUT in training | heldout:
         raise UserError("- (standard input) can be read only once; save it to a file, for every contestant reads it")

@@ -37,13 +37,13 @@ def print_train(report: dict[str, Any]) -> None:
     results = report["results"]
     first = next(iter(report["peak_flops"]))
     peer = [result for label, result in results.items() if label.startswith(f"transformers {first}")]
-    best_peer = max((result["bytes_per_s"] for result in peer), default=float("nan"))
+    best_peer = max((result["bytes_per_s"] for result in peer), default=0.0)
     rows = [
         [
             label,
             f"{result['bytes_per_s']:,.0f}",
             f"{result['step_s']:.3f} ({result['step_s_min']:.3f}-{result['step_s_max']:.3f})",
-            f"{result['bytes_per_s'] / best_peer:.2f}x",
+            f"{result['bytes_per_s'] / best_peer:.2f}x" if best_peer else "",
             f"{result['share_of_peak']:.0%}",
             f"{result['peak_memory_bytes'] / 2**20:,.0f}",
         ]

@@ -36,7 +36,8 @@ def measure(worker: str, shape: Shape, arguments: dict[str, Any]) -> dict[str, A
     command = [sys.executable, "-W", "ignore", "-m", "bytemtp.bench.worker", worker, spec]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise UserError(f"measuring {worker} failed: {done.stderr.strip().splitlines()[-1]}")
+        told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]  # killed for memory, perhaps
+        raise UserError(f"measuring {worker} failed: {told[-1]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 

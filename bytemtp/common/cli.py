@@ -43,6 +43,9 @@ class Command(Protocol):
 
 def run_main(main: Callable[[], None]) -> None:
     """Call `main` and exit as the contract says, with one line on standard error for bad input."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller, as by `2>&-`
+            setattr(sys, name, open(os.devnull, mode))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no text are printed as they are
     try:

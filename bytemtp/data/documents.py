@@ -149,7 +149,7 @@ class _Opener:
         if container == self.reading.format == "zip" and not self.inside:
             file.close()
             raise Damaged(file.name, "is a .zip in a compressed file; decompress it first")
-        if self.reading.format != "auto":
+        if self.reading.format != "auto" and not self.inside:
             return PlainDocument(file)
         peekable = file if isinstance(file, PeekableFile) else PeekableFile(file)
         if container == "json" and self._is_json_lines(peekable):

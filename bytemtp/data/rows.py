@@ -213,7 +213,7 @@ class IdStream:
         if byte_count == 0:
             raise EmptySplit(
                 f"no document of the corpus fell into the split {self.split!r} with valid_fraction "
-                f"{self.valid_fraction}; give more documents or another fraction"
+                f"{self.valid_fraction}; give more documents or another fraction, such as 0"
             )
         if self.epochs is None and id_count < row_width:
             raise UserError(

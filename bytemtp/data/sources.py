@@ -237,6 +237,12 @@ def absolute(path: str) -> str:
     return whole.rstrip(os.sep) + os.sep * path.endswith(os.sep) if path.strip(os.sep) else whole
 
 
+def real_name(source: Source) -> str:
+    """The same for a file however it is named; of standard input and URLs, their name."""
+    is_local = source.name != STANDARD_INPUT and not _is_url(source.name)
+    return os.path.realpath(source.name) if is_local else source.name
+
+
 def spool_standard_input(path: Path) -> None:
     """Copy standard input into a file, so that it can be read again: for more epochs, and to resume."""
     with path.open("wb") as file:

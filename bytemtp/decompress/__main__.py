@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from bytemtp.common.cli import run, run_main
+from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, read_input, write_output
 from bytemtp.common.runtime import byte_progress, pick_device
 from bytemtp.compress.__main__ import summary
@@ -42,6 +44,10 @@ class Command:
         check_output(self.out)
         compressed = read_input(self.file)
         header, _ = unpack(compressed, str(self.file))
+        if header.arithmetic == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                f"{self.file} was compressed on a CUDA device, and there is none here; decompress it where there is one"
+            )
         model = load_model(self.run, pick_device("cuda" if header.arithmetic == "cuda" else "cpu").value)
         begun = time.perf_counter()
         with byte_progress("decompressed", header.length) as bar:

@@ -15,6 +15,7 @@ Try:  python -m bytemtp.evaluate choice RUN --tasks tasks.jsonl
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.vocab import EOT
@@ -140,6 +142,8 @@ def answer(model: ByteMTP, tasks: Sequence[Task]) -> Score:
             for number, value in zip(numbers, log_likelihoods(model, [texts[i] for i in numbers]), strict=True):
                 nats[number] = value
             bar.update(len(numbers))
+    if not all(map(math.isfinite, nats)):
+        raise UserError("the model's log-likelihoods are not finite: its weights are damaged; use another checkpoint")
     given = iter(nats)
     return Score(tasks, [[next(given) for _ in task.choices] for task in tasks])
 

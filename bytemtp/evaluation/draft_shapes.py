@@ -55,7 +55,6 @@ Paths = Int[np.ndarray, "_ d"]
 
 Text = Literal["own", "files"]
 
-SHOWN_RANKS = 4
 TEXTS = 4
 """behind which passes are timed"""
 
@@ -299,11 +298,11 @@ class Report:
     def _accuracies(self, depth: int) -> list[str]:
         """By draft, how often each candidate is right where all best candidates before it were."""
         paths = np.concatenate(list(self.blocks))
-        names = ["best", "second", "third", "fourth"][:SHOWN_RANKS]
-        lines = ["right, of the positions where the best candidates before it are right:", " " * 8 + "  positions"]
-        lines[1] += "".join(f"{name:>8}" for name in names)
+        names = ("best", "second", "third", "fourth")
+        header = " " * 8 + "  positions" + "".join(f"{name:>8}" for name in names)
+        lines = ["right, of the positions where the best candidates before it are right:", header]
         for d in range(depth):
-            shares = [float((paths[:, d] == rank).mean()) if len(paths) else 0.0 for rank in range(SHOWN_RANKS)]
+            shares = [float((paths[:, d] == rank).mean()) if len(paths) else 0.0 for rank in range(len(names))]
             lines.append(f"draft {d + 1:2} {len(paths):10,}" + "".join(f"{share:8.1%}" for share in shares))
             paths = paths[paths[:, d] == 0]
         return lines

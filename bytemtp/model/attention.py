@@ -146,11 +146,7 @@ class Layout:
 
     def is_whole(self, backend: str) -> bool:
         """Whether `backend` makes the scores of whole rows here."""
-        return backend == "matmul" and self._is_short and torch.is_grad_enabled()
-
-    @cached_property
-    def _is_short(self) -> bool:
-        return self.positions <= self.rows * SHORT_ROW
+        return backend == "matmul" and self.positions <= self.rows * SHORT_ROW and torch.is_grad_enabled()
 
     @cached_property
     def is_plain(self) -> bool:

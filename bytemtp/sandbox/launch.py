@@ -110,8 +110,7 @@ def bubblewrap(prefix: str, role: Role) -> list[str]:
             words += f" --symlink usr/{folder} /{folder}"
         elif Path("/", folder).exists():
             words += f" --ro-bind /{folder} /{folder}"
-    if not prefix.startswith("/usr"):
-        words += f" --ro-bind {prefix} {prefix}"
+    bound = [] if prefix.startswith("/usr") else ["--ro-bind", prefix, prefix]  # whose name may have a space
     words += " --tmpfs /dev"  # without /dev/zero: to map it is to have shared memory that no process is charged for
     for device in ("null", "full", "random", "urandom"):
         words += f" --dev-bind /dev/{device} /dev/{device}"
@@ -121,7 +120,7 @@ def bubblewrap(prefix: str, role: Role) -> list[str]:
     words += " --dir /dev/shm --remount-ro /dev --tmpfs /dev/shm --tmpfs /tmp --remount-ro / --chdir /tmp"
     words += " --cap-drop ALL" + " --cap-add CAP_SYS_ADMIN" * (role == "candidate")
     program = shutil.which("bwrap") or "bwrap"
-    return [program, *words.split()] + [
+    return [program, *bound, *words.split()] + [
         word for name, value in ENVIRONMENT.items() for word in ("--setenv", name, value)
     ]
 

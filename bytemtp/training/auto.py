@@ -7,10 +7,12 @@ import math
 import os
 import shutil
 import statistics
+import sys
 import time
 
 import torch
 
+from bytemtp.common.errors import UserError
 from bytemtp.common.presets import MINUTES, preset
 from bytemtp.common.runtime import Choice, log, pick_dtype
 from bytemtp.common.settings import Settings, changed
@@ -21,6 +23,7 @@ COMPILE_SECONDS = 25
 """Wall time that compiling costs on two CPU cores, rows of two lengths."""
 COMPILE_SAVES = 0.3
 """Share of a step that compiled layers save on a CPU, roughly; good enough to tell seconds from minutes."""
+NO_COMPILER = "there is no C++ compiler (CXX, else g++)"
 FLOPS_PER_THREAD = 3e10
 """Training speed of one CPU thread, float32, roughly; good enough to tell seconds from hours."""
 
@@ -78,11 +81,16 @@ def apply(settings: Settings, model: ByteMTP, *, compiled: bool = True) -> Choic
 
 
 def pick_compile(settings: Settings, device: torch.device, parameters: int) -> Choice:
-    """Whether to compile the transformer layers: always on CUDA, on a CPU if the run is long enough to pay for it."""
+    """Whether to compile the transformer layers: always on CUDA, on a CPU if the run is long enough to pay for it.
+
+    UserError if it is asked for on a CPU without a compiler.
+    """
+    if settings.train.compile == "true" and device.type == "cpu" and not has_compiler():
+        raise UserError(f"train.compile is true, but {NO_COMPILER}; install one, or set it to false")
     if settings.train.compile != "auto":
         return Choice(settings.train.compile == "true", "as asked")
     if not has_compiler():
-        return Choice(False, "no C++ compiler found")
+        return Choice(False, NO_COMPILER)
     if device.type == "cuda":
         return Choice(True, "CUDA device")
     saved = COMPILE_SAVES * planned_seconds(settings, parameters)
@@ -101,5 +109,5 @@ def planned_seconds(settings: Settings, parameters: int) -> float:
 
 
 def has_compiler() -> bool:
-    """Whether torch.compile will find a C++ compiler."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+    """Whether torch.compile will find its C++ compiler: it looks for no other."""
+    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None

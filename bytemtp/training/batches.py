@@ -7,7 +7,6 @@ Try:  python -c "from bytemtp.common.settings import *; from bytemtp.training.ba
       print(with_steps_of_epochs(Settings(TrainConfig(epochs=2)), ['README.md']).train.steps)"
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +20,7 @@ from bytemtp.common.settings import DataConfig, Settings, TrainConfig, changed, 
 from bytemtp.data.documents import Reading
 from bytemtp.data.leave_out import held_out_paths
 from bytemtp.data.rows import EmptySplit, Split
-from bytemtp.data.sources import STANDARD_INPUT, SkipLog, Source, as_text, find
+from bytemtp.data.sources import SkipLog, Source, absolute, as_text, find, real_name
 from bytemtp.data.stream import Batch, Cursor, Stream, choose_sweeps, stream
 from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.loss import rows_of
@@ -38,7 +37,7 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
         raise UserError("no PATH given; name the files, folders or globs to train on, or - for standard input")
     check_weights(settings.data.weights, len(paths), "data.weights")
     skip_log = SkipLog(settings.data.on_corrupt)
-    sources = sources_of(settings, paths, skip_log)
+    sources = sources_of(settings, [*map(absolute, paths)], skip_log)  # which patterns are compared with
     left_out = f"; left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
     log(f"data: {len(sources):,} files in {', '.join(paths)}{left_out}")
     for pattern in set(settings.data.exclude) - skip_log.left_out.keys():
@@ -99,8 +98,8 @@ def training_rows(
     """Batches of rows of `seq_len` bytes without end, from a cursor on; as many bytes a batch as `train` says.
 
     Of several processes each gets its share of every batch and, since rows are dealt in turn, of every micro-batch.
-    Rows of another length than `train.seq_len` come in another order, so that growing rows do not begin with the same
-    documents again.
+    Rows of another length than `train.seq_len` come in another order if they are shuffled, so that growing rows do not
+    begin with the same documents again.
     """
     train, data = settings.train, settings.data
     split, fraction = training_split(data)
@@ -150,11 +149,13 @@ def far_rows_at(train: TrainConfig, done: float) -> float:
 def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
     """Bytes of the rows of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
 
-    As with the learning rate, the length of the run does not matter during the warm-up.
+    As with the learning rate, the length of the run does not matter during the warm-up.  A frozen trunk has learned
+    long rows before.
     """
     done = share_done(train, step, elapsed_s)
     is_first = done < train.grow_at or (step < train.warmup and not train.minutes)
-    return train.first_seq_len if is_first and 0 < train.first_seq_len < train.seq_len else train.seq_len
+    grows = 0 < train.first_seq_len < train.seq_len and train.freeze == "none"
+    return train.first_seq_len if is_first and grows else train.seq_len
 
 
 def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE, *, pin_memory: bool) -> list[Batch]:
@@ -171,6 +172,8 @@ def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE
     try:
         with _valid_rows(settings, paths, round_rows // world.size, pin_memory, world) as rows:
             batches = list(islice(rows, -(-train.valid_bytes // (round_rows * train.seq_len))))
+            for name, reason in rows.skipped if data.valid_paths else ():  # of PATH, training tells them
+                log(f"left out of validation: {name}: {reason}")
     except EmptySplit:
         log("warning: no document fell into the validation split; there will be no validation")
         return []
@@ -219,7 +222,7 @@ def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:
         f"train.epochs {train.epochs}: {steps:,} steps of {train.batch_size} x {train.seq_len} bytes, "
         f"since an epoch has {ids:,}"
     )
-    if 0 < train.first_seq_len < train.seq_len:
+    if settings.data.shuffle and seq_len_at(train, 0, 0.0) < train.seq_len:
         log(
             "rows grow during the run, and long ones begin a pass of their own; "
             "train.first_seq_len 0 keeps passes whole"
@@ -252,14 +255,9 @@ def _check_valid_paths(paths: Sequence[str], training: list[Source]) -> None:
         sources = find(paths, SkipLog("error"))
     except UserError as error:
         raise UserError(f"data.valid_paths: {error}") from None
-    trained = {_real_name(source) for source in training}
-    if both := [source.name for source in sources if _real_name(source) in trained]:
+    trained = {real_name(source) for source in training}
+    if both := [source.name for source in sources if real_name(source) in trained]:
         raise UserError(
             f"data.valid_paths: {both[0]} is also among the files to train on; name PATHs that leave it out"
         )
     log(f"held out: {len(sources):,} files in {', '.join(paths)}")
-
-
-def _real_name(source: Source) -> str:
-    is_local = source.name != STANDARD_INPUT and "://" not in source.name
-    return os.path.realpath(source.name) if is_local else source.name

@@ -64,20 +64,11 @@ class HeadLosses:
     @staticmethod
     def none(n: int, device: torch.device) -> "HeadLosses":
         """Those of no row."""
-        nats, counts = (
-            torch.zeros(n, dtype=torch.float64, device=device),
-            torch.zeros(n, dtype=torch.int64, device=device),
-        )
-        return HeadLosses(nats, counts, nats, counts, nats.new_zeros(()))
+        nats = torch.zeros(n, dtype=torch.float64, device=device)
+        return HeadLosses(nats, nats.long(), nats, nats.long(), nats.new_zeros(()))
 
     def __add__(self, other: "HeadLosses") -> "HeadLosses":
-        return HeadLosses(
-            self.nats + other.nats,
-            self.counts + other.counts,
-            self.end_nats + other.end_nats,
-            self.end_counts + other.end_counts,
-            self.order_nats + other.order_nats,
-        )
+        return HeadLosses(**{name: x + getattr(other, name) for name, x in vars(self).items()})
 
     def of(self, heads: Sequence[int]) -> "HeadLosses":
         """Those of `heads` alone, as if the others had no target."""

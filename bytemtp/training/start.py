@@ -39,10 +39,16 @@ def check_size(config: ModelConfig) -> None:
         )
 
 
-def start_from(model: ByteMTP, source: Path, seed: int) -> None:
+def start_from(model: ByteMTP, source: Path, train: TrainConfig) -> None:
     """Take the weights of a folder that `record_source` named.  UserError if they do not fit the model."""
     check_shape(model.config, source_config(source), source)
-    log(f"init: {source}: {take(model, load_source(source, seed))}")
+    there = load_source(source, train.seed)
+    log(f"init: {source}: {take(model, there)}")
+    if train.freeze != "none" and there.trained_length not in (0, train.seq_len):
+        log(
+            f"warning: rows have {train.seq_len} bytes, those of the source had {there.trained_length}: frozen or not, "
+            f"head 1 will look {train.seq_len} bytes back when it writes"
+        )
 
 
 def check_frozen(train: TrainConfig, *, has_source: bool) -> None:

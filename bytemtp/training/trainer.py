@@ -115,7 +115,7 @@ def train(
         torch.manual_seed(settings.train.seed)
         model = ByteMTP(settings.model, settings.train.seed)
         if "init" in info and not (resume and latest(run)):
-            start_from(model, Path(info["init"]), settings.train.seed)
+            start_from(model, Path(info["init"]), settings.train)
         freeze(model, settings.train)
         put(model, settings, place.value, sharded=sharded)
         with locked(run) if world.is_first else nullcontext():
@@ -154,6 +154,8 @@ class Trainer:
         self.state = self._restore()
         world.check_agreed("the newest checkpoint at step", self.state.step)
         self.files, self.first_step = files, self.state.step
+        if moved:  # and what is held out may be other data, with which no earlier validation can be compared
+            self.state = replace(self.state, best_step=0, best_bpb=None)
         if moved and self.state.cursor is not None:
             self.state = replace(self.state, cursor=asdict(Cursor(**self.state.cursor).next_epoch()))
         self.unlogged = _unpack(self.state.unlogged, model.device)
@@ -191,6 +193,7 @@ class Trainer:
         """Train until the end, step `stop_after`, or a signal; save; and say how it ended."""
         finished = self._is_finished()
         if finished and self.state.step == 0:
+            self._far_rows(share_done(self.train, 0, 0.0))
             self._validate()
         while not (finished or self._signal() or 0 < stop_after <= self.state.step):
             self._step()
@@ -220,17 +223,21 @@ class Trainer:
         """
         before = self.state.seq_len or self.train.seq_len
         seq_len = max(self.state.seq_len, seq_len_at(self.train, self.state.step, self.state.elapsed_s))
-        fields = self.state.cursor if seq_len == before else None
+        fields = self.state.cursor
+        if seq_len != before and fields:  # in an order of their own, or on from here if files come as they lie
+            fields = None if self.settings.data.shuffle else fields | {"first_row": 0, "row": 0, "corpus": ""}
         passes = self.state.epochs_before if fields else self._epoch()
         self.state = replace(self.state, epochs_before=passes, seq_len=seq_len, cursor=fields)
         self.model.trained_length = seq_len  # of samples
         cursor = None if fields is None else Cursor(**fields)
-        pin_memory = self._pin_memory
-        return training_rows(self.settings, self.paths, cursor, self.world, seq_len=seq_len, pin_memory=pin_memory)
+        return training_rows(
+            self.settings, self.paths, cursor, self.world, seq_len=seq_len, pin_memory=self._pin_memory
+        )
 
     def _grow(self) -> None:
         """Go over to rows of `train.seq_len` when it is time."""
         if seq_len_at(self.train, self.state.step, self.state.elapsed_s) > self.state.seq_len:
+            self._tell_skipped()
             self.batches.close()
             self.batches = self._open_rows()
             self.progress.say(f"rows have {self.state.seq_len} bytes from step {self.state.step + 1} on")
@@ -349,7 +356,8 @@ class Trainer:
                 self._give_up(f"validation after step {self.state.step} has loss {self.valid_losses.mean}")
             size = self.valid_rows * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
-            if self.state.seq_len == self.train.seq_len and (self.state.far_heads or self.settings.model.n_future == 1):
+            all_learn = self.state.far_heads or len(self.model.path_to_first_head) == self.settings.model.n_future
+            if self.state.seq_len == self.train.seq_len and all_learn:
                 self._note_best(self.valid_losses)
         if self.sample is not None and self.train.sample_bytes:
             self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")
@@ -383,6 +391,10 @@ class Trainer:
             mfu = flops / self._timed_seconds / self.peak if self.peak else None
             self._write("train", self._total(self.unlogged), self._timed_bytes / self._timed_seconds, mfu)
         self.unlogged, self._timed_bytes, self._timed_seconds, self._timed_flops = None, 0, 0.0, 0.0
+        self._tell_skipped()
+
+    def _tell_skipped(self) -> None:
+        """Damaged inputs that were left out, each once."""
         for name, reason in self.batches.skipped:
             if name not in self._told:
                 self._told.add(name)

@@ -11,15 +11,13 @@ from typing import Any
 
 import bytemtp
 from bytemtp.common.cli import run_main
-from bytemtp.common.runtime import pick_device
 from bytemtp.evaluation.answers import Question, ask, read_questions
 from bytemtp.evaluation.choice import answer
 from bytemtp.evaluation.tasks import Task, read_tasks
-from bytemtp.model.checkpoint import step_folders, step_of
 from experiments.choice_tasks import world
 from experiments.choice_tasks.report import draw, table
 from experiments.documents import written_once
-from experiments.grid import RUNS, Cell, Experiment, main, train
+from experiments.grid import KEPT, RUNS, Cell, Experiment, main, train, way
 
 Test = Callable[[bytemtp.ByteMTP], float]
 """Asks a model: the share of right answers, from 0 to 1."""
@@ -30,9 +28,9 @@ TRAIN_SEED, TEST_SEED = 0, 1
 def score(cell: Cell) -> dict[str, Any]:
     """Accuracy at every checkpoint (`way`), and at the last one by itself."""
     tests = tests_of(cell)
-    trained = train(cell, corpus(cell))
-    way = [score_checkpoint(folder, tests) for folder in step_folders(cell.folder)]
-    return trained | way[-1] | {"way": way}
+    trained = train(cell, corpus(cell), **KEPT)
+    scores = way(cell, lambda model: {name: test(model) for name, test in tests.items()})
+    return trained | scores[-1] | {"way": scores}
 
 
 def tests_of(cell: Cell) -> dict[str, Test]:
@@ -65,11 +63,6 @@ def corpus(cell: Cell) -> Path:
     count = cell.settings["world.documents"]
     path = RUNS / cell.experiment / "data" / f"{count}-of-{world.PEOPLE}-people.jsonl.zst"
     return written_once(path, world.documents(count, TRAIN_SEED))
-
-
-def score_checkpoint(folder: Path, tests: dict[str, Test]) -> dict[str, Any]:
-    model = bytemtp.load(folder, pick_device().value)
-    return {"step": step_of(folder)} | {name: test(model) for name, test in tests.items()}
 
 
 EXPERIMENT = Experiment("choice_tasks", score, table, draw)

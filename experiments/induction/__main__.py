@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import bytemtp
 from bytemtp.common.cli import run_main
-from bytemtp.common.runtime import pick_device
-from bytemtp.model.checkpoint import step_folders, step_of
 from experiments.documents import written_once
-from experiments.grid import RUNS, Cell, Experiment, main, train
+from experiments.grid import KEPT, RUNS, Cell, Experiment, main, train, way
 from experiments.induction.report import draw, table
 from experiments.induction.scoring import scores
 from experiments.induction.stories import Story, stories
@@ -27,9 +24,9 @@ TRAIN_SEED, HELDOUT_SEED = 0, 1
 def score(cell: Cell) -> dict[str, Any]:
     """Figures of every checkpoint (`way`), and those of the last one by themselves."""
     heldout = heldout_of(cell)
-    trained = train(cell, corpus(cell))
-    way = [score_checkpoint(folder, heldout) for folder in step_folders(cell.folder)]
-    return trained | way[-1] | {"way": way}
+    trained = train(cell, corpus(cell), **KEPT)
+    found = way(cell, lambda model: scores(model, heldout))
+    return trained | found[-1] | {"way": found}
 
 
 def heldout_of(cell: Cell) -> list[Story]:
@@ -50,11 +47,6 @@ def corpus(cell: Cell) -> Path:
         texts = [story.text for story in stories(cell.settings["story.count"], TRAIN_SEED, heldout=False)]
         name, origin = "stories", "".join(texts).encode()
     return written_once(RUNS / cell.experiment / "data" / f"{name}-{crc32(origin):08x}.jsonl.zst", texts)
-
-
-def score_checkpoint(folder: Path, heldout: list[Story]) -> dict[str, Any]:
-    model = bytemtp.load(folder, pick_device().value)
-    return {"step": step_of(folder)} | scores(model, heldout)
 
 
 EXPERIMENT = Experiment("induction", score, table, draw)

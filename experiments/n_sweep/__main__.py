@@ -24,8 +24,8 @@ def score(cell: Cell) -> dict[str, Any]:
     (first,) = cells_of(EXPERIMENT, cell.preset, [cell.seed], [cell.settings["sweep.init"]])
     files = cell.options["train"]
     before, after = train(first, files), train(cell, files, init=first.folder)
-    both = {name: before[name] + after[name] for name in before}
-    return both | library.scores(cell)
+    both = {name: before[name] + after[name] for name in ("steps", "bytes_seen", "minutes")}
+    return after | both | library.scores(cell)
 
 
 def draw(lines: Sequence[Line]) -> Figure:

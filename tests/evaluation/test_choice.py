@@ -52,6 +52,15 @@ def test_log_likelihoods_equal_one_pass_a_byte(tasks, topology, room):
         assert nats == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def test_a_damaged_model_has_no_accuracy():
+    """Its first choice was always taken for the best."""
+    model = tiny()
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="log-likelihoods are not finite: its weights are damaged"):
+        answer(model, [Task(b"a", (b"b", b"c"), 0)])
+
+
 def test_a_byte_sees_as_far_back_as_in_decoding():
     """A model with a window, and one that was trained on rows of that length, are the same."""
     task = Task(b"a context that is longer than the window", (b" and so", b" on"), 0)

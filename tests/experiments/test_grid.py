@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,34 @@ def test_a_line_that_a_kill_cut_off_is_run_again(experiment):
     experiment.results.write_bytes(whole[:-5])
     grid.main(experiment, ["--seeds", "0", "--jobs", "1"])
     assert experiment.results.read_bytes() == whole
+
+
+def test_a_cell_that_another_process_has_finished_meanwhile_is_not_written_twice(experiment):
+    """Both begin with the same list of what is missing."""
+
+    def score(cell: Cell) -> dict[str, int]:
+        if not read_lines(experiment.results):
+            grid.main(replace(experiment, score=lambda cell: {"size": 1}), ["--seeds", "0", "--only", "one"])
+        return {"size": 2}
+
+    grid.main(replace(experiment, score=score), ["--seeds", "0", "--jobs", "1", "--only", "one"])
+    assert keys_of(read_lines(experiment.results)) == [("one", 0, 1)]
+
+
+def test_only_regular_checkpoints_are_scored(tmp_path, monkeypatch):
+    """Ctrl-C saves one in between, and the table of accuracies along training had a step that no other seed has."""
+    monkeypatch.chdir(tmp_path)
+    cell = Cell("toy", "cpu", "one", 0, {"train.checkpoint_every": 300}, {})
+    for step in (300, 451, 600):
+        (cell.folder / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+    monkeypatch.setattr(grid.bytemtp, "load", lambda folder, device: folder.name)
+    found = grid.way(cell, lambda model: {"model": model})
+    assert found == [{"step": step, "model": f"step-{step:08d}"} for step in (300, 600)]
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert grid.commit() == ""
 
 
 def test_a_cell_with_other_settings_is_another_one(experiment):

@@ -42,6 +42,8 @@ def test_heads_can_be_added_to_another_cell_s_run(files: dict[str, str], monkeyp
     monkeypatch.setattr(sweep, "cells_of", lambda *which: [small(cell, **files) for cell in cells_of(*which)])
     first, added = sweep.cells_of(sweep.EXPERIMENT, "cpu", [0], ["n=1", "n=8, added to n=1"])
     alone, both = sweep.score(first), sweep.score(added)
+    for name in ("commit", "hardware", "threads"):  # were added up, too
+        assert both[name] == alone[name]
     assert both["bpb"] == alone["bpb"] and both["steps"] == 2 * alone["steps"] and len(both["bpb_per_head"]) == 8
 
 

@@ -1,8 +1,10 @@
 """Which rows a run trains and validates on: epochs, files for validation, rows that grow."""
 
+import gzip
 import json
 import math
 import random
+import re
 import sys
 from dataclasses import replace
 from functools import reduce
@@ -15,14 +17,15 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import PRESETS
-from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
+from bytemtp.common.settings import Settings, TrainConfig, changed, flatten, load_settings
+from bytemtp.data.stream import Batch
 from bytemtp.model.checkpoint import best, load_model, load_state
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main
 from bytemtp.training.batches import collect_valid, count_rows, far_rows_at, nothing, seq_len_at
 from bytemtp.training.distributed import ALONE
 from bytemtp.training.loss import HeadLosses, evaluate
-from bytemtp.training.trainer import train
+from bytemtp.training.trainer import Trainer, train
 from tests.training.runs import SETTINGS, WORDS, lines, settings, steps_of, weights, without_clock
 
 
@@ -272,3 +275,64 @@ def test_short_rows_are_validated_with_a_window_of_their_length(corpus: str, tmp
 
     assert valid[3] == pytest.approx(bits(8)) and valid[3] != pytest.approx(bits(0))
     assert best(tmp_path / "short") is None and best(tmp_path / "run") is not None
+
+
+def test_growing_rows_that_are_not_shuffled_go_on_where_short_ones_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They began with the first file again, and a run shorter than a pass never saw the last ones."""
+    for i in range(10):
+        (tmp_path / f"{i}.txt").write_bytes(b"".join(b"%06d\n" % (1000 * i + j) for j in range(1000)))
+    plan = changed(settings(first_seq_len=8, grow_at=0.5), **{"data.shuffle": False})
+    monkeypatch.setattr("bytemtp.data.stream.ORDERED_GROUP_BYTES", 64)
+    seen: list[int] = []
+    original = Trainer._with_repeats
+    monkeypatch.setattr(Trainer, "_with_repeats", lambda self, batch: original(self, noted(seen, batch)))
+    train(plan, [str(tmp_path)], tmp_path / "run", device="cpu", stop_after=6)
+    train(plan, [], tmp_path / "run", device="cpu", resume=True)
+    assert 90 <= seen[6] - seen[0] <= 110  # 6 steps of 128 bytes, seven bytes a number
+    assert len(seen) == 12 and seen == sorted(seen)
+
+
+def noted(seen: list[int], batch: Batch) -> Batch:
+    """The first number in it that is whole."""
+    found = [re.search(rb"\n(\d{6})\n", row.numpy().tobytes()) for row in batch.octets]
+    seen.append(next(int(number[1]) for number in found if number))
+    return batch
+
+
+def test_a_frozen_trunk_reads_long_rows_from_the_first_step() -> None:
+    """It has learned them, and a run that is stopped early must write what its source writes."""
+    plan = TrainConfig(steps=100, seq_len=64, first_seq_len=16, freeze="trunk")
+    assert seq_len_at(plan, 0, 0.0) == 64
+
+
+def test_validation_files_that_are_left_out_are_told(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "good.txt").write_bytes(b"good " * 100)
+    (tmp_path / "bad.txt.gz").write_bytes(gzip.compress(b"bad " * 100)[:-9])
+    named = {"data.valid_paths": [str(tmp_path / "good.txt"), str(tmp_path / "bad.txt.gz")], "data.on_corrupt": "skip"}
+    collect_valid(changed(settings(valid_bytes=10**6), **named), [corpus], pin_memory=False)
+    assert re.search(r"left out of validation: .*bad.txt.gz: ", capsys.readouterr().err)
+
+
+def test_heads_on_head_1s_path_have_learned_from_the_start(corpus: str, tmp_path: Path) -> None:
+    """Whatever `far_from` says; no validation before it counted as the best."""
+    plan = changed(settings(far_from=0.9), **{"model.topology": "anticausal"})
+    train(plan, [corpus], tmp_path / "run", device="cpu", stop_after=6)
+    assert best(tmp_path / "run") is not None
+
+
+def test_a_short_run_says_which_heads_have_not_learned(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = settings(far_from=1.0, steps=2)
+    main([corpus, f"--out={tmp_path / 'run'}", "--preset=nano", "--device=cpu", *options_of(plan)])
+    assert re.search(r"validation, bits per byte by head: \d\.\d+ -\n", capsys.readouterr().err)
+
+
+def options_of(plan: Settings) -> list[str]:
+    """The command line's."""
+    found = {name: value for name, value in flatten(plan).items() if value != flatten(PRESETS["nano"])[name]}
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in found.items()]

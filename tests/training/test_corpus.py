@@ -13,7 +13,7 @@ import pytest
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
 from bytemtp.data.sources import SkipLog, find
-from bytemtp.model.checkpoint import latest, load_model
+from bytemtp.model.checkpoint import best, latest, load_model
 from bytemtp.train import main
 from bytemtp.training.trainer import train
 
@@ -338,3 +338,29 @@ def test_what_is_named_to_validate_on_is_not_excluded(corpus: Path, tmp_path: Pa
         settings=data(valid_paths=[str(corpus / "valid.txt")], exclude=["valid.txt", "3.txt"], valid_fraction=0.0),
     )
     assert (tmp_path / "run/corpus.jsonl").read_text().count("\n") == 8
+
+
+def test_what_is_left_out_is_what_is_said(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pattern is compared with whole paths; it was with those as typed before the run, and then with whole ones."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    start(tmp_path / "run", "../corpus", settings=data(exclude=("../corpus/3.txt",)))
+    assert "'../corpus/3.txt' of data.exclude leaves out no file" in capsys.readouterr().err
+    assert "3.txt" in (tmp_path / "run/corpus.jsonl").read_text()
+    start(tmp_path / "other", "../corpus", settings=data(exclude=(str(corpus / "3.txt"),)))
+    assert "leaves out no file" not in capsys.readouterr().err
+    assert "3.txt" not in (tmp_path / "other/corpus.jsonl").read_text()
+
+
+def test_with_other_files_validations_are_compared_anew(corpus: Path, tmp_path: Path) -> None:
+    """What is held out is another text then, whose bits may never come below those of the old one."""
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_bytes(b"some words of file 1, " * 40)
+    plan = changed(data(valid_paths=(str(held_out),)), **{"train.valid_every": 1, "train.lr": 1e-2})
+    start(tmp_path / "run", corpus, settings=plan)
+    rewrite(held_out, bytes(range(256)) * 8)
+    resume(tmp_path / "run", **{"data.on_change": "warn"})
+    folder = best(tmp_path / "run")
+    assert folder is not None and folder.name > "step-00000003"

@@ -42,3 +42,14 @@ def test_compiling_is_for_long_runs() -> None:
     assert pick_compile(settings(minutes=600), cpu, 10_000).value
     assert pick_compile(settings(steps=10), cuda, 10_000).value
     assert not pick_compile(settings(compile="false"), cuda, 10_000).value
+
+
+@pytest.mark.parametrize("compiler", ["", "ccache g++", "no-such-compiler"])
+def test_a_compiler_that_torch_will_not_find(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for one name alone; then a run that was long enough ended with its traceback."""
+    monkeypatch.setenv("CXX", compiler)
+    plan, cpu = PRESETS["tiny"], torch.device("cpu")
+    choice = pick_compile(plan, cpu, 10**9)
+    assert (choice.value, choice.reason) == (False, "there is no C++ compiler (CXX, else g++)")
+    with pytest.raises(UserError, match=r"train.compile is true, but there is no C\+\+ compiler"):
+        pick_compile(changed(plan, **{"train.compile": "true"}), cpu, 1)

@@ -307,8 +307,9 @@ class Command:
         judged, new = judged_lines(launch, problems, samples, lines, self.out / "results.jsonl", workers)
         seconds = time.monotonic() - begun
         summary = summarised(problems, judged, ks)
-        summary |= {"seconds": round(seconds, 3), "programs_per_s": round(new / seconds, 3)}
-        write_output(self.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        path = self.out / "summary.json"
+        summary |= speed(new, seconds, path)
+        write_output(path, json.dumps(summary, indent=1) + "\n")
         print(json.dumps(summary, indent=1))
 
 
@@ -331,6 +332,14 @@ def judged_lines(
                 yield verdict.fields_of_line()
 
     return completed(results, lines, digests(launch, sources), judge_these)
+
+
+def speed(new: int, seconds: float, summary: Path) -> dict[str, float]:
+    """Of the programs just judged; if none were, what the summary of an earlier run says."""
+    if new:
+        return {"seconds": round(seconds, 3), "programs_per_s": round(new / seconds, 3)}
+    old = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    return {name: old[name] for name in ("seconds", "programs_per_s") if name in old}
 
 
 def sample_of(line: dict[str, Any]) -> Sample:

@@ -11,6 +11,7 @@ Try:  python -m bytemtp.evaluate passk RUN --problems data/tinycode/heldout.json
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ import tyro
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_output
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.evaluation.code.execute import judged_lines, launched, sample_of, scored
+from bytemtp.evaluation.code.execute import judged_lines, launched, sample_of, scored, speed
 from bytemtp.evaluation.code.imports import checked
 from bytemtp.evaluation.code.problems import Problem, judgeable, read_problems
 from bytemtp.evaluation.code.report import passk_table, write_report
@@ -33,6 +34,7 @@ from bytemtp.evaluation.code.samples import Cell, Plan, claim, digest, draw_miss
 from bytemtp.evaluation.code.score import summarise
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
+from bytemtp.sandbox.launch import Launch
 from bytemtp.training.distributed import ALONE, World
 
 KS = (1, 10, 100)
@@ -101,6 +103,8 @@ class Command:
         plan = plan_of(self, judgeable(problems))
         device = pick_device(self.device).value
         world.check_device(device)
+        judges = shard[1] == 1 and world.is_first  # asked for now, since what is amiss must not be told after hours
+        launch = launched(self.workers, self.timeout, MEMORY_MIB, self.unsafe, self.site_packages) if judges else None
         model = load_model(self.run, device)
         world.share(lambda: claim(self.out, settings_of(self, plan, model)))
         start = time.perf_counter()
@@ -109,25 +113,23 @@ class Command:
         drawn = int(world.sum(torch.tensor(drawn)))  # from here on all samples are there
         seconds = time.perf_counter() - start
         if drawn:
-            log(f"drew {drawn:,} bytes in {seconds:.1f} s, {drawn / seconds:,.0f} bytes/s")
-        if shard[1] > 1:
+            log(f"drew {drawn:,} bytes of completions in {seconds:.1f} s, {drawn / seconds:,.0f} bytes/s")
+        if launch is not None:
+            finish(plan, problems, self, ks, launch)
+        elif shard[1] > 1:
             log("when all shards are drawn, give the command without --shard to execute and report")
-        elif world.is_first:
-            finish(plan, problems, self, ks)
 
 
-def finish(plan: Plan, problems: Sequence[Problem], options: Command, ks: Sequence[int]) -> None:
+def finish(plan: Plan, problems: Sequence[Problem], options: Command, ks: Sequence[int], launch: Launch) -> None:
     """Execute, score and report what is drawn.  problems: also those that cannot be judged, for which nothing is."""
     lines = gather(plan, options.out)
-    launch = launched(options.workers, options.timeout, MEMORY_MIB, options.unsafe, options.site_packages)
     problems = checked(launch, problems)
     start = time.perf_counter()
     samples = list(map(sample_of, lines))
     judged, new = judged_lines(launch, problems, samples, lines, options.out / RESULTS, options.workers)
-    seconds = time.perf_counter() - start
-    speed = {"seconds": seconds, "programs_per_s": new / seconds} if new else _old_speed(options.out / SUMMARY)
+    measured = speed(new, time.perf_counter() - start, options.out / SUMMARY)
     problems, results, faults = scored(problems, judged)
-    summary = summarise(problems, results, ks) | {"not_judged": faults} | speed
+    summary = summarise(problems, results, ks) | {"not_judged": faults} | measured
     write_output(options.out / SUMMARY, json.dumps(summary, indent=1) + "\n", "; samples and results are kept")
     write_report(options.out, summary, results, problems)
     print(passk_table(summary))
@@ -139,8 +141,6 @@ def tries(options: Command) -> list[int]:
     for name in ("samples", "batch", "workers", "max_bytes"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    if options.timeout <= 0:
-        raise UserError(f"--timeout is {options.timeout}; it must be above 0 seconds")
     ks = sorted(set(options.k or ())) or [k for k in KS if k <= options.samples]
     if not 1 <= ks[0] <= ks[-1] <= options.samples:
         wrong = ks[0] if ks[0] < 1 else ks[-1]
@@ -172,8 +172,8 @@ def plan_of(options: Command, problems: Sequence[Problem]) -> Plan:
         if not 0 < top_p <= 1:
             raise UserError(f"--top-p is {top_p}; it must be above 0 and at most 1")
     for temperature in options.temperature:
-        if temperature < 0:
-            raise UserError(f"--temperature is {temperature}; it must be 0 or more")
+        if not 0 <= temperature < math.inf:
+            raise UserError(f"--temperature is {temperature}; it must be 0 or more, and finite")
         if temperature == 0 and options.samples > 1:
             raise UserError(f"temperature 0 gives the same sample {options.samples} times; ask for --samples 1")
     cells = [Cell(*cell) for cell in dict.fromkeys(product(options.temperature, options.top_p))]
@@ -185,7 +185,9 @@ def settings_of(options: Command, plan: Plan, model: ByteMTP) -> dict[str, Any]:
     return {
         "model": fingerprint(model),
         "problems": len(plan.problems),
-        "prompts": digest("".join(problem.task_id + problem.prompt for problem in plan.problems).encode()),
+        "prompts": digest(
+            "".join(problem.task_id + problem.prompt for problem in plan.problems).encode("utf-8", "surrogatepass")
+        ),
         "samples": plan.samples,
         "temperature": sorted({cell.temperature for cell in plan.cells}),
         "top_p": sorted({cell.top_p for cell in plan.cells}),
@@ -193,8 +195,3 @@ def settings_of(options: Command, plan: Plan, model: ByteMTP) -> dict[str, Any]:
         "max_bytes": plan.max_bytes,
         "seed": plan.seed,
     }
-
-
-def _old_speed(path: Path) -> dict[str, float]:
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: old[name] for name in ("seconds", "programs_per_s") if name in old}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.jsonl import JsonLinesFile
+from bytemtp.common.jsonl import JsonLinesFile, line_of
 from bytemtp.common.runtime import log, progress
 from bytemtp.evaluation.code.problems import Cases, Problem
 from bytemtp.sandbox import launch as launch_module
@@ -60,12 +60,17 @@ def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
     """The results that earlier runs have of these samples.  UserError if they are of others."""
     results = JsonLinesFile(path)
     same = all(
-        isinstance(line, dict) and sample.items() <= line.items() and "passed" in line
+        isinstance(line, dict) and "passed" in line and is_of(line, sample)
         for sample, line in zip(samples, results.records, strict=False)
     )
     if not same or len(results.records) > len(samples):
         raise UserError(f"{path} has results of other samples; remove it or give another --out")
     return results
+
+
+def is_of(line: dict[str, Any], sample: dict[str, Any]) -> bool:
+    """Whether a line of results has all that a sample has; as text, in which a nan is like another."""
+    return line_of({name: line.get(name) for name in sample}) == line_of(sample)
 
 
 def completed(

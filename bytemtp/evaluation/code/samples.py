@@ -158,7 +158,8 @@ def draw_samples(
     """These numbers and their completions, as each ends.  Bytes that are not UTF-8 become U+FFFD."""
     options = Options(mode=plan.mode, temperature=cell.temperature, top_p=cell.top_p)
     rule, stop = Rule(cell.temperature, 0, cell.top_p), tuple(text.encode() for text in problem.stops)
-    rows = {index: Row(problem.prompt.encode(), index, plan.max_bytes, rule, 0, stop, False) for index in indices}
+    prompt = problem.prompt.encode("utf-8", "surrogatepass")
+    rows = {index: Row(prompt, index, plan.max_bytes, rule, 0, stop, False) for index in indices}
     for index, row in rows.items():
         row.random = random.Random(f"{plan.seed} {problem.task_id} {cell.temperature} {cell.top_p} {index}")
     if not rows:

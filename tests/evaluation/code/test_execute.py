@@ -93,6 +93,15 @@ def test_a_resumed_run_judges_only_what_is_left(files):
 
 
 @needs_bubblewrap
+def test_a_finished_run_keeps_its_speed_and_knows_a_sample_with_a_nan(files):
+    """Asked again, with another --k perhaps, it said 0 programs/s, or, with a nan, that the samples were others."""
+    write(files[1], [{"task_id": t, "completion": RIGHT, "logprob": float("nan")} for t in "fg"])
+    first = execute(files)
+    assert first["programs_per_s"] > 0
+    assert execute(files, "--k", "1") == first
+
+
+@needs_bubblewrap
 def test_a_killed_run_keeps_its_results_and_goes_on(files):
     samples = [
         {"task_id": "f", "completion": f"    import time; time.sleep(0.05)\n    return x + {i}\n"} for i in range(60)
