@@ -106,6 +106,27 @@ def _instead() -> Path:
     return Path(tempfile.mkdtemp(prefix="bytemtp-"))
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Inside, fill the folder that is given: it gets its name once all is on the disk, and an error takes it away.
+
+    An empty folder of that name is replaced.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    try:
+        remove_folder(partial)
+        partial.mkdir(parents=True)
+        yield partial
+        for path in [*partial.iterdir(), partial]:
+            sync(path)
+        partial.replace(folder)
+        sync(folder.parent)
+    except Exception:
+        with suppress(OSError):
+            remove_folder(partial)
+        raise
+
+
 def remove_folder(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)

@@ -15,7 +15,6 @@ Try:  python -c "from bytemtp.model.checkpoint import load_model; print(load_mod
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -26,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import PARTIAL, remove_folder, sync, write_file
+from bytemtp.common.files import PARTIAL, new_folder, remove_folder, write_file
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, load_settings
 from bytemtp.common.shards import split_like
@@ -215,20 +214,14 @@ def save(run: Path, state: TrainState, model: Weights, optimizer: OptimizerState
     if _target(folder.with_name("latest")) == folder and is_whole(folder):
         _point_to_best(run, state)  # a kill may have come between `latest` and `best`
         return folder  # training is deterministic: the same step is the same checkpoint
-    partial = folder.with_name(folder.name + PARTIAL)
     try:
-        remove_folder(partial)
-        partial.mkdir(parents=True)
-        _write_files(partial, state, model, optimizer)
-        remove_folder(folder)  # complete but never named by `latest`: a kill came between the two renames
-        partial.rename(folder)
-        sync(folder.parent)
+        with new_folder(folder) as new:
+            _write_files(new, state, model, optimizer)
+            remove_folder(folder)  # complete but never named by `latest`: a kill came between the two renames
         write_file(folder.parent / "latest", folder.name + "\n")
         _point_to_best(run, state)
         _prune(run, folder, keep)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            remove_folder(partial)
         raise UserError(f"cannot write {folder}: {error}; {last_good(run)}") from error
     return folder
 
@@ -275,8 +268,6 @@ def _write_files(folder: Path, state: TrainState, model: Weights, optimizer: Opt
     save_file(_optimizer_tensors(optimizer), folder / OPTIMIZER)
     save_file(_generator_states(), folder / GENERATORS)
     (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
-    for path in [*folder.iterdir(), folder]:
-        sync(path)
 
 
 def _point_to_best(run: Path, state: TrainState) -> None:

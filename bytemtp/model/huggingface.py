@@ -21,7 +21,6 @@ Try:  python -m bytemtp.export RUN --out DIR --check
 import json
 import random
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import PARTIAL, remove_folder, sync
+from bytemtp.common.files import new_folder
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
 from bytemtp.model.layers import NORM_EPSILON, Block, RMSNorm
 from bytemtp.model.model import ByteMTP
@@ -55,20 +54,13 @@ def export(model: ByteMTP, folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no empty folder; give --out a new one")
-    partial = folder.resolve().with_name(folder.resolve().name + PARTIAL)
     try:
-        remove_folder(partial)
-        partial.mkdir(parents=True)
-        save_file(llama_weights(model), partial / "model.safetensors", metadata={"format": "pt"})
-        for name, text in _texts(model):
-            (partial / name).write_text(text, encoding="utf-8")
-        (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)  # safetensors makes it private
-        for path in [*partial.iterdir(), partial]:
-            sync(path)
-        partial.replace(folder.resolve())
+        with new_folder(folder.resolve()) as new:
+            save_file(llama_weights(model), new / "model.safetensors", metadata={"format": "pt"})
+            for name, text in _texts(model):
+                (new / name).write_text(text, encoding="utf-8")
+            (new / "model.safetensors").chmod((new / "config.json").stat().st_mode)  # safetensors makes it private
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            remove_folder(partial)
         raise UserError(f"cannot write {folder}: {error}") from error
 
 

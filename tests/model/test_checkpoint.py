@@ -135,7 +135,6 @@ def writes_of(run: Path, monkeypatch: pytest.MonkeyPatch, allowed: int) -> Itera
         real(path)
 
     monkeypatch.setattr(files, "sync", sync)
-    monkeypatch.setattr(checkpoint, "sync", sync)
     yield
     monkeypatch.undo()
 

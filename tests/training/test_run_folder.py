@@ -186,7 +186,7 @@ def test_a_disk_that_is_full_at_any_moment(corpus: str, tmp_path: Path, monkeypa
         def sync(path: Path, left: Iterator[int] = left) -> None:
             full() if next(left, None) is None else real(path)
 
-        for module in (files, checkpoint, run_folder):
+        for module in (files, run_folder):
             monkeypatch.setattr(module, "sync", sync)
         run = tmp_path / str(allowed)
         told = problem(lambda run=run: go_on(run, corpus, **steps))
