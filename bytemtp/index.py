@@ -59,12 +59,12 @@ class Command:
             raise UserError("no PATH given; name the files to index, or - for standard input")
         if not 1 <= self.bytes <= MAX_BYTES:
             raise UserError(f"bytes is {self.bytes}; it must be from 1 to {MAX_BYTES}")
-        check_output(self.out)
-        older = glob.escape(os.path.abspath(self.out))
-        reading, skip_log = Reading(self.text_field, exclude=(*self.exclude, older)), SkipLog("error")
-        sources = find([*map(absolute, self.paths)], skip_log, reading.leave_out)  # as `older` is
         # The target of a link is replaced, too, and not overwritten: a reader may have the old file mapped.
-        out = self.out.resolve() if self.out.is_file() else self.out
+        out = self.out.resolve() if self.out.is_symlink() and self.out.is_file() else self.out
+        check_output(out)
+        older = (glob.escape(os.path.abspath(path)) for path in (self.out, out))
+        reading, skip_log = Reading(self.text_field, exclude=(*self.exclude, *older)), SkipLog("error")
+        sources = find([*map(absolute, self.paths)], skip_log, reading.leave_out)  # as `older` is
         print(write(out, IdStream(sources, skip_log, shuffle=False, reading=reading), self.bytes))
 
 

@@ -51,8 +51,6 @@ BEFORE = {
     "train.unembedding_lr": 1.0,
 }
 """Unless a cell says otherwise: what presets had when most results were made."""
-KEPT = {"train.keep_checkpoints": 1000}
-"""Of a training whose checkpoints are all scored (`way`)."""
 Line = dict[str, Any]
 """Of results.jsonl: `key` (preset as `grid`, cell, seed, settings, options), figures, and of the training commit,
 hardware, threads and minutes; of the score the commit (`scored`)."""
@@ -234,11 +232,16 @@ def train(
     return json.loads(begun.read_text()) | took
 
 
-def way(cell: Cell, ask: Callable[[bytemtp.ByteMTP], dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is asked at each regular checkpoint of a cell; a run that was stopped and went on has others, too."""
+def train_along(cell: Cell, path: Path, ask: Callable[[bytemtp.ByteMTP], dict[str, Any]]) -> dict[str, Any]:
+    """As `train`, with what is asked of the last checkpoint, and of each regular one as `way`.
+
+    A run that was stopped and went on has other checkpoints, too, which no other seed has.
+    """
+    trained = train(cell, path, **{"train.keep_checkpoints": 1000})
     every = cell.settings["train.checkpoint_every"]
     folders = [folder for folder in step_folders(cell.folder) if step_of(folder) % every == 0]
-    return [{"step": step_of(folder)} | ask(bytemtp.load(folder, pick_device().value)) for folder in folders]
+    way = [{"step": step_of(folder)} | ask(bytemtp.load(folder, pick_device().value)) for folder in folders]
+    return trained | way[-1] | {"way": way}
 
 
 def commit() -> str:

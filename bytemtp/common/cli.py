@@ -45,7 +45,7 @@ def run_main(main: Callable[[], None]) -> None:
     """Call `main` and exit as the contract says, with one line on standard error for bad input."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller, as by `2>&-`
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8", errors="surrogateescape"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no text are printed as they are
     try:

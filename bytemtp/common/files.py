@@ -110,7 +110,7 @@ def _instead() -> Path:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Inside, fill the folder that is given: it gets its name once all is on the disk, and an error takes it away.
 
-    An empty folder of that name is replaced.
+    A folder of that name is replaced.
     """
     partial = folder.with_name(folder.name + PARTIAL)
     try:
@@ -119,7 +119,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield partial
         for path in [*partial.iterdir(), partial]:
             sync(path)
-        partial.replace(folder)
+        remove_folder(folder)
+        partial.rename(folder)
         sync(folder.parent)
     except Exception:
         with suppress(OSError):

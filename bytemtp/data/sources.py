@@ -228,7 +228,7 @@ def find_each(
 def absolute(path: str) -> str:
     """A PATH as it is called from any folder.  A pattern below a folder with wildcards in its name stays as it is."""
     is_pattern = not os.path.lexists(path) and glob.has_magic(path)
-    if path == STANDARD_INPUT or _is_url(path) or (is_pattern and glob.has_magic(os.getcwd())):
+    if path in ("", STANDARD_INPUT) or _is_url(path) or (is_pattern and glob.has_magic(os.getcwd())):
         return path
     above = "".join(path.rpartition(os.pardir)[:2])
     # What lies above a symbolic link to a folder is not what lies above its name.

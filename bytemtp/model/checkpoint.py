@@ -60,7 +60,7 @@ class TrainState:
     elapsed_s: float = 0.0
     """seconds of training, validation and saving included"""
     cursor: dict[str, Any] | None = None
-    """fields of the data cursor after the last batch; None before the first of its row length"""
+    """fields of the data cursor after the last batch; None before the first (if shuffled, the first of its length)"""
     grad_norm: float | None = None
     """gradient norm of the last step"""
     unlogged: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class TrainState:
     seq_len: int = 0
     """bytes of the rows that the cursor is for; 0 in checkpoints from before rows could grow"""
     epochs_before: int = 0
-    """whole passes over the data in shorter rows; those of longer rows count anew"""
+    """whole passes over the data in shorter rows; those of longer rows count anew, if rows are shuffled"""
     far_heads: bool = False
     """whether heads 2 to n have begun to learn"""
 
@@ -216,8 +216,8 @@ def save(run: Path, state: TrainState, model: Weights, optimizer: OptimizerState
         return folder  # training is deterministic: the same step is the same checkpoint
     try:
         with new_folder(folder) as new:
+            # One of that name is complete but was never named by `latest`: a kill came between the two renames.
             _write_files(new, state, model, optimizer)
-            remove_folder(folder)  # complete but never named by `latest`: a kill came between the two renames
         write_file(folder.parent / "latest", folder.name + "\n")
         _point_to_best(run, state)
         _prune(run, folder, keep)

@@ -15,7 +15,7 @@ import torch
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import MINUTES, preset
 from bytemtp.common.runtime import Choice, log, pick_dtype
-from bytemtp.common.settings import Settings, changed
+from bytemtp.common.settings import Settings, TrainConfig, changed
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.loss import backward
 
@@ -81,15 +81,10 @@ def apply(settings: Settings, model: ByteMTP, *, compiled: bool = True) -> Choic
 
 
 def pick_compile(settings: Settings, device: torch.device, parameters: int) -> Choice:
-    """Whether to compile the transformer layers: always on CUDA, on a CPU if the run is long enough to pay for it.
-
-    UserError if it is asked for on a CPU without a compiler.
-    """
-    if settings.train.compile == "true" and device.type == "cpu" and not has_compiler():
-        raise UserError(f"train.compile is true, but {NO_COMPILER}; install one, or set it to false")
+    """Whether to compile the transformer layers: always on CUDA, on a CPU if the run is long enough to pay for it."""
     if settings.train.compile != "auto":
         return Choice(settings.train.compile == "true", "as asked")
-    if not has_compiler():
+    if not has_compiler(device):
         return Choice(False, NO_COMPILER)
     if device.type == "cuda":
         return Choice(True, "CUDA device")
@@ -108,6 +103,14 @@ def planned_seconds(settings: Settings, parameters: int) -> float:
     return flops / (FLOPS_PER_THREAD * torch.get_num_threads())
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile will find its C++ compiler: it looks for no other."""
-    return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
+def check_compiler(train: TrainConfig, device: torch.device) -> None:
+    """UserError if torch.compile is asked for on a CPU and will find no compiler."""
+    if train.compile == "true" and device.type == "cpu" and not has_compiler(device):
+        raise UserError(f"train.compile is true, but {NO_COMPILER}; install one, or set it to false")
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile will find a C++ compiler: for code that runs on a CPU it looks for a single name."""
+    first = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    names = [first] if device.type == "cpu" else [first, "g++", "clang++", "c++"]
+    return any(map(shutil.which, names))

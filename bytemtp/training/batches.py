@@ -149,8 +149,8 @@ def far_rows_at(train: TrainConfig, done: float) -> float:
 def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
     """Bytes of the rows of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
 
-    As with the learning rate, the length of the run does not matter during the warm-up.  A frozen trunk has learned
-    long rows before.
+    As with the learning rate, the length of the run does not matter during the warm-up.  With a frozen trunk
+    rows are long from the first one.
     """
     done = share_done(train, step, elapsed_s)
     is_first = done < train.grow_at or (step < train.warmup and not train.minutes)

@@ -9,6 +9,7 @@ Try:  python -c "from bytemtp.training.corpus import *; from bytemtp.common.sett
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,21 @@ def write_files(run: Path, files: Sequence[bytes]) -> None:
     write_output(run / FILES, b"".join(files).decode())
 
 
-def has_moved(run: Path, settings: Settings, files: Sequence[bytes]) -> bool:
-    """Whether files have come, gone or got another size since the run began: then places in them mean nothing.
+@dataclass(frozen=True)
+class Change:
+    """What has happened to the files of a run since it began."""
+
+    moved: bool = False
+    """some have come, gone or got another size: places in them mean nothing"""
+    held_out: bool = False
+    """what is validated on may be other data, with which earlier validations cannot be compared"""
+
+
+UNCHANGED = Change()
+
+
+def change_of(run: Path, settings: Settings, files: Sequence[bytes]) -> Change:
+    """What has happened to the files of a run, which are these now.
 
     UserError if anything about them has changed and `data.on_change` does not let that pass.
     """
@@ -48,13 +62,14 @@ def has_moved(run: Path, settings: Settings, files: Sequence[bytes]) -> bool:
     before = path.read_bytes().splitlines(keepends=True) if path.exists() else files
     old, new = _by_name(set(before) - set(files)), _by_name(set(files) - set(before))
     if not old and not new:
-        return False
+        return UNCHANGED
     what = f"the data is not what the run began with: {_change(old, new)}"
     if settings.data.on_change == "error":
         raise UserError(f"{what}; restore it, or go on all the same with --data.on-change warn")
     moved = _sizes(before) != _sizes(files)
     log(f"warning: {what}; going on with {'the next epoch of ' if moved else ''}the files as they are now")
-    return moved
+    changed = (*old.values(), *new.values())
+    return Change(moved, not settings.data.valid_paths or any("held_out" in file for file in changed))
 
 
 def _line(source: Source, **more: bool) -> bytes:

@@ -18,7 +18,7 @@ from bytemtp.training.batches import (
     with_steps_of_epochs,
     with_sweeps,
 )
-from bytemtp.training.corpus import files_of, has_moved, write_files
+from bytemtp.training.corpus import UNCHANGED, Change, change_of, files_of, write_files
 from bytemtp.training.distributed import job
 from bytemtp.training.resume import check_resumable, goes_on, warn_if_elsewhere, with_absolute_paths
 from bytemtp.training.run_folder import check_outside, claim, clear, incoming, remove_partial
@@ -55,19 +55,19 @@ def plan(
 
 def write_down(
     settings: Settings, run: Path, info: dict[str, Any], now: dict[str, Any], *, resume: bool
-) -> tuple[bool, list[bytes]]:
-    """Write down what is trained on in a folder that is ours: whether the files have moved since, and the files if they
-    are still to be written down, with a checkpoint.
+) -> tuple[Change, list[bytes]]:
+    """Write down what is trained on in a folder that is ours: how the files have changed, and the files if they are
+    still to be written down, with a checkpoint.
 
     info: what config.toml says of the run; now: what is to be added to it.
     """
     warn_if_elsewhere(info, now)
     files = files_of(settings, info["paths"]) if resume else []
-    moved = resume and has_moved(run, settings, files)
+    change = change_of(run, settings, files) if resume else UNCHANGED
     write_output(run / "config.toml", to_toml(settings, info | now))
     if not resume:
         write_files(run, files_of(settings, info["paths"]))  # only now is the run folder known for what it is
-    return moved, files
+    return change, files
 
 
 def begin(run: Path, settings: Settings, paths: Sequence[str], *, resume: bool, overwrite: bool) -> Settings:

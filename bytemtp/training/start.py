@@ -44,11 +44,9 @@ def start_from(model: ByteMTP, source: Path, train: TrainConfig) -> None:
     check_shape(model.config, source_config(source), source)
     there = load_source(source, train.seed)
     log(f"init: {source}: {take(model, there)}")
-    if train.freeze != "none" and there.trained_length not in (0, train.seq_len):
-        log(
-            f"warning: rows have {train.seq_len} bytes, those of the source had {there.trained_length}: frozen or not, "
-            f"head 1 will look {train.seq_len} bytes back when it writes"
-        )
+    reach = min(model.config.window or train.seq_len, train.seq_len)
+    if train.freeze != "none" and there.reach not in (0, reach):
+        log(f"warning: the source looks {there.reach} bytes back, and frozen or not this run will look {reach}")
 
 
 def check_frozen(train: TrainConfig, *, has_source: bool) -> None:

@@ -34,7 +34,7 @@ from bytemtp.common.shards import local
 from bytemtp.data.stream import Batch, Cursor, Stream
 from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest, load_training, save, step_folder
 from bytemtp.model.model import ByteMTP
-from bytemtp.training.auto import apply, choose
+from bytemtp.training.auto import apply, check_compiler, choose
 from bytemtp.training.batches import (
     check_shares,
     collect_valid,
@@ -44,7 +44,7 @@ from bytemtp.training.batches import (
     share_done,
     training_rows,
 )
-from bytemtp.training.corpus import write_files
+from bytemtp.training.corpus import UNCHANGED, Change, write_files
 from bytemtp.training.cost import Flops, peak_flops, told_if_full
 from bytemtp.training.distributed import ALONE, World
 from bytemtp.training.interrupts import Interrupts
@@ -109,6 +109,7 @@ def train(
     check_shares(settings, world)
     place = pick_device(device)
     world.check_device(place.value)
+    check_compiler(settings.train, place.value)
     sharded = will_shard(settings, place.value, world)
     with told_if_full(settings.train):
         # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
@@ -121,9 +122,10 @@ def train(
         with locked(run) if world.is_first else nullcontext():
             settings = world.share(lambda: begin(run, settings, info["paths"], resume=resume, overwrite=overwrite))
             settings = choose(settings, model, place)
-            moved, files = world.share(lambda: write_down(settings, run, info, facts(model, world.size), resume=resume))
+            now = facts(model, world.size)
+            change, files = world.share(lambda: write_down(settings, run, info, now, resume=resume))
             corpus = on_disk(info["paths"], run)
-            with Trainer(settings, corpus, run, model, sample, world, files=files, moved=moved) as trainer:
+            with Trainer(settings, corpus, run, model, sample, world, files=files, change=change) as trainer:
                 return trainer.run(stop_after)
 
 
@@ -140,11 +142,11 @@ class Trainer:
         world: World = ALONE,
         *,
         files: Sequence[bytes] = (),
-        moved: bool = False,
+        change: Change = UNCHANGED,
     ) -> None:
         """files: what is trained on from here (`bytemtp.training.corpus`), to be written down with the first checkpoint
         of it; none if that is done.
-        moved: the place in the data where the run stopped is none any more; go on with the next epoch.
+        change: in what was trained on before; where files have moved the run goes on with the next epoch.
         """
         self.settings, self.paths, self.folder, self.model, self.world = settings, paths, run, model, world
         self.sample = sample if world.is_first and not is_split(model) else None
@@ -154,9 +156,9 @@ class Trainer:
         self.state = self._restore()
         world.check_agreed("the newest checkpoint at step", self.state.step)
         self.files, self.first_step = files, self.state.step
-        if moved:  # and what is held out may be other data, with which no earlier validation can be compared
+        if change.held_out:
             self.state = replace(self.state, best_step=0, best_bpb=None)
-        if moved and self.state.cursor is not None:
+        if change.moved and self.state.cursor is not None:
             self.state = replace(self.state, cursor=asdict(Cursor(**self.state.cursor).next_epoch()))
         self.unlogged = _unpack(self.state.unlogged, model.device)
         if self.unlogged is not None and not world.is_first:  # which has what was summed over all
@@ -225,7 +227,8 @@ class Trainer:
         seq_len = max(self.state.seq_len, seq_len_at(self.train, self.state.step, self.state.elapsed_s))
         fields = self.state.cursor
         if seq_len != before and fields:  # in an order of their own, or on from here if files come as they lie
-            fields = None if self.settings.data.shuffle else fields | {"first_row": 0, "row": 0, "corpus": ""}
+            row = (fields["row"] - fields["first_row"]) * before // seq_len
+            fields = None if self.settings.data.shuffle else fields | {"first_row": 0, "row": row, "corpus": ""}
         passes = self.state.epochs_before if fields else self._epoch()
         self.state = replace(self.state, epochs_before=passes, seq_len=seq_len, cursor=fields)
         self.model.trained_length = seq_len  # of samples

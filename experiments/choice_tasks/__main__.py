@@ -17,7 +17,7 @@ from bytemtp.evaluation.tasks import Task, read_tasks
 from experiments.choice_tasks import world
 from experiments.choice_tasks.report import draw, table
 from experiments.documents import written_once
-from experiments.grid import KEPT, RUNS, Cell, Experiment, main, train, way
+from experiments.grid import RUNS, Cell, Experiment, main, train_along
 
 Test = Callable[[bytemtp.ByteMTP], float]
 """Asks a model: the share of right answers, from 0 to 1."""
@@ -28,9 +28,7 @@ TRAIN_SEED, TEST_SEED = 0, 1
 def score(cell: Cell) -> dict[str, Any]:
     """Accuracy at every checkpoint (`way`), and at the last one by itself."""
     tests = tests_of(cell)
-    trained = train(cell, corpus(cell), **KEPT)
-    scores = way(cell, lambda model: {name: test(model) for name, test in tests.items()})
-    return trained | scores[-1] | {"way": scores}
+    return train_along(cell, corpus(cell), lambda model: {name: test(model) for name, test in tests.items()})
 
 
 def tests_of(cell: Cell) -> dict[str, Test]:

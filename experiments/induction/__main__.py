@@ -11,7 +11,7 @@ from zlib import crc32
 
 from bytemtp.common.cli import run_main
 from experiments.documents import written_once
-from experiments.grid import KEPT, RUNS, Cell, Experiment, main, train, way
+from experiments.grid import RUNS, Cell, Experiment, main, train_along
 from experiments.induction.report import draw, table
 from experiments.induction.scoring import scores
 from experiments.induction.stories import Story, stories
@@ -24,9 +24,7 @@ TRAIN_SEED, HELDOUT_SEED = 0, 1
 def score(cell: Cell) -> dict[str, Any]:
     """Figures of every checkpoint (`way`), and those of the last one by themselves."""
     heldout = heldout_of(cell)
-    trained = train(cell, corpus(cell), **KEPT)
-    found = way(cell, lambda model: scores(model, heldout))
-    return trained | found[-1] | {"way": found}
+    return train_along(cell, corpus(cell), lambda model: scores(model, heldout))
 
 
 def heldout_of(cell: Cell) -> list[Story]:

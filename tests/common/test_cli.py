@@ -1,5 +1,7 @@
 """Command lines: which words are values, whatever they look like."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -123,3 +125,12 @@ def test_options_of_real_commands(tmp_path):
 def test_a_prompt_of_dashes_is_continued(trained_run, capsysbinary):
     generate_main([str(trained_run), "--prompt", "-- x", "--max-bytes", "3", "--stop", "--"])
     assert capsysbinary.readouterr().out == generate(load_model(trained_run), b"-- x", 3, stop=[b"--"]).data
+
+
+def test_streams_that_the_caller_has_closed():
+    """Python has None for them, which no print to standard error and no progress bar expects."""
+    said = "print(sys.stdin.read() + chr(0xDC80), file=sys.stderr); print('out'); sys.stderr.isatty()"
+    program = f"import sys; from bytemtp.common.cli import run_main; run_main(lambda: exec({said!r}))"
+    for closed in ("<&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], stdin=subprocess.DEVNULL)
+        assert done.returncode == 0

@@ -135,6 +135,9 @@ def test_format_is_said_for_all_files(tmp_path: Path) -> None:
     assert read(written(tmp_path / "lines.gz", gzip.compress(LINES)), format="jsonl") == [b"one", b"two"]
     assert read(written(tmp_path / "tar", tar_of({"a": TEXT})), format="tar") == [TEXT]
     assert read(written(tmp_path / "zip", zip_of({"a": TEXT})), format="zip") == [TEXT]
+    for name, kind in (("tars", tar_of), ("zipped", zip_of)):  # members are what they are by their names
+        kept = kind({"a.json": LINES, "b.jsonl": LINES})
+        assert read(written(tmp_path / name, kept), format=name[:3]) == 2 * [b"one", b"two"]
     inner = zip_of({"c": TEXT})
     assert read(written(tmp_path / "zips", zip_of({"a": TEXT, "b.zip": inner, "c": TEXT})), format="zip") == [
         TEXT,

@@ -86,8 +86,10 @@ def test_only_regular_checkpoints_are_scored(tmp_path, monkeypatch):
     for step in (300, 451, 600):
         (cell.folder / f"checkpoints/step-{step:08d}").mkdir(parents=True)
     monkeypatch.setattr(grid.bytemtp, "load", lambda folder, device: folder.name)
-    found = grid.way(cell, lambda model: {"model": model})
-    assert found == [{"step": step, "model": f"step-{step:08d}"} for step in (300, 600)]
+    monkeypatch.setattr(grid, "train", lambda cell, path, **settings: {"steps": 600})
+    found = grid.train_along(cell, Path("a"), lambda model: {"model": model})
+    way = [{"step": step, "model": f"step-{step:08d}"} for step in (300, 600)]
+    assert found == {"steps": 600, "way": way} | way[-1]
 
 
 def test_without_git_there_is_no_commit(monkeypatch):

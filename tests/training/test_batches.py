@@ -284,7 +284,6 @@ def test_growing_rows_that_are_not_shuffled_go_on_where_short_ones_ended(
     for i in range(10):
         (tmp_path / f"{i}.txt").write_bytes(b"".join(b"%06d\n" % (1000 * i + j) for j in range(1000)))
     plan = changed(settings(first_seq_len=8, grow_at=0.5), **{"data.shuffle": False})
-    monkeypatch.setattr("bytemtp.data.stream.ORDERED_GROUP_BYTES", 64)
     seen: list[int] = []
     original = Trainer._with_repeats
     monkeypatch.setattr(Trainer, "_with_repeats", lambda self, batch: original(self, noted(seen, batch)))

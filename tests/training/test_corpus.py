@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed, load_settings
 from bytemtp.data.sources import SkipLog, find
-from bytemtp.model.checkpoint import best, latest, load_model
+from bytemtp.model.checkpoint import best, latest, load_model, load_state
 from bytemtp.train import main
 from bytemtp.training.trainer import train
 
@@ -364,3 +365,17 @@ def test_with_other_files_validations_are_compared_anew(corpus: Path, tmp_path: 
     resume(tmp_path / "run", **{"data.on_change": "warn"})
     folder = best(tmp_path / "run")
     assert folder is not None and folder.name > "step-00000003"
+
+
+def test_with_other_training_files_the_best_stays_the_best(corpus: Path, tmp_path: Path) -> None:
+    """What is held out is the same: its bits are still those to beat."""
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_bytes(b"some words of file 1, " * 40)
+    plan = changed(data(valid_paths=(str(held_out),)), **{"train.valid_every": 1})
+    start(tmp_path / "run", corpus, settings=plan)
+    state = latest(tmp_path / "run") / "state.json"  # type: ignore[operator]
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"best_bpb": 0.25}))
+    new(corpus)
+    resume(tmp_path / "run", **{"data.on_change": "warn"})
+    found = load_state(latest(tmp_path / "run"))  # type: ignore[arg-type]
+    assert (found.step, found.best_step, found.best_bpb) == (6, 3, 0.25)

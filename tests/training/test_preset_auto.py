@@ -1,5 +1,7 @@
 """What is chosen for this machine: a preset for the minutes, and whether to compile."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from bytemtp.common.presets import PRESETS
 from bytemtp.common.settings import changed
 from bytemtp.train import read_command
 from bytemtp.training import auto
-from bytemtp.training.auto import pick_compile
+from bytemtp.training.auto import check_compiler, pick_compile
 from tests.training.runs import SETTINGS, settings
 
 
@@ -52,4 +54,4 @@ def test_a_compiler_that_torch_will_not_find(compiler: str, monkeypatch: pytest.
     choice = pick_compile(plan, cpu, 10**9)
     assert (choice.value, choice.reason) == (False, "there is no C++ compiler (CXX, else g++)")
     with pytest.raises(UserError, match=r"train.compile is true, but there is no C\+\+ compiler"):
-        pick_compile(changed(plan, **{"train.compile": "true"}), cpu, 1)
+        check_compiler(replace(plan.train, compile="true"), cpu)

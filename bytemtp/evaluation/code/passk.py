@@ -85,7 +85,7 @@ class Command:
     site_packages: tyro.conf.DisallowNone[Path | None] = None
     """folder of packages that programs and tests may import, as numpy: a site-packages of the sandbox's Python"""
     shard: tyro.conf.DisallowNone[str | None] = None
-    """I/N: only draw samples, for every N-th problem from the I-th on"""
+    """I/N: only draw samples, for every N-th problem from the I-th on; 1/1 where programs cannot be executed"""
     limit: tyro.conf.DisallowNone[int | None] = None
     """only the first so many problems"""
     seed: int = 0
@@ -97,13 +97,13 @@ class Command:
 
     def main(self, world: World = ALONE) -> None:
         ks, shard = tries(self), parse_shard(self.shard)
-        if world.size > 1 and self.shard is not None:
+        if world.size > 1 and shard[1] > 1:
             raise UserError(f"--shard is for processes that cannot meet, and these {world.size} can; leave it out")
         problems = chosen_problems(self)
         plan = plan_of(self, judgeable(problems))
         device = pick_device(self.device).value
         world.check_device(device)
-        judges = shard[1] == 1 and world.is_first  # asked for now, since what is amiss must not be told after hours
+        judges = self.shard is None and world.is_first  # asked for now: what is amiss must not be told after hours
         launch = launched(self.workers, self.timeout, MEMORY_MIB, self.unsafe, self.site_packages) if judges else None
         model = load_model(self.run, device)
         world.share(lambda: claim(self.out, settings_of(self, plan, model)))
@@ -116,7 +116,7 @@ class Command:
             log(f"drew {drawn:,} bytes of completions in {seconds:.1f} s, {drawn / seconds:,.0f} bytes/s")
         if launch is not None:
             finish(plan, problems, self, ks, launch)
-        elif shard[1] > 1:
+        elif self.shard is not None and world.is_first:
             log("when all shards are drawn, give the command without --shard to execute and report")
 
 

@@ -70,7 +70,7 @@ def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
 
 def is_of(line: dict[str, Any], sample: dict[str, Any]) -> bool:
     """Whether a line of results has all that a sample has; as text, in which a nan is like another."""
-    return line_of({name: line.get(name) for name in sample}) == line_of(sample)
+    return sample.items() <= line.items() or line_of({name: line.get(name) for name in sample}) == line_of(sample)
 
 
 def completed(

@@ -366,6 +366,7 @@ def test_bad_input_is_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("judged")
 def test_an_unwritable_place(trained_run: Path, problem_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot write to .*file: .*--out must name a folder"):
