@@ -366,6 +366,20 @@ def test_bad_input_is_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_samples_are_drawn_where_no_program_can_be_executed(
+    trained_run: Path, problem_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launched(*_: Any) -> None:
+        raise UserError("no sandbox")
+
+    monkeypatch.setattr("bytemtp.evaluation.code.passk.launched", launched)
+    with pytest.raises(UserError, match="no sandbox"):
+        run(trained_run, problem_file, tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "it is told before anything is drawn"
+    run(trained_run, problem_file, tmp_path / "out", "--shard", "1/1")
+    assert [*(tmp_path / "out").glob("samples*.jsonl")] and not (tmp_path / "out/results.jsonl").exists()
+
+
 @pytest.mark.usefixtures("judged")
 def test_an_unwritable_place(trained_run: Path, problem_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
