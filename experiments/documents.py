@@ -1,14 +1,13 @@
 """Corpora that an experiment makes itself: texts as lines of JSON, which bytemtp.train reads as a document each."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Lock
 
 import zstandard
 
-from bytemtp.common.files import PARTIAL, writing
+from bytemtp.common.files import partial_of, writing
 
 _writing = Lock()
 
@@ -21,7 +20,7 @@ def written_once(path: Path, texts: Iterable[str]) -> Path:
     with _writing, writing(path):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")  # of this process alone
+            partial = partial_of(path)
             with zstandard.open(partial, "wt", encoding="utf-8") as file:
                 file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
             partial.replace(path)

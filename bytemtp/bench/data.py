@@ -39,9 +39,7 @@ def bench_data(sizes_mb: list[int], directory: Path, rounds: int) -> dict[str, A
     rates: dict[str, float] = {}
     memory = {}
     for size_mb in sizes_mb:
-        path = directory / f"bench-{size_mb}.zst"
-        with writing(path):
-            write_corpus(path, size_mb)
+        path = write_corpus(directory / f"bench-{size_mb}.zst", size_mb)
         rates = rates or measure("data-rates", Shape(), {"path": str(path), "rounds": rounds})
         memory[str(size_mb)] = round(peak_memory(path) / MEGABYTE, 1)
         path.unlink()
@@ -59,11 +57,14 @@ def print_data(report: dict[str, Any]) -> None:
 
 
 def write_corpus(path: Path, size_mb: int) -> Path:
-    """A .zst of real text, the standard library's sources over and over; returns its path."""
+    """A .zst of real text, the standard library's sources over and over; returns its path.
+
+    UserError if it cannot be written.
+    """
     left = size_mb * MEGABYTE
     compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
     sources = [source.read_bytes() for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
-    with path.open("wb") as file, compressor.stream_writer(file) as writer:
+    with writing(path), path.open("wb") as file, compressor.stream_writer(file) as writer:
         for text in cycle(sources):
             writer.write(text[:left])
             left -= min(left, len(text))

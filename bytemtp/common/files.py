@@ -20,7 +20,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
     Paths in a text may be no UTF-8.  Two processes that write the same file at a time do not disturb each other.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     try:
         partial.write_bytes(as_bytes(content))
         sync(partial)
@@ -30,6 +30,11 @@ def write_file(path: Path, content: str | bytes) -> None:
             partial.unlink()
         raise
     sync(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes a file that is to get the name `path`; other processes have other places."""
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
 
 
 @contextmanager

@@ -272,13 +272,17 @@ class Trainer:
             return batch
         return with_repeats(batch, count, self.train.accumulate, (self.train.seed, step), self.world)
 
+    @property
+    def _heads_wait(self) -> bool:
+        """Whether there are heads that have not begun to learn; those on head 1's path do so at once."""
+        return not self.state.far_heads and len(self.model.path_to_first_head) < len(self.head_weights)
+
     def _far_rows(self, done: float) -> float:
         """Share of the rows that heads 2 to n learn from at this step: once they have begun, they go on."""
         if not self.state.far_heads and far_rows_at(self.train, done):
+            if self.train.far_from and self.state.step and self._heads_wait:
+                self.progress.say(f"heads 2 to {len(self.head_weights)} learn from step {self.state.step + 1} on")
             self.state = replace(self.state, far_heads=True)
-            n = len(self.head_weights)
-            if self.train.far_from and self.state.step and len(self.model.path_to_first_head) < n:
-                self.progress.say(f"heads 2 to {n} learn from step {self.state.step + 1} on")
         return self.train.far_rows if self.state.far_heads else 0.0
 
     def _backward(self, batch: Batch) -> HeadLosses:
@@ -354,13 +358,12 @@ class Trainer:
         if self.valid_rows:
             began = time.monotonic()
             losses = self._total(reduce(add, map(self._evaluate, self.valid), self._no_losses()))
-            self.valid_losses = losses if self.state.far_heads else losses.of(self.model.path_to_first_head)
+            self.valid_losses = losses.of(self.model.path_to_first_head) if self._heads_wait else losses
             if not math.isfinite(self.valid_losses.mean):
                 self._give_up(f"validation after step {self.state.step} has loss {self.valid_losses.mean}")
             size = self.valid_rows * self.train.seq_len
             self._write("valid", self.valid_losses, size / (time.monotonic() - began))
-            all_learn = self.state.far_heads or len(self.model.path_to_first_head) == self.settings.model.n_future
-            if self.state.seq_len == self.train.seq_len and all_learn:
+            if self.state.seq_len == self.train.seq_len and not self._heads_wait:
                 self._note_best(self.valid_losses)
         if self.sample is not None and self.train.sample_bytes:
             self.progress.say(f"sample: {self.sample(self.model).decode('utf-8', 'replace')!r}")
