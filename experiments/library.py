@@ -21,6 +21,7 @@ from experiments.tables import by_cell, mean_and_sd, paired, table_of_used
 PROMPTS, PROMPT_BYTES, WRITTEN = 16, 128, 128
 """Texts that are continued, their length, and how many bytes each gets."""
 TEMPERATURES = (0.0, 0.8)
+BYTES_A_PASS = [f"bytes a pass, T = {t:g}" for t in TEMPERATURES]
 BASE = "n=1"
 """The cell that the others are compared with."""
 SHOWN_HEADS = (2, 4, 8)
@@ -90,7 +91,7 @@ def table(lines: Sequence[Line], columns: Columns | None = None) -> str:
         f"minus {BASE}",
         "p",
         *(f"head {i}" for i in SHOWN_HEADS),
-        *(f"bytes a pass, T = {t:g}" for t in TEMPERATURES),
+        *BYTES_A_PASS,
         *(f"speed-up, T = {t:g}" for t in TEMPERATURES),
         "minutes",
     ]
@@ -120,6 +121,6 @@ def mean_of_head(lines: Sequence[Line], head: int) -> str:
 
 
 def drafted(lines: Sequence[Line], temperature: int, figure: str, form: str = ".2f") -> str:
-    """`temperature`: its place in TEMPERATURES.  Empty for one head."""
-    values = [line["drafting"][temperature][figure] for line in lines if line["drafting"]]
+    """`temperature`: its place in TEMPERATURES.  Empty for one head, and where nothing was drafted."""
+    values = [line["drafting"][temperature][figure] for line in lines if line.get("drafting")]
     return mean_and_sd(values, form) if values else ""

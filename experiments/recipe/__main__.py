@@ -6,8 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bytemtp.bench.quality import bits_per_byte
 from bytemtp.common.cli import run_main
+from experiments import library
 from experiments.grid import Cell, Experiment, Line, main, train
 from experiments.tables import by_cell, dots, mean_and_sd, paired, table_of_used
 
@@ -15,18 +15,16 @@ from experiments.tables import by_cell, dots, mean_and_sd, paired, table_of_used
 def score(cell: Cell) -> dict[str, Any]:
     trick = cell.settings.get("trick")
     program = ["experiments.recipe.tricks", trick] if trick else ["bytemtp.train"]
-    trained = train(cell, cell.options["train"], program=program)
-    bits = bits_per_byte(cell.folder, [cell.options["heldout"]])
-    return trained | {name: bits[name] for name in ("bpb", "bpb_per_head")}
+    return train(cell, cell.options["train"], program=program) | library.scores(cell)
 
 
 def table(lines: Sequence[Line]) -> str:
     """Means over the seeds, each seed, and each cell against the first, of the seeds that both have."""
     cells = by_cell(lines)
     base = next(iter(cells))
-    header = ["cell", "seeds", "steps", "MB seen", "bpb, head 1", "each seed", f"minus {base}", "p", "head 2"]
+    measured = ["steps", "MB seen", "bpb, head 1", "each seed", f"minus {base}", "p", "head 2", *library.BYTES_A_PASS]
     rows = [row(name, of_cell, cells[base]) for name, of_cell in cells.items()]
-    return table_of_used(rows, header)
+    return table_of_used(rows, ["cell", "seeds", *measured])
 
 
 def row(name: str, lines: Sequence[Line], base: Sequence[Line]) -> list[str]:
@@ -41,6 +39,7 @@ def row(name: str, lines: Sequence[Line], base: Sequence[Line]) -> list[str]:
         " ".join(f"{line['bpb']:.4f}" for line in lines),
         *(["", ""] if is_alone else paired(lines, base, "bpb", ".4f")[1:]),
         f"{statistics.mean(second):.3f}" if second else "",
+        *(library.drafted(lines, i, "bytes_per_pass") for i in range(len(library.BYTES_A_PASS))),
     ]
 
 
