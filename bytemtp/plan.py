@@ -21,10 +21,11 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
 from bytemtp.model.attention import Layout
-from bytemtp.training.batches import check_shares, far_heads_from
+from bytemtp.training.batches import check_shares
 from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy
 from bytemtp.training.distributed import World
 from bytemtp.training.sharding import check_copies
+from bytemtp.training.start import for_frozen_trunk
 from bytemtp.training.traffic import Traffic, traffic
 
 DAY = 24 * 3600
@@ -70,6 +71,7 @@ def dealt(settings: Settings, gpus: int) -> Settings:
 
     UserError if they cannot be dealt out evenly, or if the length of the run is not known in steps.
     """
+    settings = for_frozen_trunk(settings)
     train = settings.train
     if train.minutes or train.epochs:
         raise UserError("a plan goes by train.steps; set train.minutes and train.epochs to 0")
@@ -147,7 +149,7 @@ def step_flops(settings: Settings) -> float:
     """Of a step, on average over the run, if every row is one document: shorter ones have fewer pairs for attention."""
     train = settings.train
     pairs = train.batch_size * Layout.of(1, train.seq_len, window=settings.model.window).pairs
-    far_rows = train.far_rows * (1 - far_heads_from(train))
+    far_rows = train.far_rows * (1 - train.far_from)
     return Flops.of_model(meta_model(settings), far_rows).of(train.batch_size * train.seq_len, pairs)
 
 

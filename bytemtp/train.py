@@ -48,7 +48,7 @@ class Command:
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[PATH ...]")]
     """what to train on: files, folders (recursive), globs, - for standard input, fsspec URLs; plain or .zst .gz .xz
-    .bz2, .tar and .zip (each member a document), .jsonl (each line a document)"""
+    .bz2, .tar, .zip (a document each member), .jsonl (each line)"""
     out: Annotated[Path, tyro.conf.arg(help_behavior_hint="(required)")] = Path()
     """folder of the run"""
     config: tyro.conf.DisallowNone[Path | None] = None
@@ -131,10 +131,13 @@ def names(arguments: Sequence[str], config: str | None) -> set[str]:
 
 
 def with_layers_for_heads(model: ModelConfig, layers: int) -> ModelConfig:
-    """As many layers as the preset has, or as the heads need if that is more."""
-    needed = max(1, model.head_layers if model.parity else 1)
+    """As many layers as the preset has, or as the heads and one layer of the trunk need if that is more."""
+    needed = 1 + (model.head_layers if model.parity else 0)
     if needed > layers:
-        log(f"model.layers: {needed} ({model.n_future} {model.topology} heads have as many; the preset has {layers})")
+        log(
+            f"model.layers: {needed} ({model.head_layers} of {model.n_future} {model.topology} heads and one of the "
+            f"trunk; the preset has {layers})"
+        )
     return replace(model, layers=max(layers, needed))
 
 

@@ -46,6 +46,7 @@ SECTIONS = ("model.", "train.", "data.")
 BEFORE = {
     "train.repeat_rows": 0.0,
     "train.grow_at": 0.7,
+    "model.transitions": False,
     "train.far_from": 0.0,
     "train.head_schedule": "constant",
     "train.unembedding_lr": 1.0,

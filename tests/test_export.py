@@ -17,7 +17,6 @@ from bytemtp import export
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig, Topology
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
-from bytemtp.decoding.engines.select import window_of
 from bytemtp.model.model import ByteMTP
 
 transformers = pytest.importorskip("transformers")
@@ -103,7 +102,7 @@ def test_beyond_the_trained_length_the_law_is_that_of_decoding(tmp_path, length,
     ours = bytemtp.generate(model, bytes(ids[0, 1:].tolist()), 60).data
     assert [*ours, EOT][:60] == theirs[0, ids.shape[1] :].tolist()
     with torch.no_grad():
-        hidden = model.first_hidden(ids, window_of(model))
+        hidden = model.first_hidden(ids, model.reach)
         torch.testing.assert_close(llama(ids).logits, model.logits(0, hidden)[..., :VOCAB_SIZE], atol=1e-4, rtol=0)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from bytemtp.bench.shapes import Shape
 from bytemtp.common.runtime import pick_device
-from bytemtp.common.settings import ModelConfig
+from bytemtp.common.settings import Topology
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.engines.select import make_engine
 from bytemtp.decoding.generate import generate
@@ -28,12 +28,9 @@ PROMPT = bytes(np.random.default_rng(0).integers(0, 256, 64).tolist())
 REPEATS = 3
 
 
-def model_of(shape: Shape, n_future: int = 1, topology: str = "linear") -> ByteMTP:
+def model_of(shape: Shape, n_future: int = 1, topology: Topology = "linear") -> ByteMTP:
     """Random weights that never end a document, so that all contestants write as many bytes."""
-    config = ModelConfig(
-        shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, n_future, topology,  # type: ignore[arg-type]
-    )  # fmt: skip
-    model = ByteMTP(config).eval().to(pick_device().value)
+    model = ByteMTP(shape.config(n_future, topology)).eval().to(pick_device().value)
     with torch.no_grad():
         for unembed in model.unembed:
             nn.init.zeros_(unembed.get_parameter("weight")[EOT])
@@ -84,16 +81,14 @@ def _timed(run: Callable[[], bytes], model: ByteMTP, new: int) -> dict[str, Any]
         "step_s": seconds / new,
         "bytes_per_s": new / seconds,
         "digest": int(hashlib.sha256(data).hexdigest()[:8], 16),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": model.num_parameters(),
     }
 
 
-def passes(
-    shape: Shape, *, engine: str = "auto", n_future: int = 1, topology: str = "linear", context: int = 256
-) -> dict[str, Any]:
-    """Seconds of a pass over 1, 2, 4, 8, 16 ids behind a context, and of the drafts after one over 8."""
-    model = model_of(shape, n_future, topology)
-    runner = make_engine(engine, model, 1, context + 64, 16)
+def passes(shape: Shape, *, n_future: int = 1, topology: Topology = "linear") -> dict[str, Any]:
+    """Seconds of a pass over 1, 2, 4, 8, 16 ids behind 256, and of the drafts after one over 8."""
+    model, context = model_of(shape, n_future, topology), 256
+    runner = make_engine("auto", model, 1, context + 64, 16)
     random, ahead = np.random.default_rng(0), np.zeros((1, context + 64 + n_future), dtype=np.int64)
     runner.verify(np.array([0]), random.integers(0, 256, (1, context)), np.array([context]))
     counts, times = (1, 2, 4, 8, 16), dict[str, list[float]]()

@@ -4,6 +4,7 @@ Heads: sequential against joint backward, n = 1 to 32, at parity.  Length: rows 
 many.  The figures are the memory that steps add to a process that already holds the model.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,11 @@ def bench_memory(by_heads: Shape, by_length: Shape, topologies: list[str], longe
         for n in HEADS
     ]
     lengths = [
-        dict(seq=seq, documents=documents, **_point(_with_length(by_length, seq), documents=documents, n_future=8))
+        dict(seq=shape.seq, documents=documents, **_point(shape, documents=documents, n_future=8))
         for documents in (1, 16)
-        for seq in LENGTHS
-        if seq <= longest
+        for shape in (replace(by_length, seq=seq, batch=1) for seq in LENGTHS if seq <= longest)
     ]
     return {"bench": "memory", "machine": machine(), "heads": heads, "lengths": lengths}
-
-
-def _with_length(shape: Shape, seq: int) -> Shape:
-    return Shape(shape.dim, shape.layers, shape.heads, shape.kv_heads, shape.ffn, seq, batch=1)
 
 
 def _point(shape: Shape, **arguments: Any) -> dict[str, Any]:

@@ -174,17 +174,14 @@ def read_cell(directory: Path, name: str, question: Report) -> Report | None:
 
 
 def train_ours(plan: Plan, place: Path, seed: int, n: int) -> Report:
-    return train_and_score(place, plan.train, plan.heldout, "--preset", plan.preset, *recipe(plan, seed, n))
-
-
-def train_and_score(place: Path, train: Sequence[str], heldout: Sequence[str], *options: str) -> Report:
     """Train by the public command and score by the public command; the run stays in the folder `place`.
 
     Its log and its scores stand beside it: `place` must have no dot in its name.  UserError if a command fails.
     """
-    run_module(place, "bytemtp.train", *train, "--out", str(place), "--overwrite", *options)
+    options = ["--out", str(place), "--overwrite", "--preset", plan.preset, *recipe(plan, seed, n)]
+    run_module(place, "bytemtp.train", *plan.train, *options)
     state = end_of(place)
-    return {"steps": state["step"], "bytes_seen": state["bytes_seen"], **bits_per_byte(place, heldout)}
+    return {"steps": state["step"], "bytes_seen": state["bytes_seen"], **bits_per_byte(place, plan.heldout)}
 
 
 def end_of(place: Path) -> Report:

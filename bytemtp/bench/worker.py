@@ -43,14 +43,13 @@ def ours(
     n_future: int = 1,
     topology: Topology = "parallel",
     mode: Any = "sequential",
-    checkpointing: bool = False,
     documents: int = 1,
     steps: int = 8,
 ) -> Result:
     """Training step of bytemtp: forward and backward of all heads, clipping, AdamW."""
     device = pick_device().value
     model = ByteMTP(shape.config(n_future, topology)).to(device)
-    model.use(dtype=getattr(torch, dtype), compiled=compiled, checkpointing=checkpointing)
+    model.use(dtype=getattr(torch, dtype), compiled=compiled)
     optimizer = Optimizers(model, TrainConfig())
     batches = random_rows(shape, shape.seq + n_future)
 

@@ -60,14 +60,16 @@ def check_known(name: str, known: Iterable[str], what: str) -> None:
         )
 
 
-def whole(least: int | None = None) -> Check:
-    """A whole number, `least` or more; numpy's are as good as Python's."""
+def whole(least: int | None = None, most: int | None = None) -> Check:
+    """A whole number, from `least` to `most` where they are given; numpy's are as good as Python's."""
 
     def check(name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise wrong(name, value, "a whole number")
         if least is not None and value < least:
             raise UserError(f"{name} is {value}; it must be {least} or more")
+        if most is not None and int(value) > most:
+            raise UserError(f"{name} is {value}; it must be {most} or less")
         return int(value)
 
     return check
@@ -78,6 +80,18 @@ def real(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise wrong(name, value, "a number")
     return float(value)
+
+
+def share(name: str, value: Any) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= real(name, value) <= 1:
+        raise UserError(f"{name} is {value}; it must be from 0 to 1")
+    return float(value)
+
+
+def optional(check: Check) -> Check:
+    """What `check` takes, or None."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def choice(*allowed: str) -> Check:
@@ -114,6 +128,13 @@ def octets_list(name: str, value: Any) -> list[bytes]:
     if isinstance(value, str | bytes | bytearray) or not isinstance(value, Sequence):
         raise wrong(name, value, "a list of bytes, such as [b'one']")
     return [octets(f"{name}[{number}]", one) for number, one in enumerate(value)]
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """A list of texts, not a single one."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+        raise wrong(name, value, "a list of texts, such as ['one']")
+    return tuple(value)
 
 
 def wrong(name: str, value: Any, what: str) -> UserError:

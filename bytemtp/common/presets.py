@@ -36,11 +36,12 @@ def _paper(
 def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_size: int) -> Settings:
     """The recipe that won on two cores (experiments/recipe): rows of 64 bytes that grow to 512, and Muon.
 
-    Heads 2 to n learn in the second half: they cost half as much, and end some percents worse.  A quarter of the rows
-    repeat for part of the run, from which the model learns to copy.
+    Heads 2 to n learn in the second half: they cost half as much, and end some percents worse; tables of transitions
+    let their drafts follow from each other.  A quarter of the rows repeat for part of the run, from which the model
+    learns to copy.
     """
     return Settings(
-        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim),
+        ModelConfig(dim=dim, layers=layers, attention_heads=heads, ffn_dim=ffn_dim, transitions=True),
         TrainConfig(
             steps=steps,
             batch_size=batch_size,
@@ -68,6 +69,7 @@ PRESETS: dict[str, Settings] = {
         # A minute is too short to learn copying, and half of it for heads that begin there.
         **{"train.grow_at": 0.7, "train.repeat_rows": 0.0},
         **{"train.far_from": 0.0, "train.head_schedule": "constant", "train.unembedding_lr": 1.0},
+        **{"model.transitions": False},
     ),
     "tiny": _minutes(128, 4, 2, 352, steps=4000, batch_size=3),
     "mini": _minutes(192, 6, 3, 512, steps=12_000, batch_size=4),

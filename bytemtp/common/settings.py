@@ -25,6 +25,8 @@ LAYERED: frozenset[str] = frozenset({"parallel", "causal", "anticausal", "branch
 
 DataFormat = Literal["auto", "raw", "jsonl", "tar", "zip", "earlier"]
 
+LONGEST_WARMUP = 0.1
+"""Share of a run."""
 MAX_FUTURE = 32
 MAX_SWEEPS = 16
 MAX_WEIGHT = 1000.0
@@ -46,7 +48,7 @@ class ModelConfig:
     dim: int = 256
     """width d of the trunk"""
     layers: int = 12
-    """transformer layers in all, head layers included"""
+    """transformer layers; with `parity` those of the heads included"""
     attention_heads: int = 4
     """query heads; dim must be a multiple, with an even head width"""
     kv_heads: int = 0
@@ -56,9 +58,9 @@ class ModelConfig:
     n_future: int = 8
     """heads: bytes predicted at each position, 1 to 32; 1 is the next-byte baseline"""
     topology: Topology = "replicated"
-    """how the heads hang on the trunk (docs/training.md, "Head topologies")"""
+    """how the heads are attached to the trunk (docs/training.md, "Head topologies")"""
     parity: bool = True
-    """take the head layers out of the trunk, so that n does not change the parameter count"""
+    """take the heads' layers out of the trunk, so that n does not change the number of layers; false adds them"""
     transitions: bool = False
     """give heads 2 to n a table of logits each, by the byte just before the one that they predict; deepseek heads read
     that byte anyway and get none"""
@@ -149,13 +151,13 @@ class TrainConfig:
     lr: float = 1e-3
     """peak learning rate"""
     embedding_lr: float = 1.0
-    """the byte embedding's learning rate, in those of the rest: it learns best at ten or more beside Muon"""
+    """learning rate of the byte embedding, as a multiple of `lr`; 10 or more works best with Muon"""
     unembedding_lr: float = 1.0
-    """that of the unembeddings, and of transitions and the order head, in the same unit"""
+    """the same for the unembeddings, transitions and the order head"""
     far_rows: float = 1.0
     """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
     far_from: float = 0.0
-    """share of the run after which heads 2 to n begin to learn, with a frozen trunk 0: before it they cost nothing"""
+    """share of the run after which heads 2 to n begin to learn: before it they cost nothing"""
     repeat_rows: float = 0.0
     """share of a batch's rows that are random bytes over and over, to learn copying from; 0 means none"""
     repeat_until: float = 0.6
@@ -167,16 +169,16 @@ class TrainConfig:
     decay: float = 0.5
     """share of the run, at its end, over which wsd falls to zero"""
     warmup: int = 50
-    """steps of linear warm-up"""
+    """steps of linear warm-up; it takes a tenth of the run at most"""
     final_lr: float = 0.03
     """the cosine ends at this fraction of lr (Gloeckle et al. 2024, table S13)"""
     weight_decay: float = 0.1
     """decoupled weight decay of the matrices; norms have none"""
     grad_clip: float = 1.0
-    """largest gradient norm, of what head 1 needs and of the other heads apart; 0 means no clipping"""
+    """largest gradient norm, of the parameters that head 1 uses and of all others apart; 0 means no clipping"""
     head_weights: str = "far:0.02"
-    """share of each head's gradient that reaches what head 1 needs, too: equal (all of it), far:W (W of heads 2 to n),
-    or geometric:R (R of head 2, R^2 of head 3, ...)"""
+    """share of each head's gradient that reaches the parameters that head 1 uses: equal (all of it), far:W (W of heads
+    2 to n), or geometric:R (R of head 2, R^2 of head 3, ...)"""
     head_schedule: Literal["constant", "late", "anneal", "forward", "reverse", "deepseek"] = "constant"
     """how these shares change over the run: not at all, from zero after 70 % of it (late), linearly to zero, head by
     head, where each in turn joins (forward) or, the farthest first, drops out (reverse), or to a third after two thirds
@@ -195,12 +197,12 @@ class TrainConfig:
     """several processes: each has the whole model (ddp), or an N-th of its layers' weights, gradients and optimizer
     (fsdp); auto takes fsdp where the whole does not fit on a CUDA device"""
     shards: int = 0
-    """of fsdp: so many processes, neighbours, share one copy of the model, and there are several copies (HSDP); it must
-    divide the number of processes.  0 means all of them share a single one"""
+    """of fsdp: so many adjacent ranks share one copy of the model, of which there are several (HSDP); it must divide
+    the number of processes.  0 means that all share a single copy"""
     log_every: int = 10
     """steps between two train lines of metrics.jsonl"""
     valid_every: int = 200
-    """steps between two validations; 0 means only at the end"""
+    """steps between two validations; there is always one at the end, with 0 no other"""
     valid_bytes: int = 1 << 18
     """bytes of held-out rows that a validation reads, if there are so many; rounded up to whole batches"""
     checkpoint_every: int = 500
@@ -212,9 +214,15 @@ class TrainConfig:
     tensorboard: bool = False
     """also write TensorBoard event files into RUN/tensorboard (extra: tensorboard)"""
     freeze: Literal["none", "trunk"] = "none"
-    """trunk: whatever head 1's logits come from stays as --init gave it, and only the other heads learn"""
+    """trunk: whatever head 1's logits come from stays as --init gave it, and only the other heads learn, from all rows
+    of the corpus (so far_rows is 1, and far_from, first_seq_len and repeat_rows are 0)"""
     epochs: int = 0
-    """train for this many passes over the data; they are counted first and then set `steps`.  0 means by steps"""
+    """passes over the data; the corpus is counted first, and `steps` follows from that.  0 means by steps"""
+
+    @property
+    def warmup_steps(self) -> int:
+        """`warmup`, but of a run by steps no more than a tenth."""
+        return self.warmup if self.minutes else min(self.warmup, math.ceil(LONGEST_WARMUP * self.steps))
 
     def __post_init__(self) -> None:
         _check_numbers("train", self, MAX_COUNT)
@@ -300,9 +308,10 @@ class DataConfig:
     """files, folders and globs to validate on; nothing else of PATH is then held out"""
     weights: tuple[float, ...] = ()
     """a number for each PATH, the largest at least 1: how often an epoch reads its documents.  2.5 is twice, and then a
-    random half of them, in the next epoch the other half.  Nothing means once"""
+    random half of them, in the next epoch the other half.  Empty means 1 for all"""
     sweeps: int = 0
-    """go through the files so often in an epoch, each time for another random share; 0 chooses by the files' sizes"""
+    """how often an epoch goes through the files, each time for another random share of their documents; 0 chooses by
+    their sizes"""
 
     def __post_init__(self) -> None:
         _require(

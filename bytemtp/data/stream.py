@@ -18,7 +18,7 @@ import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil
 from typing import get_args
 
 import numpy as np
@@ -27,6 +27,7 @@ from jaxtyping import Int32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bytemtp.common.checks import Check, checked, choice, optional, share, texts, whole
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import MAX_FUTURE, MAX_SWEEPS, DataFormat, check_weights
 from bytemtp.common.vocab import EOT
@@ -114,6 +115,22 @@ class Batch:
         return torch.arange(self.octets.shape[1], device=self.octets.device) >= self.lengths[:, None]
 
 
+CHECKS: dict[str, Check] = {
+    **{name: whole(1) for name in ("seq_len", "batch_size", "sweeps", "world_size")},
+    **{name: whole(0) for name in ("seed", "rank", "prefetch")},
+    "n_future": whole(1, MAX_FUTURE),
+    "epochs": optional(whole(1)),
+    "split": choice(*get_args(Split)),
+    "valid_fraction": share,
+    "format": choice(*get_args(DataFormat)),
+    "exclude": texts,
+    "held_out": texts,
+    "on_corrupt": choice(*get_args(OnCorrupt)),
+}
+"""Of the arguments of `stream`."""
+
+
+@checked(CHECKS)
 def stream(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     seq_len: int = 512,
@@ -166,13 +183,10 @@ def stream(
 
     UserError if an argument is wrong or the files are unusable.
     """
-    _check_choices(split=(split, get_args(Split)), on_corrupt=(on_corrupt, get_args(OnCorrupt)))
-    _check_choices(format=(format, get_args(DataFormat)))
-    _check_range(seq_len=(seq_len, 1), batch_size=(batch_size, 1), n_future=(n_future, 1, MAX_FUTURE))
-    _check_range(epochs=(1 if epochs is None else epochs, 1), prefetch=(prefetch, 0), world_size=(world_size, 1))
-    _check_range(rank=(rank, 0, world_size - 1), valid_fraction=(valid_fraction, 0, 1))
-    _check_range(sweeps=(sweeps, 1, inf if shuffle else 1))
-    _check_pinning(pin_memory)
+    whole(0, world_size - 1)("rank", rank)
+    whole(1, None if shuffle else 1)("sweeps", sweeps)
+    if pin_memory and not torch.cuda.is_available():
+        raise UserError("pin_memory needs a CUDA device and there is none; leave it out")
     skip_log, reading = SkipLog(on_corrupt), Reading(text_field, decompress, format, tuple(exclude))
     leave_out = replace(reading.leave_out, held_out=held_out_paths(held_out))
     sources, of_each = _weighted(paths, weights, skip_log, leave_out)
@@ -230,11 +244,6 @@ class Stream(Iterator[Batch]):
     def skipped(self) -> list[tuple[str, str]]:
         """(name, reason) of damaged inputs left out since the stream was made, the first 1000 of them."""
         return list(self._skip_log.listed)
-
-    @property
-    def skipped_count(self) -> int:
-        """How many damaged inputs were left out since the stream was made; once a sweep each."""
-        return self._skip_log.count
 
     @property
     def left_out(self) -> dict[str, int]:
@@ -381,22 +390,3 @@ def _read(
     except BaseException as raised:  # noqa: BLE001 - whatever it is, it belongs to the thread that asks for batches
         error = raised
     handover.put(_End(error))
-
-
-def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-
-
-def _check_pinning(pin_memory: bool) -> None:
-    if pin_memory and not torch.cuda.is_available():
-        raise UserError("pin_memory needs a CUDA device and there is none; leave it out")
-
-
-def _check_range(**values: tuple[int | float, ...]) -> None:
-    """name=(value, least) or (value, least, most)"""
-    for name, (value, least, *most) in values.items():
-        if not least <= value <= min([*most, inf]):
-            limit = f", at most {most[0]}" if most else ""
-            raise UserError(f"{name} is {value}; it must be at least {least}{limit}")

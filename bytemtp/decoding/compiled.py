@@ -21,6 +21,7 @@ from jaxtyping import Float64, Int32, Int64
 
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.decoding.chains import AutoChain, Chain, CopiedChain
+from bytemtp.decoding.drafters import HeadDrafter
 from bytemtp.decoding.engines.native.choices import CompiledChooser, CompiledCopies
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.native.library import LoopRow, address
@@ -45,8 +46,7 @@ def can_be_compiled(model: ByteMTP, rows: list[Row], drafting: Drafting) -> bool
     """Whether all ids may follow, by their probability alone, and drafts are copied or those of replicated heads."""
     is_uncut = all(row.rule == Rule(row.rule.temperature) and row.utf8_state is None for row in rows)
     is_chain = not drafting.as_tree and drafting.model is None
-    # Heads that read neither ids nor a cache of their own.
-    is_free = model.config.topology == "replicated" and model.transitions is None
+    is_free = model.config.topology == "replicated"  # heads without a cache of their own
     return is_uncut and is_chain and (is_free or not drafting.shape)
 
 
@@ -92,7 +92,7 @@ class CompiledLoop(VerifyLoop):
     def _run(self, passes: int) -> int:
         """Up to so many passes; returns how many there were."""
         engine, most = self.engine, self.drafting.most
-        assert isinstance(engine, NativeEngine)
+        assert isinstance(engine, NativeEngine) and isinstance(self.drafter, HeadDrafter)
         places = [Places(passes, most) for _ in self.rows]
         rows = (LoopRow * len(places))(*(self._row(slot, place) for slot, place in enumerate(places)))
         done = engine.run_passes(
@@ -101,6 +101,7 @@ class CompiledLoop(VerifyLoop):
             passes,
             most,
             drafting_heads=len(self.drafting.shape),
+            transitions=self.drafter.transitions,
             margin=0.0 if self.judge is None else MARGIN,
             refills=bool(self.waiting),
         )

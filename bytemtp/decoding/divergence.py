@@ -16,7 +16,6 @@ import numpy as np
 
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.corpus_index import same
-from bytemtp.decoding.engines.select import window_of
 from bytemtp.decoding.generate import Generation
 from bytemtp.decoding.judge import Float64Judge
 from bytemtp.decoding.sampling import masked, top_two
@@ -55,7 +54,7 @@ def divergence(
     pairs = product(_decided(one, stop), _decided(other, stop))
     place, common = max((same(a, b), a) for a, b in pairs)
     ids = np.array([EOT, *prompt, *common[:place]])
-    logits = Float64Judge(model, window_of(model) or len(ids)).logits(ids)
+    logits = Float64Judge(model, model.reach or len(ids)).logits(ids)
     allowed = legal(state_after(prompt + common[:place])) if utf8 else None
     _, (lead,) = top_two(masked(logits, allowed)[None])
     return Divergence(place, lead)

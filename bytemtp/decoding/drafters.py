@@ -52,7 +52,7 @@ class Drafter(Protocol):
 class HeadDrafter:
     """Drafts by heads 2 to `heads` of the verifying model itself, from the hidden states of the verifying pass.
 
-    transitions: the model's; engines know nothing of them.
+    transitions: the model's.
     """
 
     def __init__(self, engine: Engine, heads: int, transitions: Float[Tensor, "h v v"] | None = None) -> None:

@@ -46,7 +46,7 @@ from bytemtp.decoding.engines.native.choices import CompiledChooser, CompiledCop
 from bytemtp.decoding.engines.native.draws import CompiledDraws
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.ring import PIECE
-from bytemtp.decoding.engines.select import make_engine, window_of
+from bytemtp.decoding.engines.select import make_engine
 from bytemtp.decoding.judge import Float64Judge
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import NUMPY, masked, verify_siblings
@@ -110,7 +110,7 @@ class VerifyLoop:
         self.trees = [self.tree(row) for row in self.rows]
         # These err by far more than a near tie: the native engine needs no judge, others promise nothing.
         narrow = {torch.bfloat16, torch.int8} & {model.dtype, model.embed.weight.dtype}
-        self.judge = None if narrow else Float64Judge(model, window_of(model) or capacity)
+        self.judge = None if narrow else Float64Judge(model, model.reach or capacity)
         if not (narrow or self.is_compiled or torch.get_float32_matmul_precision() == "highest"):
             warnings.warn(ROUNDED, stacklevel=2)
         self.drafter: Drafter = HeadDrafter(self.engine, 1 + depth_of(drafting.shape), model.transitions)

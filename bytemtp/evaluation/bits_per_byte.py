@@ -7,7 +7,7 @@ and between models of any vocabulary.  What exactly is counted:
   Head i reaches back i - 1 bytes less far, so it leaves out the first i - 1 bytes of each document.
 - Ends of documents are predicted, too, but counted apart (`bits_per_document_end`): the compressors get the documents
   joined, and are not told where they end.
-- The model reads windows of the run's train.seq_len and scores the last `stride` positions of each, half of it by
+- The model reads windows as long as the rows it has learned and scores the last `stride` positions of each, half by
   default.  So a byte has at least seq_len - stride bytes of context, as far as its document goes back; that is also why
   the result is a little better than the validation in training, where a window's first byte has none.  Otherwise both
   count alike.
@@ -79,8 +79,7 @@ class Command:
     json: tyro.conf.DisallowNone[Path | None] = None
     """also write the numbers to this file"""
     stride: tyro.conf.DisallowNone[int | None] = None
-    """bytes scored a window, the rest is context: fewer is slower and a little better.  Half of train.seq_len unless
-    given"""
+    """bytes scored in each window, the rest is context: fewer is slower and a little better; half unless given"""
     contexts: tuple[int, ...] = ()
     """also score in windows of these lengths (--contexts 64 256 512), to see what a longer context is worth"""
     device: str = "auto"

@@ -30,7 +30,6 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.vocab import EOT
-from bytemtp.decoding.engines.select import window_of
 from bytemtp.evaluation.tasks import Task, read_tasks
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
@@ -166,7 +165,7 @@ def log_likelihoods(model: ByteMTP, texts: Sequence[tuple[bytes, bytes]]) -> lis
     whole = [[EOT, *context, *choice] for context, choice in texts]
     longest = max(map(len, whole))
     ids = torch.tensor([row + [EOT] * (longest - len(row)) for row in whole], device=model.device)
-    logits = model.logits(0, model.first_hidden(ids[:, :-1], window_of(model)))
+    logits = model.logits(0, model.first_hidden(ids[:, :-1], model.reach))
     nats = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].double().cpu()
     ends = [len(context) + len(choice) for context, choice in texts]
     return [float(row[end - len(choice) : end].sum()) for row, end, (_, choice) in zip(nats, ends, texts, strict=True)]

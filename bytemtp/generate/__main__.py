@@ -15,7 +15,7 @@ import tyro
 
 from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output, read_input, write_output
+from bytemtp.common.files import as_bytes, check_output, read_input, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.decoding.corpus_index import RUN_INDEX, CorpusIndex
 from bytemtp.decoding.divergence import Divergence, divergence
@@ -230,11 +230,6 @@ def read_prompt(arguments: Command) -> bytes:
     if arguments.prompt_file == "-":
         return sys.stdin.buffer.read()
     return read_input(str(arguments.prompt_file))
-
-
-def as_bytes(text: str) -> bytes:
-    """Command-line text; bytes that are no valid UTF-8 come through as they were typed."""
-    return text.encode("utf-8", "surrogateescape")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A position sees the positions of its own document up to itself, and with a window only the last `window` of those.
 `Layout` says which positions those are; it is made once a batch and shared by all layers.  Memory is linear in the
-sequence length on all backends, packed or not, because none ever makes a mask of s x s:
+sequence length on all backends, packed or not, because none makes a mask of s x s for rows of more than 512 positions:
 
 - `xformers` (CUDA): memory_efficient_attention with a block-diagonal causal mask.  No kernel of it has a backward for
   grouped queries, so keys and values are repeated for them.

@@ -15,7 +15,7 @@ Try:  python -c "from bytemtp.model.checkpoint import load_model; print(load_mod
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -211,10 +211,15 @@ def save(run: Path, state: TrainState, model: Weights, optimizer: OptimizerState
     UserError if the disk does not take it; the checkpoints before it are then still there.
     """
     folder = step_folder(run, state.step)
-    if _target(folder.with_name("latest")) == folder and is_whole(folder):
-        _point_to_best(run, state)  # a kill may have come between `latest` and `best`
-        return folder  # training is deterministic: the same step is the same checkpoint
     try:
+        if _target(folder.with_name("latest")) == folder and is_whole(folder):
+            # Training is deterministic: the same step is the same checkpoint, but for a validation of it since.
+            there = load_state(folder)
+            if there.best_bpb != state.best_bpb:
+                now = replace(there, best_step=state.best_step, best_bpb=state.best_bpb)
+                write_file(folder / STATE, text_of(now))
+            _point_to_best(run, state)  # a kill may have come between `latest` and `best`
+            return folder
         with new_folder(folder) as new:
             # One of that name is complete but was never named by `latest`: a kill came between the two renames.
             _write_files(new, state, model, optimizer)
@@ -267,7 +272,11 @@ def _write_files(folder: Path, state: TrainState, model: Weights, optimizer: Opt
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     save_file(_optimizer_tensors(optimizer), folder / OPTIMIZER)
     save_file(_generator_states(), folder / GENERATORS)
-    (folder / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+    (folder / STATE).write_text(text_of(state), encoding="utf-8")
+
+
+def text_of(state: TrainState) -> str:
+    return json.dumps(asdict(state), indent=1) + "\n"
 
 
 def _point_to_best(run: Path, state: TrainState) -> None:

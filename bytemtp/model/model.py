@@ -2,7 +2,7 @@
 
     ids -> embed -> trunk (blocks) -> z -> link 0..n-1 -> norm -> unembed (+ transitions) -> logits [n b s v]
 
-In every topology the trunk with head 0's path is exactly a Llama with `model.layers` minus the other heads' layers.
+In every topology the trunk with head 1's path is exactly a Llama.
 
 Try:  python -c "import bytemtp; print(bytemtp.ByteMTP(bytemtp.PRESETS['nano'].model))"
 Shapes:  b batch, s position, d width, n future offset (0 = next byte), v vocabulary (padded to 264).
@@ -232,7 +232,7 @@ def init_weights(model: ByteMTP, seed: int) -> None:
     """Truncated normal with std 1/sqrt(fan-in); matrices that write to the residual stream are scaled by 1/sqrt(2 L).
 
     The fan-in scale is LeCun 1998's, cut at three deviations as in Meta's Lingua; the depth scale is GPT-2's (Radford
-    et al. 2019, section 2.3): the residual stream is a sum of 2 L terms and keeps unit variance.
+    et al. 2019, section 2.3): the residual stream, a sum of 2 L terms at most, keeps a variance near one.
     """
     generator = torch.Generator().manual_seed(seed)
     depth = (2 * model.config.layers) ** -0.5

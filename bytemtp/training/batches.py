@@ -7,6 +7,7 @@ Try:  python -c "from bytemtp.common.settings import *; from bytemtp.training.ba
       print(with_steps_of_epochs(Settings(TrainConfig(epochs=2)), ['README.md']).train.steps)"
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -57,7 +58,8 @@ def check_shares(settings: Settings, world: World) -> None:
         if rows % size:
             raise UserError(
                 f"train.batch_size {train.batch_size} in {train.accumulate} rounds are {rows} rows of {seq_len} bytes "
-                f"each, which {size} processes cannot share evenly; make it a multiple of {train.accumulate * size}"
+                f"each, which {size} processes cannot share evenly; make it a multiple of {train.accumulate * size}, "
+                f"or lower train.accumulate"
             )
         if settings.model.n_future > 1 and (far := rows_of(rows, train.far_rows)) % size:
             raise UserError(
@@ -136,25 +138,15 @@ def share_done(train: TrainConfig, step: int, elapsed_s: float) -> float:
     return elapsed_s / (60 * train.minutes) if train.minutes else step / max(1, train.steps)
 
 
-def far_heads_from(train: TrainConfig) -> float:
-    """Share of the run after which heads 2 to n learn; with a frozen trunk, from its start."""
-    return train.far_from if train.freeze == "none" else 0.0
-
-
 def far_rows_at(train: TrainConfig, done: float) -> float:
     """Share of a batch's rows that heads 2 to n learn from when the share `done` of the run is over."""
-    return train.far_rows if done >= far_heads_from(train) else 0.0
+    return train.far_rows if done >= train.far_from else 0.0
 
 
 def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
-    """Bytes of the rows of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
-
-    As with the learning rate, the length of the run does not matter during the warm-up.  With a frozen trunk
-    rows are long from the first one.
-    """
-    done = share_done(train, step, elapsed_s)
-    is_first = done < train.grow_at or (step < train.warmup and not train.minutes)
-    grows = 0 < train.first_seq_len < train.seq_len and train.freeze == "none"
+    """Bytes of the rows of optimiser step number `step` (from 0), `elapsed_s` seconds into training."""
+    is_first = share_done(train, step, elapsed_s) < train.grow_at
+    grows = 0 < train.first_seq_len < train.seq_len
     return train.first_seq_len if is_first and grows else train.seq_len
 
 
@@ -175,7 +167,10 @@ def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE
             for name, reason in rows.skipped if data.valid_paths else ():  # of PATH, training tells them
                 log(f"left out of validation: {name}: {reason}")
     except EmptySplit:
-        log("warning: no document fell into the validation split; there will be no validation")
+        log(
+            "warning: no document fell into the validation split; there will be no validation (raise "
+            "data.valid_fraction, or name files to validate on with --data.valid-paths)"
+        )
         return []
     batches += [nothing(settings)] * (world.largest(len(batches)) - len(batches))
     count = count_rows(batches, world)
@@ -217,7 +212,7 @@ def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:
     log(f"train.epochs {train.epochs}: counting the data")
     with training_rows(settings, paths, None, seq_len=train.seq_len, pin_memory=False) as rows:
         ids = rows.count_epoch()
-    steps = -(-train.epochs * ids // (train.batch_size * train.seq_len))
+    steps = math.ceil(train.epochs * ids / mean_batch_bytes(train))
     log(
         f"train.epochs {train.epochs}: {steps:,} steps of {train.batch_size} x {train.seq_len} bytes, "
         f"since an epoch has {ids:,}"
@@ -228,6 +223,13 @@ def with_steps_of_epochs(settings: Settings, paths: Sequence[str]) -> Settings:
             "train.first_seq_len 0 keeps passes whole"
         )
     return changed(settings, **{"train.steps": steps})
+
+
+def mean_batch_bytes(train: TrainConfig) -> float:
+    """Over a run: the rows of its first part may be a little less than `train.seq_len` together."""
+    first = seq_len_at(train, 0, 0.0)
+    short = train.grow_at if first < train.seq_len else 0.0
+    return train.batch_size * (short * (train.seq_len // first * first) + (1 - short) * train.seq_len)
 
 
 def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_memory: bool, world: World) -> Stream:

@@ -169,6 +169,7 @@ def backward(
     model: ByteMTP,
     ids: Int[Tensor, "b sn"],
     document_ids: Int[Tensor, "b sn"],
+    *,
     counts: Int[Tensor, " n"] | None = None,
     mode: Literal["sequential", "joint"] = "sequential",
     weights: Sequence[float] | None = None,

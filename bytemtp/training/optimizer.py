@@ -5,7 +5,7 @@ al. 2024) for the matrices of the transformer layers, at the root mean square of
 and decay mean the same (Liu et al. 2025, section 2.2); everything else stays with AdamW.
 
 Try:  python -c "from bytemtp.common.settings import TrainConfig; from bytemtp.training.optimizer import learning_rate
-      print([round(learning_rate(TrainConfig(steps=10, warmup=4), step, 0), 6) for step in range(10)])"
+      print([round(learning_rate(TrainConfig(steps=40, warmup=4), step, 0), 6) for step in range(10)])"
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from bytemtp.common.settings import TrainConfig
+from bytemtp.common.settings import LONGEST_WARMUP, TrainConfig
 from bytemtp.common.shards import copies, is_sharded, local
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.distributed import ALONE, World
@@ -30,8 +30,6 @@ MOMENTUM = 0.95
 
 EMBEDDING, UNEMBEDDINGS = "embed.weight", ("unembed.", "transitions", "order_head.")
 """What the names begin with that `train.embedding_lr` and `train.unembedding_lr` are for: all that makes logits."""
-LONGEST_WARMUP = 0.1
-"""Share of a run by the clock, whose number of steps nobody knows."""
 STATES = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), StackedMuon: ("momentum_buffer",)}
 
 
@@ -129,7 +127,7 @@ def adamw(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> torch.op
     into, out = train.embedding_lr, train.unembedding_lr
     embedding = [(name, parameter) for name, parameter in named if name == EMBEDDING]
     unembeddings = [(name, parameter) for name, parameter in named if name.startswith(UNEMBEDDINGS)]
-    # Apart, for where layers are sharded, what is whole must not be in a group with them.
+    # Groups of their own: fused AdamW cannot mix sharded and whole tensors.
     layers = [(name, parameter) for name, parameter in named if is_layer_matrix(name, parameter)]
     scales = [(name, parameter) for name, parameter in named if parameter.dim() < 2]
     groups = [
@@ -149,16 +147,16 @@ def muon(named: list[tuple[str, nn.Parameter]], train: TrainConfig) -> StackedMu
 def learning_rate(train: TrainConfig, step: int, elapsed_s: float) -> float:
     """Learning rate of optimiser step number `step` (from 0), `elapsed_s` seconds into training.
 
-    By steps, the last step of the warm-up is at the peak and the last step of all at the end of the schedule, and
-    during the warm-up the rate depends on nothing but the step.  By minutes, the schedule follows the clock, and the
-    warm-up takes a tenth of the time at most.
+    The warm-up takes a tenth of the run at most.  By steps, its last step is at the peak and the last step of all at
+    the end of the schedule.  By minutes, the schedule follows the clock.
     """
+    warmup = train.warmup_steps
+    warm = (step + 1) / max(1, warmup)
     if train.minutes:
         progress = elapsed_s / (60 * train.minutes)
-        warm = max((step + 1) / max(1, train.warmup), progress / LONGEST_WARMUP)
+        warm = max(warm, progress / LONGEST_WARMUP)
     else:
-        progress = (step + 1 - train.warmup) / max(1, train.steps - train.warmup)
-        warm = (step + 1) / max(1, train.warmup)
+        progress = (step + 1 - warmup) / max(1, train.steps - warmup)
     return train.lr * (warm if warm < 1 else SCHEDULES[train.schedule](train, min(1.0, progress)))
 
 

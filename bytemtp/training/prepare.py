@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bytemtp.common.files import write_output, writing
+from bytemtp.common.runtime import log
 from bytemtp.common.settings import Settings, load_settings, to_toml
 from bytemtp.data.sources import absolute
 from bytemtp.training.batches import (
@@ -22,7 +23,7 @@ from bytemtp.training.corpus import UNCHANGED, Change, change_of, files_of, writ
 from bytemtp.training.distributed import job
 from bytemtp.training.resume import check_resumable, goes_on, warn_if_elsewhere, with_absolute_paths
 from bytemtp.training.run_folder import check_outside, claim, clear, incoming, remove_partial
-from bytemtp.training.start import check_frozen, check_size, record_source
+from bytemtp.training.start import check_frozen, check_size, for_frozen_trunk, record_source
 
 
 def plan(
@@ -41,12 +42,14 @@ def plan(
         resume, overwrite = True, False
     with writing(run):
         claim(run, resume=resume, overwrite=overwrite)
-    settings = with_absolute_paths(settings)
+    settings = for_frozen_trunk(with_absolute_paths(settings))
     info: dict[str, Any] = {"preset": preset, "paths": [*map(absolute, paths)]}
     info |= record_source(init, run, resume=resume) | ({"job": job()} if job() else {})
     if resume:
         settings, info = check_resumable(run, settings, info)
     else:
+        if settings.train.freeze != "none":
+            log("train.freeze trunk: heads 2 to n learn from all rows, long ones, from the first step on")
         check_paths(paths, settings)
     check_frozen(settings.train, has_source="init" in info)
     check_size(settings.model)

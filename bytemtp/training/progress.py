@@ -132,6 +132,11 @@ class Progress:
             speed = f"{line.bytes_per_s / 1000:.1f} kB/s"
             self._bar.set_postfix_str(f"loss {line.loss:.4f}  bpb {bits}  {speed}  epoch {line.epoch}")
 
+    def has_validation(self, step: int) -> bool:
+        """Whether a validation of that step is written down."""
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        return any((line["step"], line.get("split")) == (step, "valid") for line in map(json.loads, lines))
+
     def say(self, message: str) -> None:
         """Print a line without tearing the bar."""
         if self._bar is None:
@@ -143,6 +148,7 @@ class Progress:
     def _open_bar(self, done: float) -> "tqdm[Any]":
         unit = "s" if self._by_minutes else "step"
         layout = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} " + unit + " [{elapsed}<{remaining}]{postfix}"
+        done = min(done, self._total)  # of a run that is over, more may be done; tqdm would then forget its total
         return tqdm(total=self._total, initial=done, bar_format=layout, dynamic_ncols=True, file=sys.stderr)
 
     def _remaining(self, line: MetricsLine) -> str:
@@ -168,7 +174,7 @@ class NoProgress(Progress):
         self._bar = self._board = None
 
     def write(self, line: MetricsLine) -> None:
-        """Not at all."""
+        """Does nothing."""
 
 
 def drop_lines_after(path: Path, step: int) -> None:

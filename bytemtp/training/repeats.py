@@ -46,6 +46,10 @@ def with_repeats(batch: Batch, count: int, parts: int, seed: tuple[int, int], wo
     turn = (size - 1 - numbers % size) * parts + numbers // size  # one row of each micro-batch after another
     chosen = turn < count
     places = torch.from_numpy(repeating_places(count, width, seed))[turn[chosen]]
+    is_byte = torch.ones_like(batch.octets)
+    is_byte[tuple(batch.eots.T)] = 0
+    bytes_first = is_byte[chosen].argsort(dim=1, descending=True, stable=True)  # ends of documents are no bytes
+    places = bytes_first.gather(1, places % is_byte[chosen].sum(1, keepdim=True).clamp_min(1))
     octets = batch.octets.clone()
     octets[chosen] = octets[chosen].gather(1, places)
     octets[chosen, 0] = 0

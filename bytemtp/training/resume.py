@@ -29,6 +29,7 @@ from bytemtp.training.distributed import is_restarted, job
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.repeats import repeating_rows
 from bytemtp.training.run_folder import on_disk
+from bytemtp.training.start import for_frozen_trunk
 
 MAY_CHANGE = frozenset(
     f"train.{name}"
@@ -58,6 +59,7 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
     UserError if a setting differs from the run's that must not.
     """
     saved, saved_info = load_settings(run / "config.toml")
+    saved = for_frozen_trunk(saved)  # in runs of older versions presets stand as they are
     old, new = flatten(with_absolute_paths(saved)), flatten(settings)
     new |= {name: old[name] for name, value in new.items() if value == "auto" or (name, value) == ("data.sweeps", 0)}
     for name, value in new.items():

@@ -9,9 +9,12 @@ from typing import Any
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import ModelConfig, TrainConfig
+from bytemtp.common.settings import ModelConfig, Settings, TrainConfig, changed
 from bytemtp.model.initial import check_shape, find_source, freeze_path, load_source, source_config, take
 from bytemtp.model.model import ByteMTP
+
+ALL_FOR_HEADS = {"first_seq_len": 0, "far_rows": 1.0, "far_from": 0.0, "repeat_rows": 0.0}
+"""Settings of `train` where nothing but heads 2 to n learns."""
 
 
 def record_source(init: Path | None, run: Path, *, resume: bool) -> dict[str, Any]:
@@ -53,6 +56,16 @@ def check_frozen(train: TrainConfig, *, has_source: bool) -> None:
     """UserError if what `train.freeze` keeps has never learned."""
     if train.freeze != "none" and not has_source:
         raise UserError("train.freeze is trunk, but the trunk is drawn at random; name trained weights with --init")
+
+
+def for_frozen_trunk(settings: Settings) -> Settings:
+    """The settings, with a frozen trunk those by which heads 2 to n learn from the first step on and from all rows.
+
+    Rows have the length that the trunk has learned: a run that is stopped early writes what its source writes.
+    """
+    if settings.train.freeze == "none":
+        return settings
+    return changed(settings, **{f"train.{name}": value for name, value in ALL_FOR_HEADS.items()})
 
 
 def freeze(model: ByteMTP, train: TrainConfig) -> None:

@@ -194,8 +194,9 @@ class Trainer:
     def run(self, stop_after: int) -> TrainOutcome:
         """Train until the end, step `stop_after`, or a signal; save; and say how it ended."""
         finished = self._is_finished()
-        if finished and self.state.step == 0:
-            self._far_rows(share_done(self.train, 0, 0.0))
+        if self.state.step == 0 or not self.train.far_from:
+            self._begin_far_heads(share_done(self.train, 0, 0.0))
+        if finished and not (self.state.step and self._was_validated()):
             self._validate()
         while not (finished or self._signal() or 0 < stop_after <= self.state.step):
             self._step()
@@ -208,6 +209,10 @@ class Trainer:
                 self._save()
         checkpoint = self._save()
         return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self._signal())
+
+    def _was_validated(self) -> bool:
+        """Whether there is nothing to validate at this step any more, as there is if fewer steps have ended the run."""
+        return not self.valid_rows or self.world.share(lambda: self.progress.has_validation(self.state.step))
 
     def _signal(self) -> int:
         """That came to any of the processes."""
@@ -225,6 +230,8 @@ class Trainer:
         """
         before = self.state.seq_len or self.train.seq_len
         seq_len = max(self.state.seq_len, seq_len_at(self.train, self.state.step, self.state.elapsed_s))
+        if self.state.step and self._is_finished():
+            seq_len = before  # nothing will be learned from longer ones
         fields = self.state.cursor
         if seq_len != before and fields:  # in an order of their own, or on from here if files come as they lie
             row = (fields["row"] - fields["first_row"]) * before // seq_len
@@ -277,12 +284,16 @@ class Trainer:
         """Whether there are heads that have not begun to learn; those on head 1's path do so at once."""
         return not self.state.far_heads and len(self.model.path_to_first_head) < len(self.head_weights)
 
-    def _far_rows(self, done: float) -> float:
-        """Share of the rows that heads 2 to n learn from at this step: once they have begun, they go on."""
+    def _begin_far_heads(self, done: float) -> None:
+        """Heads 2 to n learn from this step on, if it is time: once they have begun, they go on."""
         if not self.state.far_heads and far_rows_at(self.train, done):
             if self.train.far_from and self.state.step and self._heads_wait:
                 self.progress.say(f"heads 2 to {len(self.head_weights)} learn from step {self.state.step + 1} on")
             self.state = replace(self.state, far_heads=True)
+
+    @property
+    def _far_rows(self) -> float:
+        """Share of the rows that heads 2 to n learn from at this step."""
         return self.train.far_rows if self.state.far_heads else 0.0
 
     def _backward(self, batch: Batch) -> HeadLosses:
@@ -292,7 +303,8 @@ class Trainer:
         parts = [*zip(there.ids.split(rows), there.document_ids.split(rows), strict=True)]
         layouts = [self.model.layout(rows, self.state.seq_len, ids) for ids in batch.document_ids.split(rows)]
         done = share_done(self.train, self.state.step, self.state.elapsed_s)
-        share, mode = self._far_rows(done), self.train.backward
+        self._begin_far_heads(done)
+        share, mode = self._far_rows, self.train.backward
         positions, pairs = len(batch.octets) * self.state.seq_len, sum(x.pairs for x in layouts)
         self._timed_flops += self.flops[share].of(positions, pairs)
         counts = None
@@ -300,10 +312,11 @@ class Trainer:
             counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
             counts = self.world.sum(counts)
         weights = scheduled_weights(self.head_weights, self.train.head_schedule, done)
+        alike: dict[str, Any] = {"counts": counts, "mode": mode, "weights": weights, "far_rows": share}
         rounds = []
         for i, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
             sum_over_copies(self.model, now=i == len(parts) - 1)
-            rounds.append(backward(self.model, *part, counts, mode, weights, share, layout))
+            rounds.append(backward(self.model, *part, layout=layout, **alike))
         self.world.sum_gradients(self.model.parameters())
         return reduce(add, rounds)
 
@@ -332,19 +345,19 @@ class Trainer:
             return
         if notes.bad_step:
             self._give_up(
-                f"step {notes.bad_step} has loss {notes.bad_loss} and gradient norm {notes.bad_norm}, and was not taken"
+                f"step {notes.bad_step} has loss {notes.bad_loss} and gradient norm {notes.bad_norm}, and was not saved"
             )
         self.state = replace(self.state, grad_norm=notes.norm)
 
     def _check_weights(self) -> None:
-        """Of the last step no loss tells whether it has spoilt them."""
+        """The loss cannot tell whether the last step has spoilt them."""
         learning = [x for _, weights, state, _ in self.optimizer.states() for x in (weights, *state.values())]
         if self.world.largest(not all(bool(local(x).isfinite().all()) for x in learning)):
             self._give_up(f"the weights or their moments are not finite after step {self.state.step}, and not saved")
 
     def _give_up(self, what: str) -> NoReturn:
         raise UserError(
-            f"{what}; {last_good(self.folder)}; start a new run with a lower train.lr or a longer train.warmup"
+            f"{what}; {last_good(self.folder)}; start a new run with a lower train.lr or more steps of warm-up"
         )
 
     def _validate(self) -> None:
@@ -472,7 +485,7 @@ def _pack(losses: HeadLosses) -> dict[str, Any]:
 
 
 def _unpack(unlogged: dict[str, Any], device: torch.device) -> HeadLosses | None:
-    """Older versions do not tell ends of documents apart (there, all are taken for bytes), and have no order head."""
+    """Older versions do not distinguish ends of documents (there, all are taken for bytes), and have no order head."""
     if not unlogged:
         return None
     none = [0] * len(unlogged["counts"])

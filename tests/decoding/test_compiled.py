@@ -36,9 +36,15 @@ DRAFTINGS = {
 
 @cache
 def model_for(topology: str, seed: int, ends: float, dtype: torch.dtype = torch.float32) -> ByteMTP:
-    """Sure of itself, so that texts repeat themselves and drafts are right; now and then a text ends."""
-    model = ByteMTP(replace(TINY, topology=topology), seed).eval()
+    """Sure of itself, so that texts repeat themselves and drafts are right; now and then a text ends.
+
+    A + behind the topology stands for transitions.
+    """
+    config = replace(TINY, topology=topology.rstrip("+"), transitions=topology.endswith("+"))
+    model = ByteMTP(config, seed).eval()
     with torch.no_grad():
+        if model.transitions is not None:
+            torch.nn.init.normal_(model.transitions, std=0.5, generator=torch.Generator().manual_seed(seed))
         for number, unembed in enumerate(model.unembed):
             unembed.weight.copy_(model.unembed[0].weight * (1 if number else 6))
             unembed.weight[EOT] *= 1 if number else ends
@@ -49,7 +55,7 @@ def model_for(topology: str, seed: int, ends: float, dtype: torch.dtype = torch.
 @settings(max_examples=150)
 @given(
     kind=st.sampled_from(sorted(DRAFTINGS)),
-    topology=st.sampled_from(["replicated", "parallel"]),
+    topology=st.sampled_from(["replicated", "replicated+", "parallel"]),
     seed=st.integers(0, 3),
     ends=st.sampled_from([0.1, 1.0, 2.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
@@ -66,7 +72,7 @@ def test_everything_is_as_by_the_loop_in_python(
     kind, topology, seed, ends, dtype, prompts, size, slots, temperature, stop, longest, margin, reach
 ):
     """Rows that wait, stop early, share prompts, draw; with the wide margin many passes end in a near tie."""
-    drafting = DRAFTINGS[kind] if topology == "replicated" else DRAFTINGS["copy"]
+    drafting = DRAFTINGS["copy" if topology == "parallel" else kind]
     model = model_for(topology, seed, ends, dtype)
     chosen = Options(temperature=temperature, seed=seed, stop=stop)
     model.trained_length = reach
@@ -84,9 +90,10 @@ def test_everything_is_as_by_the_loop_in_python(
     assert outcomes[0] == outcomes[1]
 
 
-def test_most_passes_are_run_by_cpp(monkeypatch):
+@pytest.mark.parametrize("topology", ["replicated", "replicated+"])
+def test_most_passes_are_run_by_cpp(monkeypatch, topology):
     """Else the test above would compare the loop in Python with itself."""
-    model, counted = model_for("replicated", 0, 0.1), []
+    model, counted = model_for(topology, 0, 0.1), []
     monkeypatch.setattr(NativeEngine, "verify", lambda *args: counted.append(1) or verify(*args))
     row = Options().row(b"a prompt", 0, 200)
     CompiledLoop(model, [row], DRAFTINGS["speculative"], engine="native").run()
@@ -102,9 +109,6 @@ def test_what_python_must_see_each_time_is_not_compiled():
     assert not can_be_compiled(model, rows, Drafting(chain(3), as_tree=True))
     assert not can_be_compiled(model, rows, Drafting(chain(3), model=model))
     assert not can_be_compiled(model_for("parallel", 0, 1.0), rows, Drafting(chain(3)))
-    with_tables = ByteMTP(replace(TINY, transitions=True))
-    assert not can_be_compiled(with_tables, rows, Drafting(chain(3)))
-    assert can_be_compiled(with_tables, rows, Drafting())
     assert loop_kind("native", model, rows, Drafting()) is CompiledLoop
     assert loop_kind("torch", model, rows, Drafting()) is VerifyLoop
 

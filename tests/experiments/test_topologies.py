@@ -19,7 +19,7 @@ from bytemtp.common.presets import preset
 from bytemtp.common.settings import LAYERED, Settings
 from bytemtp.plan import meta_model
 from experiments import library
-from experiments.grid import SECTIONS, Cell, cells_of
+from experiments.grid import BEFORE, SECTIONS, Cell, cells_of
 from experiments.topologies import __main__ as topologies
 from experiments.topologies import trunk
 from tests.experiments import small_cells
@@ -36,7 +36,8 @@ class Given:
 
 
 def settings_of(cell: Cell) -> Settings:
-    words = [f"--{name}={value}" for name, value in cell.settings.items() if name.startswith(SECTIONS)]
+    chosen = BEFORE | cell.settings
+    words = [f"--{name}={value}" for name, value in chosen.items() if name.startswith(SECTIONS)]
     return parse(Given, "", words, Given(preset("tiny"))).settings
 
 

@@ -138,14 +138,14 @@ def test_parity_keeps_parameters_and_costs_depth(topology):
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_every_preset_takes_every_head_count_up_to_8(name, topology):
-    """On the command line: where heads have layers, a preset of too few gets as many as the heads have."""
+    """On the command line: where heads have layers, a preset of too few gets as many, and one for the trunk."""
     for n in range(1, 9):
         named = [f"--model.n-future={n}", f"--model.topology={topology}"]
         config = read_command(["corpus", "--out", "run", "--preset", name, *named]).settings.model
         assert (config.n_future, config.topology) == (n, topology)
         of_heads = min(n, 2) if topology == "branched" else n if topology in LAYERED else 0
         assert config.trunk_layers + of_heads == config.layers
-        assert config.layers == max(PRESETS[name].model.layers, of_heads)
+        assert config.layers == max(PRESETS[name].model.layers, of_heads + 1)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def killed(folder: Path, job: str) -> None:
     """Process 1 is killed before a step, or inside, when the others wait for its rows of a layer."""
     torch.set_default_dtype(torch.float64)
     if os.environ["RANK"] == "1" and job == "killed inside":
-        trainer.backward = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        trainer.backward = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     elif job == "killed before":
         before_step(1, 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
     command(folder, job, "--train.parallel=fsdp")()

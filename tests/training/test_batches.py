@@ -6,7 +6,6 @@ import math
 import random
 import re
 import sys
-from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -22,9 +21,19 @@ from bytemtp.data.stream import Batch
 from bytemtp.model.checkpoint import best, load_model, load_state
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main
-from bytemtp.training.batches import collect_valid, count_rows, far_rows_at, nothing, seq_len_at
+from bytemtp.training.batches import (
+    collect_valid,
+    count_rows,
+    far_rows_at,
+    mean_batch_bytes,
+    nothing,
+    seq_len_at,
+    with_steps_of_epochs,
+)
 from bytemtp.training.distributed import ALONE
 from bytemtp.training.loss import HeadLosses, evaluate
+from bytemtp.training.repeats import repeating_rows
+from bytemtp.training.start import for_frozen_trunk
 from bytemtp.training.trainer import Trainer, train
 from tests.training.runs import SETTINGS, WORDS, lines, settings, steps_of, weights, without_clock
 
@@ -62,10 +71,10 @@ def test_a_run_by_epochs_may_get_another_length(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    train(settings(epochs=1, warmup=100), [corpus], run, device="cpu")
+    train(settings(epochs=1, warmup=1), [corpus], run, device="cpu", stop_after=4)
     main(["--out", str(run), "--resume", "--device=cpu", "--train.epochs=2"])
     assert load_settings(run / "config.toml")[0].train.steps == steps_of(corpus, epochs=2)
-    train(settings(epochs=2, warmup=100), [corpus], tmp_path / "other", device="cpu")
+    train(settings(epochs=2, warmup=1), [corpus], tmp_path / "other", device="cpu")
     assert weights(run) == weights(tmp_path / "other")
     main(["--out", str(run), "--resume", "--device=cpu", "--train.steps=50"])
     assert "set train.epochs to 0, too" in capsys.readouterr().err
@@ -189,9 +198,8 @@ def weights_of(plan: Settings, corpus: str, run: Path) -> str:
     (0, 0.0, 0.0, 16), (69, 99.0, 0.0, 16), (70, 0.0, 0.0, 64), (90, 41.0, 1.0, 16), (9, 42.0, 1.0, 64),
 ])  # fmt: skip
 def test_when_rows_grow(step: int, second: float, minutes: float, expected: int) -> None:
-    plan = TrainConfig(steps=100, minutes=minutes, seq_len=64, first_seq_len=16, grow_at=0.7, warmup=50)
+    plan = TrainConfig(steps=100, minutes=minutes, seq_len=64, first_seq_len=16, grow_at=0.7)
     assert seq_len_at(plan, step, second) == expected
-    assert seq_len_at(replace(plan, steps=10, minutes=0.0), 20, 0.0) == 16  # still warming up: a longer run's rows
 
 
 def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) -> None:
@@ -244,10 +252,25 @@ def test_heads_wait_and_once_they_learn_go_on(corpus: str, tmp_path: Path, capsy
     assert capsys.readouterr().err.count("heads 2 to 2 learn from step 7 on") == 1
 
 
-def test_with_a_frozen_trunk_heads_do_not_wait() -> None:
+def test_far_heads_begin_when_it_is_time() -> None:
     plan = settings(far_from=0.5, far_rows=0.25).train
     assert (far_rows_at(plan, 0.4), far_rows_at(plan, 0.5)) == (0, 0.25)
-    assert far_rows_at(replace(plan, freeze="trunk"), 0.0) == 0.25
+
+
+def test_with_a_frozen_trunk_heads_learn_at_once_and_from_all_rows() -> None:
+    """Rows are long from the first step, too: a run that is stopped early must write what its source writes."""
+    plan = settings(far_from=0.5, far_rows=0.25, first_seq_len=8, repeat_rows=0.25)
+    assert for_frozen_trunk(plan) == plan
+    frozen = for_frozen_trunk(changed(plan, **{"train.freeze": "trunk"})).train
+    assert (far_rows_at(frozen, 0.0), seq_len_at(frozen, 0, 0.0), repeating_rows(frozen, 24, 0.0)) == (1.0, 32, 0)
+
+
+def test_an_epoch_is_read_in_rows_that_do_not_divide_long_ones(corpus: str, tmp_path: Path) -> None:
+    uneven = settings(epochs=1, first_seq_len=20, grow_at=0.5)
+    planned = with_steps_of_epochs(uneven, [corpus])
+    ids = planned.train.steps * mean_batch_bytes(planned.train)
+    assert mean_batch_bytes(planned.train) == 4 * (20 + 32) / 2
+    assert ids == pytest.approx(4 * 32 * steps_of(corpus, epochs=1), abs=2 * 4 * 32)
 
 
 def test_passes_over_the_data_are_counted_across_rows_that_grow(corpus: str, tmp_path: Path) -> None:
@@ -298,12 +321,6 @@ def noted(seen: list[int], batch: Batch) -> Batch:
     found = [re.search(rb"\n(\d{6})\n", row.numpy().tobytes()) for row in batch.octets]
     seen.append(next(int(number[1]) for number in found if number))
     return batch
-
-
-def test_a_frozen_trunk_reads_long_rows_from_the_first_step() -> None:
-    """It has learned them, and a run that is stopped early must write what its source writes."""
-    plan = TrainConfig(steps=100, seq_len=64, first_seq_len=16, freeze="trunk")
-    assert seq_len_at(plan, 0, 0.0) == 64
 
 
 def test_validation_files_that_are_left_out_are_told(

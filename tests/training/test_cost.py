@@ -170,7 +170,7 @@ def test_no_figure_where_the_peak_is_not_known(name: str) -> None:
 
 
 def test_out_of_memory_is_told_in_one_line(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> HeadLosses:
+    def full(*_: Any, **__: Any) -> HeadLosses:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
     monkeypatch.setattr("bytemtp.training.trainer.backward", full)

@@ -80,9 +80,9 @@ def test_a_run_follows_its_schedule(
     """The second head's weight, step by step, also where the run is cut and gone on with."""
     seen = []
 
-    def recording(*arguments: Any) -> HeadLosses:
-        seen.append(arguments[5])
-        return backward(*arguments)
+    def recording(*arguments: Any, **options: Any) -> HeadLosses:
+        seen.append(options["weights"])
+        return backward(*arguments, **options)
 
     monkeypatch.setattr(trainer, "backward", recording)
     corpus = tmp_path / "corpus.txt"

@@ -226,7 +226,7 @@ def test_split_batch_adds_up_to_the_whole(topology, order_head):
     whole, expected = gradients(model, ids, document_ids)
     model.zero_grad()
     counts = valid_counts(trained_targets(model, ids, document_ids))
-    parts = [backward(model, ids[i : i + 1], document_ids[i : i + 1], counts) for i in range(4)]
+    parts = [backward(model, ids[i : i + 1], document_ids[i : i + 1], counts=counts) for i in range(4)]
     total = parts[0] + parts[1] + parts[2] + parts[3]
     torch.testing.assert_close(total.nats, whole.nats)
     assert torch.equal(total.counts, whole.counts)

@@ -37,6 +37,11 @@ def test_wsd_is_constant_and_then_linear_to_zero() -> None:
     assert [learning_rate(longer, step, 0.0) for step in range(75)] == rates[:75]  # such a run can be prolonged
 
 
+def test_warmup_takes_a_tenth_of_the_steps_at_most() -> None:
+    plan = TrainConfig(steps=20, warmup=1000, lr=2.0, schedule="wsd")
+    assert [learning_rate(plan, step, 0.0) for step in (0, 1, 2, 19)] == [1.0, 2.0, 2.0, 0.0]
+
+
 def test_warmup_by_the_clock_takes_a_tenth_of_the_run_at_most() -> None:
     slow_machine = TrainConfig(minutes=1.0, warmup=1000, lr=2.0, schedule="wsd")
     assert learning_rate(slow_machine, 0, 0.0) == pytest.approx(0.002)

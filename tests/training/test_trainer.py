@@ -18,7 +18,7 @@ import torch
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import TrainConfig, changed, load_settings
-from bytemtp.model.checkpoint import best, latest, load_model
+from bytemtp.model.checkpoint import best, latest, load_model, load_state
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
 from bytemtp.training.optimizer import learning_rate
@@ -53,22 +53,41 @@ def test_cut_and_resumed_is_the_same_run(corpus: str, whole: Path, tmp_path: Pat
     assert without_clock(run) == without_clock(whole)
 
 
-def test_a_longer_run_equals_one_of_that_length_while_warming_up(corpus: str, tmp_path: Path) -> None:
-    """10 steps, then resumed for 20: during the warm-up the schedule does not depend on how long the run is."""
-    train(settings(steps=10, warmup=20), [corpus], tmp_path / "a", device="cpu")
-    train(settings(steps=20, warmup=20), [], tmp_path / "a", device="cpu", resume=True)
-    train(settings(steps=20, warmup=20), [corpus], tmp_path / "b", device="cpu")
+def test_a_longer_run_equals_one_of_that_length_until_its_rate_falls(corpus: str, tmp_path: Path) -> None:
+    """Of 20 steps 8 are done, then it is resumed for 30: so far both would have done the same."""
+    train(settings(steps=20), [corpus], tmp_path / "a", device="cpu", stop_after=8)
+    train(settings(steps=30), [], tmp_path / "a", device="cpu", resume=True)
+    train(settings(steps=30), [corpus], tmp_path / "b", device="cpu")
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
-@pytest.mark.parametrize(("warmup", "warns"), [(2, True), (20, False)])
+@pytest.mark.parametrize(("stop_after", "warns"), [(0, True), (8, False)])
 def test_a_changed_schedule_is_told(
-    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], warmup: int, warns: bool
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_after: int, warns: bool
 ) -> None:
-    train(settings(steps=4, warmup=warmup), [corpus], tmp_path / "run", device="cpu")
+    train(settings(steps=20), [corpus], tmp_path / "run", device="cpu", stop_after=stop_after)
     capsys.readouterr()
-    train(settings(steps=6, warmup=warmup), [], tmp_path / "run", device="cpu", resume=True)
+    train(settings(steps=30), [], tmp_path / "run", device="cpu", resume=True)
     assert ("followed the schedule of the old" in capsys.readouterr().err) == warns
+
+
+def test_a_run_that_fewer_steps_end_is_validated(corpus: str, tmp_path: Path) -> None:
+    """Its rows stay as short as it has learned them, and it is validated once."""
+    plan = settings(steps=12, first_seq_len=8, grow_at=0.5, valid_every=0)
+    train(plan, [corpus], tmp_path / "run", device="cpu", stop_after=4)
+    for _ in range(2):
+        assert train(changed(plan, **{"train.steps": 4}), [], tmp_path / "run", device="cpu", resume=True).finished
+    assert [line["step"] for line in lines(tmp_path / "run") if line["split"] == "valid"] == [4]
+    assert load_model(tmp_path / "run").trained_length == 8
+
+
+def test_the_best_of_a_run_that_fewer_steps_end_is_kept(corpus: str, tmp_path: Path) -> None:
+    plan = settings(steps=12, valid_every=0)
+    train(plan, [corpus], tmp_path / "run", device="cpu", stop_after=4)
+    ended = train(changed(plan, **{"train.steps": 4}), [], tmp_path / "run", device="cpu", resume=True)
+    folder = best(tmp_path / "run")
+    assert folder is not None and ended.valid is not None
+    assert load_state(folder).best_bpb == pytest.approx(ended.valid.bits_per_byte[0])
 
 
 def test_a_finished_run_stays_as_it_is(corpus: str, tmp_path: Path) -> None:
@@ -270,7 +289,8 @@ def test_a_terminal_gets_a_bar(corpus: str, tmp_path: Path, monkeypatch: pytest.
     train(settings(steps=3), [corpus], tmp_path / "run", device="cpu")
     shown = terminal.getvalue()
     last = lines(tmp_path / "run")[-1]
-    assert "| 3/3 step [" in shown
+    train(settings(steps=2), [], tmp_path / "run", device="cpu", resume=True)  # more is done than there is to do
+    assert "| 3/3 step [" in shown and "| 2/2 step [" in terminal.getvalue()
     assert "kB/s" in shown
     assert f"valid      3  loss {last['loss']:.4f}  bpb {last['bpb_per_head'][0]:.3f} " in shown
 

@@ -27,10 +27,10 @@ def spoil_losses(monkeypatch: pytest.MonkeyPatch, step: int, factor: torch.Tenso
     """Multiply the heads' losses of one step."""
     calls = 0
 
-    def spoilt(*arguments: Any) -> HeadLosses:
+    def spoilt(*arguments: Any, **options: Any) -> HeadLosses:
         nonlocal calls
         calls += 1
-        losses = backward(*arguments)
+        losses = backward(*arguments, **options)
         return replace(losses, nats=losses.nats * factor) if calls == step else losses
 
     monkeypatch.setattr("bytemtp.training.trainer.backward", spoilt)
@@ -114,7 +114,7 @@ def test_a_step_asks_nothing_of_the_device(
     layout = model.layout(4, 32, batch.document_ids)
     assert not layout.is_plain
     with Transfers() as transfers:
-        losses = backward(model, ids, document_ids, None, "sequential", [1.0, 0.5], 0.5, layout)
+        losses = backward(model, ids, document_ids, weights=[1.0, 0.5], far_rows=0.5, layout=layout)
     with Transfers() as choosing:
         trained_targets(model, ids, document_ids, 0.5)
     assert choosing.writes_by_index == 0  # a list of heads would be copied there

@@ -26,7 +26,7 @@ def make_engine(choice: str, model: ByteMTP, rows: int, capacity: int, width: in
     capacity: ids that a row may come to have; they take no memory before they come, unless passes are recorded.
     width: ids of a verifying pass; back: ids beyond ring.STEP_BACK that a row may give up.
     """
-    kind, window = engine_kind(choice, model), window_of(model)
+    kind, window = engine_kind(choice, model), model.reach
     if kind is RecordedEngine:
         return RecordedEngine(model, rows, window or doubled(capacity), width, back, capacity)
     return kind(model, rows, window or capacity, back)
@@ -55,8 +55,3 @@ def native_works() -> bool:
         log(f"{str(error).partition('; ')[0]}: decoding by tensor operations, several times slower")
         return False
     return True
-
-
-def window_of(model: ByteMTP) -> int:
-    """How far back an id sees in decoding: the model's window, but no further than it was trained to look; 0 is all."""
-    return model.reach

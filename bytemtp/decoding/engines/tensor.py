@@ -75,15 +75,13 @@ class TensorEngine:
             return model.logits(0, x), hidden
 
     def keep_path(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
-        self._keep_path(self.tensor(start), self.tensor(path))
-
-    def _keep_path(self, start: Int[Tensor, " b"], path: Int[Tensor, "b a"]) -> None:
-        row = torch.arange(len(start), device=start.device)[:, None]
-        to = start[:, None] + torch.arange(path.shape[1], device=start.device)
+        begins, places = self.tensor(start), self.tensor(path)
+        row = torch.arange(len(begins), device=begins.device)[:, None]
+        to = begins[:, None] + torch.arange(places.shape[1], device=begins.device)
         for block in [*self.model.trunk, *(self.model.links[i] for i in self.model.path_to_first_head)]:
             if isinstance(block, Block):
-                self.caches[block].move((start[:, None] + path) % self.slots, to % self.slots)
-        self.hidden_by_head = {i: x[row, path] for i, x in self.hidden_by_head.items()}
+                self.caches[block].move((begins[:, None] + places) % self.slots, to % self.slots)
+        self.hidden_by_head = {i: x[row, places] for i, x in self.hidden_by_head.items()}
 
     @torch.inference_mode()
     def copy_row(self, source: int, to: int) -> None:

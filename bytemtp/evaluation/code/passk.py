@@ -26,7 +26,7 @@ import tyro
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_output
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.evaluation.code.execute import judged_lines, launched, sample_of, scored, speed
+from bytemtp.evaluation.code.execute import DEFAULT_K, judged_lines, launched, sample_of, scored, speed
 from bytemtp.evaluation.code.imports import checked
 from bytemtp.evaluation.code.problems import Problem, judgeable, read_problems
 from bytemtp.evaluation.code.report import passk_table, write_report
@@ -37,7 +37,6 @@ from bytemtp.model.model import ByteMTP
 from bytemtp.sandbox.launch import Launch
 from bytemtp.training.distributed import ALONE, World
 
-KS = (1, 10, 100)
 MEMORY_MIB = 1024
 """For a program."""
 RESULTS, SUMMARY = "results.jsonl", "summary.json"
@@ -141,7 +140,7 @@ def tries(options: Command) -> list[int]:
     for name in ("samples", "batch", "workers", "max_bytes"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    ks = sorted(set(options.k or ())) or [k for k in KS if k <= options.samples]
+    ks = sorted(set(options.k or ())) or [k for k in DEFAULT_K if k <= options.samples]
     if not 1 <= ks[0] <= ks[-1] <= options.samples:
         wrong = ks[0] if ks[0] < 1 else ks[-1]
         raise UserError(f"--k {wrong} cannot be told from {options.samples} samples; it must be from 1 to --samples")

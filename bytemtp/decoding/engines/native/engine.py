@@ -190,6 +190,7 @@ class NativeEngine:
         most: int,
         *,
         drafting_heads: int,
+        transitions: Float32[np.ndarray, "h v v"] | None,
         margin: float,
         refills: bool,
     ) -> int:
@@ -203,9 +204,9 @@ class NativeEngine:
             self._make_room(start, 1 + most, end)
         _kept_alive, self.chunk.angles = self._angles(min(begins), end)
         loop = Loop(
-            self.team, addressof(self.chunk), address(self.weights.other_unembeds), rows, self.shape.bfloat16,
-            len(rows), most, passes, self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE, VOCAB_SIZE,
-            refills, margin,
+            self.team, addressof(self.chunk), address(self.weights.other_unembeds),
+            None if transitions is None else address(transitions), rows, self.shape.bfloat16, len(rows), most, passes,
+            self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE, VOCAB_SIZE, refills, margin,
         )  # fmt: skip
         return int(self.functions.run_passes(byref(loop)))
 

@@ -17,6 +17,7 @@ from ctypes import POINTER, addressof, c_char, c_char_p, c_double, c_float, c_in
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -105,7 +106,7 @@ class Loop(ctypes.Structure):
     """One call of `run_passes`."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("team", "chunk", "heads")),
+        *((name, c_void_p) for name in ("team", "chunk", "heads", "transitions")),
         ("row", POINTER(LoopRow)),
         *((name, c_int) for name in ("bfloat16", "rows", "most", "passes")),
         *((name, c_int) for name in ("dim", "kept", "head_count", "outputs", "vocabulary", "refills")),
@@ -115,6 +116,35 @@ class Loop(ctypes.Structure):
 
 STRUCTURES = {"layout": (Shape, Layer, Tokens, Pass, Chunk), "loop_layout": (LoopRow, Loop)}
 """By the arrays of sizes that step.cpp and loop.cpp have."""
+
+
+FUNCTIONS: dict[str, list[Any]] = {
+    # step.cpp
+    "team_new": [c_void_p, c_int],
+    "score_floats": [c_int64, c_int],
+    "run_stack": [None, c_void_p, POINTER(Pass), c_int, c_int],
+    "run_side_by_side": [None, c_void_p, POINTER(Pass), c_int],
+    "run_product": [None, c_void_p, c_void_p, *[c_int] * 6, c_void_p, c_void_p],
+    "verify_chains": [None, c_void_p, POINTER(Chunk)],
+    # loop.cpp
+    "run_passes": [c_int, POINTER(Loop)],
+    # draws.cpp
+    "leads": [None, c_void_p, c_int, c_int, c_int, c_float, c_void_p],
+    "softmax": [None, c_void_p, c_int, c_int, c_double, c_void_p],
+    "sample_ids": [None, c_void_p, c_int, c_int, c_void_p, c_void_p],
+    "verify_chain": [c_int64, c_void_p, c_int, c_int, c_void_p, c_void_p, c_double, c_double, POINTER(c_int64)],
+    # choices.cpp
+    "copies_new": [c_void_p, c_void_p, c_void_p, c_int64, c_int],
+    "copies_free": [None, c_void_p],
+    "copies_junk": [None, c_void_p, c_int],
+    "copies_extend": [None, c_void_p, c_char_p, c_int64],
+    "copies_continuation": [None, c_void_p, c_int, c_void_p, c_void_p],
+    "chooser_new": [c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int],
+    "chooser_free": [None, c_void_p],
+    "chooser_begin": [c_int, c_void_p, c_int, c_char_p, c_int64, c_int, c_void_p],
+    "chooser_worth": [c_int, c_void_p, c_int, c_void_p, c_int, c_int, c_int],
+}
+"""Result and arguments of each."""
 
 
 @dataclass(frozen=True)
@@ -154,36 +184,10 @@ def library() -> Library:
         path.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be loaded ({error}); try again, or decode with --engine torch") from None
     lanes, panel = check_layout(lib)
-    lib.team_new.restype = c_void_p
-    lib.team_new.argtypes = [c_int]
-    lib.score_floats.restype = c_int64
-    lib.run_stack.argtypes = [c_void_p, POINTER(Pass), c_int, c_int]
-    lib.run_side_by_side.argtypes = [c_void_p, POINTER(Pass), c_int]
-    lib.run_product.argtypes = [c_void_p, c_void_p, *[c_int] * 6, c_void_p, c_void_p]
-    lib.verify_chains.argtypes = [c_void_p, POINTER(Chunk)]
-    lib.run_passes.argtypes = [POINTER(Loop)]
-    lib.leads.argtypes = [c_void_p, c_int, c_int, c_int, c_float, c_void_p]
-    lib.softmax.argtypes = [c_void_p, c_int, c_int, c_double, c_void_p]
-    lib.sample_ids.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p]
-    lib.verify_chain.argtypes = [c_void_p, c_int, c_int, c_void_p, c_void_p, c_double, c_double, POINTER(c_int64)]
-    lib.verify_chain.restype = c_int64
-    for name in ("run_stack", "run_side_by_side", "run_product", "verify_chains", "leads", "softmax", "sample_ids"):
-        getattr(lib, name).restype = None
-    declare_choices(lib)
+    for name, (result, *arguments) in FUNCTIONS.items():
+        function = getattr(lib, name)
+        function.restype, function.argtypes = result, arguments
     return Library(path.name, lib, lanes, panel)
-
-
-def declare_choices(lib: ctypes.CDLL) -> None:
-    lib.copies_new.argtypes, lib.copies_new.restype = [c_void_p, c_void_p, c_int64, c_int], c_void_p
-    lib.copies_free.argtypes, lib.copies_free.restype = [c_void_p], None
-    lib.copies_junk.argtypes, lib.copies_junk.restype = [c_void_p, c_int], None
-    lib.copies_extend.argtypes, lib.copies_extend.restype = [c_void_p, c_char_p, c_int64], None
-    lib.copies_continuation.argtypes, lib.copies_continuation.restype = [c_void_p, c_int, c_void_p, c_void_p], None
-    lib.chooser_new.argtypes = [c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, c_int]
-    lib.chooser_new.restype = c_void_p
-    lib.chooser_free.argtypes, lib.chooser_free.restype = [c_void_p], None
-    lib.chooser_begin.argtypes = [c_void_p, c_int, c_char_p, c_int64, c_int, c_void_p]
-    lib.chooser_worth.argtypes = [c_void_p, c_int, c_void_p, c_int, c_int, c_int]
 
 
 def address(array: Shaped[np.ndarray, "..."]) -> int:

@@ -52,7 +52,8 @@ struct LoopRow {
 struct Loop {
   void* team;
   const void* chunk;
-  const void* heads;  // packed [h v, d]
+  const void* heads;         // packed [h v, d]
+  const float* transitions;  // [h, v, v] by the id before a draft; null without
   LoopRow* row;
   int bfloat16, rows, most, passes;
   int dim, kept, head_count, outputs, vocabulary;  // d, hidden states kept beside the trunk's, h, v, ids among v
@@ -133,10 +134,9 @@ bool begin(LoopRow& row, int accepted, const int64_t* ids, int count, vector<uin
   return asks && row.left > 1;
 }
 
-// Drafts of the heads from number `first` on, `end` not included, as far as they are worth their places; logits [h, v].
-void draft(const Loop& loop, LoopRow& row, float* logits, int first, int end) {
-  const int v = loop.outputs, count = end - first;
-  float* from = logits + (int64_t)first * v;
+// Drafts of `count` heads from number `first` on, as far as they are worth their places; returns how many.
+int draft_together(const Loop& loop, LoopRow& row, float* from, int first, int count) {
+  const int v = loop.outputs;
   double* laws = row.laws + (int64_t)first * v;
   int64_t* ids = row.ids + 1 + first;
   for (int i = 0; i < count; i++) std::fill(from + i * v + loop.vocabulary, from + (i + 1) * v, -INFINITY);
@@ -150,6 +150,21 @@ void draft(const Loop& loop, LoopRow& row, float* logits, int first, int end) {
     for (int i = 0; i < worth; i++) ids[i] = std::max_element(from + i * v, from + (i + 1) * v) - (from + i * v);
   }
   row.drafts = first + worth, row.drawn = row.temperature > 0 && row.drafts > 0;
+  return worth;
+}
+
+// The same from number `first` on, `end` not included; logits [h, v].  With transitions one at a time, for each follows
+// from the id before it.
+void draft(const Loop& loop, LoopRow& row, float* logits, int first, int end) {
+  const int v = loop.outputs, together = loop.transitions ? 1 : end - first;
+  for (int head = first, worth = 1; head < end && worth; head += together) {
+    float* from = logits + (int64_t)head * v;
+    if (loop.transitions) {
+      const float* added = loop.transitions + ((int64_t)head * v + row.ids[head]) * v;
+      for (int i = 0; i < v; i++) from[i] += added[i];
+    }
+    worth = draft_together(loop, row, from, head, together);
+  }
 }
 
 // A pass of all rows at work.
