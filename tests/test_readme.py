@@ -25,7 +25,8 @@ def fenced_commands(text: str, tag: str) -> list[str]:
 
 
 def test_quickstart_runs(tmp_path):
-    (tmp_path / "corpora").symlink_to(ROOT / "corpora")
+    for name in ("bytemtp", "corpora", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
     commands = fenced_commands(README, "quickstart")
     assert len(commands) >= 4
     for command in commands:
