@@ -6,7 +6,6 @@ decompresses it into a buffer of 1 MiB, in turn; and the memory that reading tak
 
 import os
 import statistics
-import sysconfig
 import time
 from collections.abc import Callable
 from functools import partial
@@ -63,7 +62,7 @@ def write_corpus(path: Path, size_mb: int) -> Path:
     """
     left = size_mb * MEGABYTE
     compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
-    sources = [source.read_bytes() for source in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))]
+    sources = [source.read_bytes() for source in Shape().source_files()]
     with writing(path), path.open("wb") as file, compressor.stream_writer(file) as writer:
         for text in cycle(sources):
             writer.write(text[:left])

@@ -116,8 +116,8 @@ class Batch:
 
 
 CHECKS: dict[str, Check] = {
-    **{name: whole(1) for name in ("seq_len", "batch_size", "sweeps", "world_size")},
-    **{name: whole(0) for name in ("seed", "rank", "prefetch")},
+    **{name: whole(1) for name in ("seq_len", "batch_size", "world_size")},
+    **{name: whole(0) for name in ("seed", "prefetch")},
     "n_future": whole(1, MAX_FUTURE),
     "epochs": optional(whole(1)),
     "split": choice(*get_args(Split)),
@@ -127,7 +127,7 @@ CHECKS: dict[str, Check] = {
     "held_out": texts,
     "on_corrupt": choice(*get_args(OnCorrupt)),
 }
-"""Of the arguments of `stream`."""
+"""Of the arguments of `stream`, but those whose bounds depend on others."""
 
 
 @checked(CHECKS)
@@ -244,6 +244,11 @@ class Stream(Iterator[Batch]):
     def skipped(self) -> list[tuple[str, str]]:
         """(name, reason) of damaged inputs left out since the stream was made, the first 1000 of them."""
         return list(self._skip_log.listed)
+
+    @property
+    def skipped_count(self) -> int:
+        """How many damaged inputs were left out since the stream was made; once a sweep each."""
+        return self._skip_log.count
 
     @property
     def left_out(self) -> dict[str, int]:

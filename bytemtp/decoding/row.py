@@ -24,6 +24,8 @@ class Row:
     def __init__(
         self, prompt: bytes, number: int, max_bytes: int, rule: Rule, seed: int, stop: tuple[bytes, ...], utf8: bool
     ) -> None:
+        if max_bytes < 0:
+            raise UserError(f"max_bytes is {max_bytes}; it must be 0 or more")
         if b"" in stop:
             raise UserError("a stop string is empty; leave it out")
         self.prompt, self.max_bytes, self.rule, self.stop = prompt, max_bytes, rule, stop

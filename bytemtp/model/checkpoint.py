@@ -217,7 +217,7 @@ def save(run: Path, state: TrainState, model: Weights, optimizer: OptimizerState
             there = load_state(folder)
             if there.best_bpb != state.best_bpb:
                 now = replace(there, best_step=state.best_step, best_bpb=state.best_bpb)
-                write_file(folder / STATE, text_of(now))
+                write_file(folder / STATE, _text_of(now))
             _point_to_best(run, state)  # a kill may have come between `latest` and `best`
             return folder
         with new_folder(folder) as new:
@@ -272,10 +272,10 @@ def _write_files(folder: Path, state: TrainState, model: Weights, optimizer: Opt
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / WEIGHTS)
     save_file(_optimizer_tensors(optimizer), folder / OPTIMIZER)
     save_file(_generator_states(), folder / GENERATORS)
-    (folder / STATE).write_text(text_of(state), encoding="utf-8")
+    (folder / STATE).write_text(_text_of(state), encoding="utf-8")
 
 
-def text_of(state: TrainState) -> str:
+def _text_of(state: TrainState) -> str:
     return json.dumps(asdict(state), indent=1) + "\n"
 
 

@@ -54,7 +54,7 @@ def check_shares(settings: Settings, world: World) -> None:
     """
     train, size = settings.train, world.size
     for seq_len in {train.seq_len, seq_len_at(train, 0, 0.0)}:
-        rows = train.batch_size * (train.seq_len // seq_len) // train.accumulate
+        rows = batch_rows(train, seq_len) // train.accumulate
         if rows % size:
             raise UserError(
                 f"train.batch_size {train.batch_size} in {train.accumulate} rounds are {rows} rows of {seq_len} bytes "
@@ -108,7 +108,7 @@ def training_rows(
     return stream(
         paths,
         seq_len,
-        train.batch_size * (train.seq_len // seq_len) // world.size,
+        batch_rows(train, seq_len) // world.size,
         train.seed if seq_len == train.seq_len else train.seed + FIRST_ROWS_SEED,
         n_future=settings.model.n_future,
         epochs=None,
@@ -148,6 +148,11 @@ def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:
     is_first = share_done(train, step, elapsed_s) < train.grow_at
     grows = 0 < train.first_seq_len < train.seq_len
     return train.first_seq_len if is_first and grows else train.seq_len
+
+
+def batch_rows(train: TrainConfig, seq_len: int) -> int:
+    """Rows of `seq_len` bytes in a batch: as many bytes as with rows of `train.seq_len`, or a little less."""
+    return train.batch_size * (train.seq_len // seq_len)
 
 
 def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE, *, pin_memory: bool) -> list[Batch]:
@@ -229,7 +234,8 @@ def mean_batch_bytes(train: TrainConfig) -> float:
     """Over a run: the rows of its first part may be a little less than `train.seq_len` together."""
     first = seq_len_at(train, 0, 0.0)
     short = train.grow_at if first < train.seq_len else 0.0
-    return train.batch_size * (short * (train.seq_len // first * first) + (1 - short) * train.seq_len)
+    of_first, of_last = (batch_rows(train, seq_len) * seq_len for seq_len in (first, train.seq_len))
+    return short * of_first + (1 - short) * of_last
 
 
 def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_memory: bool, world: World) -> Stream:

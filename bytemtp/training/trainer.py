@@ -194,9 +194,8 @@ class Trainer:
     def run(self, stop_after: int) -> TrainOutcome:
         """Train until the end, step `stop_after`, or a signal; save; and say how it ended."""
         finished = self._is_finished()
-        if self.state.step == 0 or not self.train.far_from:
-            self._begin_far_heads(share_done(self.train, 0, 0.0))
-        if finished and not (self.state.step and self._was_validated()):
+        self._begin_far_heads(0.0)  # those that do not wait, also in a checkpoint from before heads could
+        if finished and (self.state.step == 0 or self._lacks_validation()):
             self._validate()
         while not (finished or self._signal() or 0 < stop_after <= self.state.step):
             self._step()
@@ -210,9 +209,9 @@ class Trainer:
         checkpoint = self._save()
         return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self._signal())
 
-    def _was_validated(self) -> bool:
-        """Whether there is nothing to validate at this step any more, as there is if fewer steps have ended the run."""
-        return not self.valid_rows or self.world.share(lambda: self.progress.has_validation(self.state.step))
+    def _lacks_validation(self) -> bool:
+        """Whether this step could be validated and was not, as where fewer steps have ended the run."""
+        return self.valid_rows > 0 and not self.world.share(lambda: self.progress.has_validation(self.state.step))
 
     def _signal(self) -> int:
         """That came to any of the processes."""
@@ -304,7 +303,7 @@ class Trainer:
         layouts = [self.model.layout(rows, self.state.seq_len, ids) for ids in batch.document_ids.split(rows)]
         done = share_done(self.train, self.state.step, self.state.elapsed_s)
         self._begin_far_heads(done)
-        share, mode = self._far_rows, self.train.backward
+        share = self._far_rows
         positions, pairs = len(batch.octets) * self.state.seq_len, sum(x.pairs for x in layouts)
         self._timed_flops += self.flops[share].of(positions, pairs)
         counts = None
@@ -312,11 +311,19 @@ class Trainer:
             counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
             counts = self.world.sum(counts)
         weights = scheduled_weights(self.head_weights, self.train.head_schedule, done)
-        alike: dict[str, Any] = {"counts": counts, "mode": mode, "weights": weights, "far_rows": share}
         rounds = []
         for i, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
             sum_over_copies(self.model, now=i == len(parts) - 1)
-            rounds.append(backward(self.model, *part, layout=layout, **alike))
+            losses = backward(
+                self.model,
+                *part,
+                counts=counts,
+                mode=self.train.backward,
+                weights=weights,
+                far_rows=share,
+                layout=layout,
+            )
+            rounds.append(losses)
         self.world.sum_gradients(self.model.parameters())
         return reduce(add, rounds)
 

@@ -387,7 +387,7 @@ def test_damaged_files_are_left_out_the_same_way_every_time(
         if not any(any(document) for file in corpus.files if file is not victim for document in file.documents):
             return  # perhaps no byte is left
         whole = list(batches)
-        assert (strict is None) == bool(batches.skipped) == (batches._skip_log.count > 0)
+        assert (strict is None) == bool(batches.skipped) == (batches.skipped_count > 0)
         assert strict in (None, rows_of(whole))
         place = data.draw(st.integers(0, len(whole) - 1))
         rest = stream(folder, on_corrupt="skip", cursor=whole[place].cursor, **options)
@@ -411,7 +411,7 @@ def test_document_before_the_damage_is_kept(tmp_path: Path) -> None:
     batches = stream(tmp_path, seq_len=20, n_future=1, shuffle=False, on_corrupt="skip")
     assert rows_of(batches) == twin([b"whole", b"next"], 20, 1)
     assert batches.skipped == [(str(tmp_path / "a.gz"), "is truncated: it ends inside its compressed data")]
-    assert batches._skip_log.count == 1
+    assert batches.skipped_count == 1
 
 
 def test_endless_stream_packs_across_epochs(tmp_path: Path) -> None:

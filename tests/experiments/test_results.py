@@ -40,6 +40,15 @@ def test_command_prints_each_file(name, capsys):
         assert f"\n\n{table['caption']}\n\n{markdown_table(table['rows'], table['columns'])}\n" in printed
 
 
+def test_columns_line_up():
+    assert markdown_table([["1", "1.116"], ["32", ""]], ["heads", "s/step"]).splitlines() == [
+        "| heads | s/step |",
+        "| ---   | ---    |",
+        "| 1     | 1.116  |",
+        "| 32    |        |",
+    ]
+
+
 def test_command_lists_the_names(capsys):
     main([])
     assert capsys.readouterr().out == listing() + "\n"
