@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from bytemtp.model.attention import QUERIES, attend_dense
+from bytemtp.model.attention import QUERIES, added, attend_dense, heads_first, positions_first
 from bytemtp.model.layers import Block, rope_at
 from bytemtp.model.model import ByteMTP, unembed
 
@@ -56,10 +56,12 @@ def attend_last(
     """Of the last c ids, some at a time, by matrix products: PyTorch's CPU kernel for float64 takes several times as
     long."""
     size, first, parts = k.shape[1], k.shape[1] - q.shape[1], list[Tensor]()
+    queries, keys, values = heads_first(q, k, v)
     for begin in range(first, size, QUERIES):
         end, oldest = min(begin + QUERIES, size), max(0, begin - window + 1)
         query, key = torch.arange(begin, end, device=q.device), torch.arange(oldest, end, device=q.device)
         distance = query[:, None] - key
-        hidden = (distance < 0) | (distance >= window)
-        parts.append(attend_dense(q[:, begin - first : end - first], k[:, oldest:end], v[:, oldest:end], hidden))
-    return torch.cat(parts, dim=1)
+        seen, mask = slice(oldest, end), added((distance < 0) | (distance >= window))
+        part = queries[..., begin - first : end - first, :]
+        parts.append(attend_dense(part, keys[..., seen, :], values[..., seen, :], mask))
+    return positions_first(parts)

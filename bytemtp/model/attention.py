@@ -10,7 +10,7 @@ sequence length on all backends, packed or not, because none makes a mask of s x
   that shapes stay the same from batch to batch and a whole layer can be compiled.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
-- `matmul` (CPU): in training, compiled or in 16 bits, rows of at most 512 positions as matrix products and softmaxes,
+- `matmul` (CPU): in training, compiled or in 16 bits, rows of at most 512 positions as matrix products and exponentials,
   256 queries at a time over all keys up to them, since the backward pass of PyTorch's CPU flash kernel is up to three
   times as slow; all else as `sdpa`.  The scores are bounded by the longest such row, so memory stays linear.
 
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import BFloat16, Bool, Float, Int, Int32
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
@@ -154,13 +154,16 @@ class Layout:
         return len(set(self.segments)) == 1
 
     @cached_property
-    def hidden(self) -> Bool[Tensor, "b 1 1 s s"]:
-        """Whether a query (second last axis) does not see a key (last axis): made once for all layers."""
+    def mask(self) -> BFloat16[Tensor, "b 1 1 s s"]:
+        """0 where a query (second last axis) sees a key (last axis), -inf elsewhere: made once for all layers.
+
+        To be added: torch.compile makes several times faster code of that than of a choice by bool.
+        """
         run = torch.arange(len(self.segments)).repeat_interleave(torch.tensor(self.segments)).view(self.rows, -1)
         position = torch.arange(run.shape[1])
         distance = position[:, None] - position
         outside = (distance < 0) | (distance >= self.window) if self.window else distance < 0
-        return moved(((run[:, :, None] != run[:, None]) | outside)[:, None, None], self.device)
+        return moved(added((run[:, :, None] != run[:, None]) | outside)[:, None, None], self.device)
 
     @cached_property
     def bounds(self) -> Int32[Tensor, " runs"]:
@@ -233,7 +236,7 @@ def attend(
     if backend == "varlen":
         return attend_packed(q, k, v, layout.bounds, layout.window)
     if layout.is_whole(backend) and q.itemsize < torch.float32.itemsize:  # in float32 only if it is compiled
-        return attend_short(q, k, v, layout.hidden)
+        return attend_short(q, k, v, layout.mask)
     if layout.is_plain:
         length = layout.segments[0]
         runs = [rearrange(x, "b (m l) h k -> (b m) l h k", l=length) for x in (q, k, v)]
@@ -245,22 +248,44 @@ def attend_short(
     q: Float[Tensor, "b s h k"],
     k: Float[Tensor, "b s g k"],
     v: Float[Tensor, "b s g k"],
-    hidden: Bool[Tensor, "b 1 1 s s"],
+    mask: BFloat16[Tensor, "b 1 1 s s"],
 ) -> Float[Tensor, "b s h k"]:
     """`QUERIES` at a time; keys behind them are left out."""
-    starts = range(0, q.shape[1], QUERIES)
-    parts = [(slice(start, start + QUERIES), slice(0, start + QUERIES)) for start in starts]
-    return torch.cat([attend_dense(q[:, i], k[:, j], v[:, j], hidden[..., i, j]) for i, j in parts], dim=1)
+    queries, keys, values = heads_first(q, k, v)
+    parts = list[Tensor]()
+    for start in range(0, q.shape[1], QUERIES):
+        own, seen = slice(start, start + QUERIES), slice(start + QUERIES)
+        part = attend_dense(queries[..., own, :], keys[..., seen, :], values[..., seen, :], mask[..., own, seen])
+        parts.append(part)
+    return positions_first(parts)
 
 
-def attend_dense(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
-    """The formula as it stands; the softmax is in float32 at least."""
+def heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries [b g r s k], the r of a group beside each other; keys and values [b g 1 s k]."""
     queries = rearrange(q * q.shape[-1] ** -0.5, "b s (g r) k -> b g r s k", g=k.shape[2])
-    keys, values = (rearrange(x, "b s g k -> b g 1 s k") for x in (k, v))
-    scores = queries @ keys.transpose(-2, -1)
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    weights = wide.masked_fill(hidden, -torch.inf).softmax(-1).to(v.dtype)
-    return rearrange(weights @ values, "b g r s k -> b s (g r) k")
+    return queries, rearrange(k, "b s g k -> b g 1 s k"), rearrange(v, "b s g k -> b g 1 s k")
+
+
+def positions_first(parts: list[Tensor]) -> Tensor:
+    """[b g r c k] each, one behind another -> [b s h k]."""
+    return rearrange(torch.cat(parts, dim=-2), "b g r s k -> b s (g r) k")
+
+
+def attend_dense(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """The formula as it stands, but that the weights' sum divides the output in place of each weight: so one pass over
+    the scores makes the weights, and the backward pass needs nothing else.  The sum is in float32 at least.
+
+    Shapes as `heads_first` gives them.
+    """
+    scores = queries @ keys.transpose(-2, -1) + mask
+    weights = (scores - scores.amax(-1, keepdim=True).detach()).exp()
+    total = weights.sum(-1, keepdim=True, dtype=torch.promote_types(weights.dtype, torch.float32))
+    return (weights @ values / total).to(values.dtype)
+
+
+def added(hidden: Bool[Tensor, "*s"]) -> BFloat16[Tensor, "*s"]:
+    """What is added to scores, so that hidden keys have no weight; both values are exact in any dtype."""
+    return torch.zeros(hidden.shape, dtype=torch.bfloat16, device=hidden.device).masked_fill_(hidden, -torch.inf)
 
 
 def attend_packed(

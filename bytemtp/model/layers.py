@@ -72,7 +72,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
         if self.compiled and layout.is_whole(self.attention_backend):
-            return compile_once(Block.on_short_rows)(self, x, *rope, layout.hidden)
+            return compile_once(Block.on_short_rows)(self, x, *rope, layout.mask)
         if self.attention_backend == "varlen":
             whole = compile_once(Block.on_packed_rows) if self.compiled else Block.on_packed_rows
             return whole(self, x, *rope, layout.bounds, layout.window)
@@ -81,9 +81,9 @@ class Block(nn.Module):
         q, k, v = project(self, x, *rope)
         return finish(self, x, attend(q, k, v, layout, self.attention_backend))
 
-    def on_short_rows(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:
+    def on_short_rows(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor) -> Tensor:
         q, k, v = self.project(x, cos, sin)
-        return self.finish(x, attend_short(q, k, v, hidden))
+        return self.finish(x, attend_short(q, k, v, mask))
 
     def on_packed_rows(self, x: Tensor, cos: Tensor, sin: Tensor, bounds: Tensor, window: int) -> Tensor:
         q, k, v = self.project(x, cos, sin)

@@ -161,6 +161,18 @@ def test_the_longest_short_row_equals_dense_softmax():
     check_against_reference(ids[:, :-1], 1, 2, 0, "matmul")
 
 
+@given(ids=packed_rows(), repeats=st.integers(1, 2), window=st.integers(0, 12), scale=st.sampled_from([1, 4]))
+def test_short_rows_in_bfloat16_differ_by_its_rounding_alone(ids, repeats, window, scale):
+    """A step of bfloat16 is 1/256 of a number, and so of a score that is 4 wide; weights are its powers of e."""
+    torch.manual_seed(ids.numel())
+    layout = Layout.of(*ids.shape, ids, window)
+    shapes = [(*ids.shape, heads, 64) for heads in (2 * repeats, 2, 2)]
+    qkv = [torch.randn(shape).bfloat16() for shape in shapes]
+    qkv[0] *= scale
+    found, exact = (attend_short(*(x.to(dtype) for x in qkv), layout.mask) for dtype in (torch.bfloat16, torch.float64))
+    assert (found.double() - exact).norm() <= 0.01 * scale * exact.norm()
+
+
 @given(ids=packed_rows(), groups=st.integers(1, 2), repeats=st.integers(1, 3), window=st.integers(0, 12))
 @pytest.mark.usefixtures("xformers_on_cpu")
 def test_xformers_gets_what_has_a_backward(ids, groups, repeats, window):
@@ -174,7 +186,7 @@ def check_against_reference(ids, groups, repeats, window, backend):
     layout = Layout.of(b, s, ids, window)
     q = torch.randn(b, s, groups * repeats, 8, dtype=torch.float64, requires_grad=True)
     k, v = (torch.randn(b, s, groups, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    attended = attend_short(q, k, v, layout.hidden) if backend == "matmul" else attend(q, k, v, layout, backend)
+    attended = attend_short(q, k, v, layout.mask) if backend == "matmul" else attend(q, k, v, layout, backend)
     out, expected = attended, reference(q, k, v, layout)
     torch.testing.assert_close(out, expected)
     upstream = torch.randn_like(out)
