@@ -10,7 +10,7 @@ sequence length on all backends, packed or not, because none makes a mask of s x
   that shapes stay the same from batch to batch and a whole layer can be compiled.
 - `sdpa` (anywhere): documents of similar length are padded into one batch for PyTorch's flash kernel.  Right padding
   needs no mask: a causal query never looks to its right.
-- `matmul` (CPU): in training, compiled or in 16 bits, rows of at most 512 positions as matrix products and exponentials,
+- `matmul` (CPU): in training, compiled or in 16 bits, rows of at most 512 positions as matrix products and a softmax,
   256 queries at a time over all keys up to them, since the backward pass of PyTorch's CPU flash kernel is up to three
   times as slow; all else as `sdpa`.  The scores are bounded by the longest such row, so memory stays linear.
 
@@ -252,12 +252,13 @@ def attend_short(
 ) -> Float[Tensor, "b s h k"]:
     """`QUERIES` at a time; keys behind them are left out."""
     queries, keys, values = heads_first(q, k, v)
-    parts = list[Tensor]()
-    for start in range(0, q.shape[1], QUERIES):
-        own, seen = slice(start, start + QUERIES), slice(start + QUERIES)
-        part = attend_dense(queries[..., own, :], keys[..., seen, :], values[..., seen, :], mask[..., own, seen])
-        parts.append(part)
-    return positions_first(parts)
+    parts = [(slice(start, start + QUERIES), slice(start + QUERIES)) for start in range(0, q.shape[1], QUERIES)]
+    return positions_first(
+        [
+            attend_dense(queries[..., own, :], keys[..., seen, :], values[..., seen, :], mask[..., own, seen])
+            for own, seen in parts
+        ]
+    )
 
 
 def heads_first(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -161,6 +161,17 @@ def test_the_longest_short_row_equals_dense_softmax():
     check_against_reference(ids[:, :-1], 1, 2, 0, "matmul")
 
 
+@pytest.mark.compiled
+def test_a_layer_on_short_rows_is_one_graph():
+    """A break, of which nobody is told, such as by `list[Tensor]()`, makes the layer a fifth slower."""
+    block = Block(CONFIG)
+    layout = Layout.of(1, 8)
+    rope = rope_at(torch.arange(8), block.head_dim, 1e4, torch.float32)
+    inputs = torch.randn(1, 8, CONFIG.dim), *rope, layout.mask
+    whole = torch.compile(Block.on_short_rows, backend="eager", fullgraph=True)  # type: ignore[call-overload]
+    torch.testing.assert_close(whole(block, *inputs), block.on_short_rows(*inputs))
+
+
 @given(ids=packed_rows(), repeats=st.integers(1, 2), window=st.integers(0, 12), scale=st.sampled_from([1, 4]))
 def test_short_rows_in_bfloat16_differ_by_its_rounding_alone(ids, repeats, window, scale):
     """A step of bfloat16 is 1/256 of a number, and so of a score that is 4 wide; weights are its powers of e."""
