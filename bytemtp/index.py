@@ -111,10 +111,12 @@ def documents_of(stream: IdStream, limit: int) -> Iterator[bytes]:
                 rest = f"the rest of {sources[position.file].name}" + f" and {more:,} more file{'s' * (more > 1)}" * (
                     more > 0
                 )
-                log(f"warning: {limit:,} bytes are taken, the limit (--bytes); left out: {rest}")
+                log(f"warning: {limit:,} bytes are taken, the limit; left out: {rest}")
                 break
             room -= len(octets)
             bar.update(len(octets))
+    for name, reason in stream.skip_log.listed:
+        log(f"left out: {name}: {reason}")
     if left_out:
         log(f"left out: {as_text(left_out)}")
 

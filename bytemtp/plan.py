@@ -9,27 +9,28 @@ a GPU reaches you must say.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
 
-from bytemtp.common.cli import parse, run_main, unmarked, with_texts_marked
+from bytemtp.common.cli import named_settings, parse, run_main, unmarked, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
-from bytemtp.common.settings import Settings, TrainConfig, changed, load_settings
+from bytemtp.common.settings import MAX_FUTURE, Settings, TrainConfig, changed, load_settings
 from bytemtp.model.attention import Layout
 from bytemtp.training.batches import check_shares
 from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy
 from bytemtp.training.distributed import World
 from bytemtp.training.sharding import check_copies
-from bytemtp.training.start import for_frozen_trunk
+from bytemtp.training.start import for_frozen_trunk, with_layers_for_heads
 from bytemtp.training.traffic import Traffic, traffic
 
 DAY = 24 * 3600
-ARITHMETIC = torch.bfloat16
+ARITHMETIC = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""By `train.dtype`."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,16 @@ def report(command: Command, settings: Settings) -> str:
     train, gpus = settings.train, command.gpus
     ways = ["ddp", "fsdp"] if train.parallel == "auto" else [train.parallel]
     ways = ways if gpus > 1 else ["ddp"]
-    if "fsdp" in ways:
-        check_copies(train, gpus)
-    needs = {way: memory(settings, ARITHMETIC, gpus, sharded=way == "fsdp") for way in ways}
+    dtype = ARITHMETIC[train.dtype]
+    needs = {way: memory(settings, dtype, gpus, sharded=way == "fsdp") for way in ways}
     parallel = fitting(needs, command.memory * GB, train, gpus)
+    if parallel == "fsdp":
+        check_copies(train, gpus)
     flops = step_flops(settings)
     seconds = flops / (gpus * 1e12 * command.tflops * command.mfu)
     rows = train.batch_size // train.accumulate // gpus
     size = train.batch_size * train.seq_len
-    sent = {way: traffic(settings, ARITHMETIC, gpus, sharded=way == "fsdp") for way in ways if gpus > 1}
+    sent = {way: traffic(settings, dtype, gpus, sharded=way == "fsdp") for way in ways if gpus > 1}
     shards = f" --train.shards {train.shards}" if train.shards and parallel == "fsdp" else ""
     return "\n".join(
         [
@@ -135,13 +137,15 @@ def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int
             return name
     least = min(needs.values(), key=lambda need: need.total)
     if least.kept > room:
+        can_share = gpus > 1 and "fsdp" not in needs
+        more = "--train.parallel fsdp" if can_share else "--train.shards 0" if train.shards else "more --gpus"
         raise UserError(
             f"weights, gradients and optimizer take some {least.kept / GB:.0f} GB on each of {gpus} GPUs of "
-            f"{room / GB:g}; plan with more --gpus, or choose a smaller model"
+            f"{room / GB:g}; plan with {more}, or choose a smaller model"
         )
     raise UserError(
         f"a step takes some {least.total / GB:.0f} GB on each of {gpus} GPUs of {room / GB:g}, "
-        f"{least.activations / GB:.0f} of them activations; {remedy(train)}"
+        f"{least.activations / GB:.0f} of them activations; {remedy(train, gpus, planned=True)}"
     )
 
 
@@ -159,10 +163,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first.add_argument("--config", nargs="?", type=unmarked)
     first.add_argument("--preset", nargs="?", type=unmarked, default=DEFAULT_PRESET)
     asked, _ = first.parse_known_args(words)
-    base = preset(asked.preset)
+    base, named = preset(asked.preset), named_settings(words, asked.config)
+    layers, has_room = base.model.layers, "model.topology" in named
+    if has_room:  # as in a training: `layers` follows from the heads
+        base = changed(base, **{"model.layers": layers + MAX_FUTURE})
     if asked.config:
         base, _ = load_settings(Path(asked.config), base)
-    parse(Command, "python -m bytemtp.plan", words, Command(preset=asked.preset, settings=base)).main()
+    options = parse(Command, "python -m bytemtp.plan", words, Command(preset=asked.preset, settings=base))
+    if has_room and "model.layers" not in named:
+        model = with_layers_for_heads(options.settings.model, layers)
+        options = replace(options, settings=replace(options.settings, model=model))
+    options.main()
 
 
 if __name__ == "__main__":

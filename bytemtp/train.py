@@ -15,11 +15,11 @@ from typing import Annotated
 
 import tyro
 
-from bytemtp.common.cli import option_of, parse, run_main, unmarked, with_texts_marked
+from bytemtp.common.cli import named_settings, parse, run_main, unmarked, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log, pick_device
-from bytemtp.common.settings import MAX_FUTURE, ModelConfig, Settings, load_settings, read_toml
+from bytemtp.common.settings import MAX_FUTURE, Settings, load_settings, read_toml
 from bytemtp.decoding.generate import generate
 from bytemtp.index import index_run
 from bytemtp.model.checkpoint import best
@@ -27,6 +27,7 @@ from bytemtp.model.initial import source_config, with_path_of
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import pick_preset
 from bytemtp.training.distributed import ALONE, World, joined
+from bytemtp.training.start import with_layers_for_heads
 from bytemtp.training.trainer import TrainOutcome, train
 
 SAMPLE_TEMPERATURE = 0.8
@@ -107,7 +108,7 @@ def read_command(arguments: Sequence[str]) -> Command:
     base, name = starting_point(asked)
     source = None if asked.init is None or asked.resume else source_config(Path(asked.init))
     start = base.model if source is None else source
-    named = names(words, asked.config)
+    named = named_settings(words, asked.config)
     has_room = source is not None or (not asked.resume and "model.topology" in named)
     if has_room:
         # Room for any heads while they are not known yet; then `layers` follows from the source or the preset.
@@ -122,23 +123,6 @@ def read_command(arguments: Sequence[str]) -> Command:
         model = with_path_of(model, source) if source is not None else with_layers_for_heads(model, start.layers)
         options = replace(options, settings=replace(options.settings, model=model))
     return replace(options, preset=name)
-
-
-def names(arguments: Sequence[str], config: str | None) -> set[str]:
-    """The settings that the user names, on the command line or in the TOML file."""
-    options = {option_of(word)[2:] for word in arguments if word.startswith("--")}
-    return options | set(read_toml(Path(config))[0] if config else ())
-
-
-def with_layers_for_heads(model: ModelConfig, layers: int) -> ModelConfig:
-    """As many layers as the preset has, or as the heads and one layer of the trunk need if that is more."""
-    needed = 1 + (model.head_layers if model.parity else 0)
-    if needed > layers:
-        log(
-            f"model.layers: {needed} ({model.head_layers} of {model.n_future} {model.topology} heads and one of the "
-            f"trunk; the preset has {layers})"
-        )
-    return replace(model, layers=max(layers, needed))
 
 
 def starting_point(asked: argparse.Namespace) -> tuple[Settings, str]:

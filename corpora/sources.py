@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import zstandard
 
@@ -94,12 +94,18 @@ def summary(manifest: dict[str, Any]) -> str:
 
 
 def _collect(folders: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, bytes]:
-    """Name to content, sorted by name, each content once.  UserError if two files have one name."""
+    """Name to content, sorted by name, each content once.
+
+    UserError if two files have one name, or what cannot be read.
+    """
     found: dict[str, bytes] = {}
     seen: set[bytes] = set()
     for folder in folders:
         for path in _source_files(folder, suffixes):
-            data = path.read_bytes()
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                _tell(error)
             digest = hashlib.sha256(data).digest()
             if data and len(data) <= MAX_FILE_BYTES and digest not in seen:
                 seen.add(digest)
@@ -113,10 +119,15 @@ def _collect(folders: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, by
 def _source_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name one with source files")
-    for parent, children, names in os.walk(folder):
+    for parent, children, names in os.walk(folder, onerror=_tell):
         children[:] = sorted(set(children) - LEFT_OUT)
         paths = (Path(parent, name) for name in sorted(names) if name.endswith(suffixes))
         yield from (path for path in paths if path.is_file())
+
+
+def _tell(error: OSError) -> NoReturn:
+    """A corpus without what cannot be read would be another one."""
+    raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _describe(name: str, data: bytes) -> SourceFile:

@@ -223,10 +223,11 @@ def train(
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     begun = cell.folder.with_suffix(".json")  # kept for experiments that take the same run later
     with _training.setdefault(cell.folder, Lock()):
-        if not begun.exists():
+        is_begun = (cell.folder / "config.toml").exists()
+        if not (is_begun and begun.exists()):  # a training that failed at once, or was deleted, leaves its file
             about = {"commit": commit(), "hardware": machine()["device"], "threads": torch.get_num_threads()}
             write_file(begun, json.dumps(about))
-        more = ["--resume"] if (cell.folder / "config.toml").exists() else start
+        more = ["--resume"] if is_begun else start
         run_module(cell.folder, *program, *map(str, paths), "--out", str(cell.folder), *more, *words)
     state = end_of(cell.folder)
     took = {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.corpus_index import PADDING, RUN_INDEX, CorpusIndex, write_index
-from bytemtp.index import main
+from bytemtp.index import index_run, main
 from bytemtp.testing import corpora
 from bytemtp.train import main as train_command
 
@@ -62,7 +62,7 @@ def test_the_limit_cuts_at_its_byte_and_says_what_is_left_out(tmp_path_factory, 
     first = next((number for number, end in enumerate((10, 21, 26)) if limit < end), None)
     left_out = [f"the rest of {folder / list(TEXTS)[first]}"] if first is not None else []
     more = ["", " and 1 more file", " and 2 more files"][2 - first] if first is not None else ""
-    warnings = [f"warning: {limit:,} bytes are taken, the limit (--bytes); left out: {name}{more}" for name in left_out]
+    warnings = [f"warning: {limit:,} bytes are taken, the limit; left out: {name}{more}" for name in left_out]
     assert said[:-1] == warnings
 
 
@@ -173,3 +173,14 @@ def test_a_new_run_takes_the_place_of_one_with_an_index(indexed_run, tmp_path):
     (tmp_path / "a.txt").write_bytes(b"other text " * 200)
     trained(tmp_path / "a.txt", tmp_path / "run", "--overwrite")
     assert not (tmp_path / "run" / RUN_INDEX).exists()
+
+
+def test_an_index_of_a_run_says_which_damaged_files_it_lacks(tmp_path, capsys):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(b"sound text " * 200)
+    (folder / "b.gz").write_bytes(b"no gzip")
+    run = trained(folder, tmp_path / "run", "--data.on-corrupt", "skip", "--data.valid-fraction", "0")
+    capsys.readouterr()
+    index_run(run)
+    assert f"left out: {folder / 'b.gz'}: is damaged" in capsys.readouterr().err

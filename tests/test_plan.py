@@ -14,7 +14,7 @@ from bytemtp.common.settings import ModelConfig, Settings, TrainConfig, changed
 from bytemtp.model.attention import Layout
 from bytemtp.model.model import ByteMTP
 from bytemtp.plan import dealt, main, step_flops
-from bytemtp.training.cost import GB, Flops, memory
+from bytemtp.training.cost import GB, Flops, memory, meta_model
 from bytemtp.training.traffic import traffic
 
 SMALL = Settings(
@@ -95,11 +95,12 @@ def test_rounds_are_dealt_to_the_gpus() -> None:
     ("words", "message"),
     [
         (["--preset=13b", "--gpus=2"], "weights, .* take some 105 GB on each of 2 GPUs of 80; plan with more --gpus"),
-        (["--preset=7b", "--gpus=64", "--train.parallel=ddp"], "take some 117 GB on each of 64 GPUs of 80"),
+        (["--preset=7b", "--gpus=64", "--train.parallel=ddp"], "take some 117 GB .*; plan with --train.parallel fsdp,"),
         (
             ["--preset=1.3b", "--gpus=4", "--train.accumulate=64"],
-            r"a step takes some \d+ GB on each of 4 GPUs of 80, \d+ of them activations; set train.accumulate to",
+            r"a step takes some \d+ GB on each of 4 GPUs of 80, \d+ of them activations; set train.accumulate to 96 or",
         ),
+        (["--preset=13b", "--gpus=64", "--train.shards=2"], "take some 105 GB .* plan with --train.shards 0"),
         (["--preset=7b", "--gpus=64", "--train.shards=24"], "train.shards is 24, which does not divide the 64 proc"),
         (["--mfu=1.2"], "--mfu is 1.2; it must be above 0 and at most 1$"),
         (["--gpus=0"], "--gpus is 0; it must be above 0"),
@@ -112,6 +113,26 @@ def test_what_cannot_be_is_told_in_one_line(words: list[str], message: str) -> N
     with pytest.raises(UserError, match=message) as caught:
         main(words)
     assert "\n" not in str(caught.value)
+
+
+def test_layers_for_heads_are_added_as_in_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """`midi` has eight layers, which would all be the heads'."""
+    for words in ([], ["--model.layers=9"]):
+        own = changed(PRESETS["midi"], **{"model.topology": "parallel", "model.layers": 9})
+        out = planned(capsys, "--preset=midi", "--model.topology=parallel", *words)
+        assert out.startswith(f"midi: {meta_model(own).num_parameters():,} parameters, 8 heads\n")
+
+
+def test_wider_arithmetic_takes_more(capsys: pytest.CaptureFixture[str]) -> None:
+    activations = []
+    for name in ("float32", "auto"):
+        out = planned(capsys, "--preset=300m", "--memory=1000", f"--train.dtype={name}")
+        activations += map(float, re.findall(r"^ddp +(?:[\d.]+ +){3}([\d.]+)", out, re.M))
+    assert activations[0] > 1.4 * activations[1]
+
+
+def test_shards_are_of_no_account_where_nothing_is_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--train.parallel ddp\n" in planned(capsys, "--preset=300m", "--gpus=8", "--train.shards=3")
 
 
 def test_a_file_of_settings_counts(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_output
 from bytemtp.common.settings import DataConfig, Topology
 from bytemtp.decoding.corpus_index import CorpusIndex
+from bytemtp.decoding.sampling import Rule
 from bytemtp.reports.figures import check_picture
 
 COUNTS = ("rounds", "steps", "prompts", "prompt_bytes", "new", "workers", "repeats", "counts", "heads", "batches")
@@ -90,6 +91,7 @@ class Train(Benchmark):
     """timed steps a turn, after three to warm up"""
 
     def measure(self) -> dict[str, Any]:
+        self.shape.check((1,), ("parallel",))
         report = bench_train(self.shape, self.rounds, self.steps)
         print_train(report)
         return report
@@ -214,6 +216,8 @@ class Decode(Benchmark):
             return report
         if not self.files and self.kind != ("random",):
             raise UserError("give --files PATH ... with --run: the texts that the runs continue")
+        for temperature in self.temperatures:
+            Rule(temperature)  # says what is wrong with it
         index = None if self.index is None else CorpusIndex(self.index)
         plan = Plan(self.new, self.batches, self.temperatures, self.heads, self.dtype, index, self.rounds)
         report = bench_runs(self.run, {kind: self._texts(kind) for kind in self.kind}, plan)

@@ -33,6 +33,8 @@ DEFAULTS = {"data.valid_fraction": "0", "train.sample_bytes": "0"}
 """Ours trains on all bytes of the files and all of the time, as the peer does; --ours may say otherwise."""
 FIXED = {"train.minutes": "--minutes", "train.seed": "--seeds", "model.n_future": "--heads"}
 """Settings that have an option of their own."""
+UNSHARED = ("data.exclude", "data.weights", "data.valid_paths")
+"""Settings that change what ours reads, and not what the peer does."""
 STUDENT = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
@@ -125,6 +127,8 @@ def recipe(plan: Plan, seed: int, n: int) -> list[str]:
             raise UserError(f"--ours {word}: give settings as NAME=VALUE, such as train.lr=0.002")
         if name in FIXED:
             raise UserError(f"--ours {word}: the option {FIXED[name]} is for that")
+        if name in UNSHARED:
+            raise UserError(f"--ours {word}: the peer would read other bytes; name files in --train and --heldout")
         chosen[name] = value
     fixed = dict(zip(FIXED, (plan.minutes, seed, n), strict=True))
     return [f"--{name}={value}" for name, value in (DEFAULTS | chosen | fixed).items()]

@@ -41,11 +41,11 @@ class Shape:
         """Real text that every machine has: the top level of its Python library."""
         return sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
 
-    def matrix_flops(self, n_future: int = 1) -> int:
-        """Operations of a training step's matrix products: 6 a weight and byte (forward 2, backward 4)."""
+    def matrix_flops(self) -> int:
+        """Operations of a training step's matrix products, one head: 6 a weight and byte (forward 2, backward 4)."""
         heads_and_kv = 2 + 2 * (self.kv_heads or self.heads) / self.heads
         layer = self.dim * (heads_and_kv * self.dim + 3 * self.ffn)
-        return int(6 * self.batch * self.seq * (self.layers * layer + n_future * self.dim * 264))
+        return int(6 * self.batch * self.seq * (self.layers * layer + self.dim * 264))
 
     def attention_flops(self) -> int:
         """Operations of causal attention: 2 products forward, 5 backward, over half of the s x s square."""

@@ -22,7 +22,7 @@ import tyro
 
 from bytemtp.common.checks import check_known
 from bytemtp.common.errors import UserError
-from bytemtp.common.settings import check_names
+from bytemtp.common.settings import check_names, read_toml
 
 T = TypeVar("T")
 REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -164,6 +164,12 @@ def option_of(word: str) -> str:
     """`--max-bytes=3` -> --max_bytes"""
     name = word.partition("=")[0]
     return "--" + name[2:].replace("-", "_") if name.startswith("--") else name
+
+
+def named_settings(words: Sequence[str], config: str | None) -> set[str]:
+    """The settings that the user names, on the command line or in the TOML file."""
+    options = {option_of(word)[2:] for word in words if word.startswith("--")}
+    return options | set(read_toml(Path(config))[0] if config else ())
 
 
 def option_names(kind: type[Any]) -> Iterator[str]:

@@ -9,11 +9,13 @@ import tarfile
 import zipfile
 import zlib
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from lzma import LZMAError
 from typing import IO
 
 from bytemtp.data.compression import CELL_BYTES, Cells
-from bytemtp.data.sources import READ_BYTES, ByteFile, Damaged, RawFile
+from bytemtp.data.sources import READ_BYTES, ByteFile, Damaged, RawFile, reading_of
 
 MAX_NOTE_BYTES = 1 << 20
 
@@ -173,10 +175,10 @@ class ZipMembers(Cells, Members):
         self.name = file.name
         self._file = file
         try:
-            self._zip = zipfile.ZipFile(file.seekable())
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            self._zip = _zip_file(file)
+        except Damaged:
             file.close()
-            raise Damaged(self.name, f"is damaged: {error}") from error
+            raise
         self._infos = iter(self._zip.infolist())
         self._open: IO[bytes] | None = None
 
@@ -195,13 +197,28 @@ class ZipMembers(Cells, Members):
     def _decode(self) -> bytes:
         """The next cell of the member, from its start on: as with `Decompressed`, one that breaks is left out whole."""
         cell = bytearray()
-        try:
+        with _decoding(f"{self.name}: {self.member}", _ZIP_ERRORS):
             self._open = self._open or self._zip.open(self._info)
             while len(cell) < CELL_BYTES and (data := self._open.read(_ZIP_READ_BYTES)):
                 cell += data
-        except _ZIP_ERRORS as error:
-            raise Damaged(f"{self.name}: {self.member}", f"is damaged: {error}") from error
         return bytes(cell)
+
+
+def _zip_file(file: RawFile) -> zipfile.ZipFile:
+    """Its list is read.  Damaged if that is not possible."""
+    seekable = file.seekable()
+    with _decoding(file.name, (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)):
+        return zipfile.ZipFile(seekable)
+
+
+@contextmanager
+def _decoding(name: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    """These errors, which zipfile raises, are Damaged, and those of reading a URL."""
+    with reading_of(name):
+        try:
+            yield
+        except errors as error:
+            raise Damaged(name, f"is damaged: {error}") from error
 
 
 _ZIP_ERRORS = (

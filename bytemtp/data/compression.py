@@ -2,8 +2,8 @@
 
 .zst, .gz, .xz and .bz2 files are one or more compressed streams, one after the other.  The libraries decode one stream;
 here the next one is started, and the file must end where a stream ends.  A broken file always yields the same bytes
-before its error, however they are asked for: decoding goes in cells of 256 KiB from the start of the file, and a cell
-that cannot be decoded whole is left out whole.
+before its error, however they are asked for: decoding goes in cells of 256 KiB from the start of the file.  A cell in
+which the data is broken is left out whole; a truncated file gives all that can be decoded of it.
 
 Try:  python -c "from bytemtp.data.compression import format_of; print(format_of('books.jsonl.zst'))"
 """

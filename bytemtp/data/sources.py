@@ -137,7 +137,7 @@ class Source:
 
         Damaged if the file is not there.
         """
-        with _reading(self.name):
+        with reading_of(self.name):
             if not _is_url(self.name):
                 status = os.stat(self.name)
                 return status.st_size, str(status.st_mtime_ns)
@@ -147,7 +147,7 @@ class Source:
 
     def open(self) -> "RawFile":
         """Open for reading from the start.  Damaged if that is not possible."""
-        with _reading(self.name):
+        with reading_of(self.name):
             if self.name == STANDARD_INPUT:
                 return RawFile(self.name, io.FileIO(sys.stdin.fileno(), closefd=False), size=None)
             if _is_url(self.name):
@@ -173,7 +173,7 @@ class RawFile(ByteFile):
 
     def read(self, size: int) -> bytes:
         size = self._room(size)
-        with _reading(self.name):
+        with reading_of(self.name):
             data: bytes = self._file.read(size)
         if not data and size and self._size is not None:
             raise Damaged(self.name, f"shrank while it was read: {self._position} of {self._size} bytes were there")
@@ -184,7 +184,11 @@ class RawFile(ByteFile):
         if self._size is None:
             return super().skip(count)
         count = self._room(count)
-        self._file.seek(count, os.SEEK_CUR)
+        with reading_of(self.name):
+            try:
+                self._file.seek(count, os.SEEK_CUR)
+            except (OSError, ValueError):  # some web servers give no parts of files
+                return super().skip(count)
         self._position += count
         return count
 
@@ -327,7 +331,7 @@ class _Finder:
                         yield from self._walk(path, key_start, (*ancestors, _identity(status)))
 
     def _url(self, url: str) -> Iterator[Source]:
-        with _reading(url):
+        with reading_of(url):
             file_system, path = _file_system(url)
             if glob.has_magic(path) and not file_system.exists(path):
                 found = sorted(hit for hit in file_system.glob(path) if file_system.isfile(hit))
@@ -441,7 +445,7 @@ def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading_of(name: str) -> Iterator[None]:
     """Whatever goes wrong is Damaged: file systems of fsspec raise their libraries' own errors."""
     try:
         yield

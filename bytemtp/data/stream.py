@@ -252,7 +252,10 @@ class Stream(Iterator[Batch]):
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many files and folders were left out since they are no corpus, by name, pattern or kind."""
+        """How many files and folders were left out since they are no corpus, by name, pattern or kind.
+
+        Members of archives count each time that they are met: in every sweep of every epoch.
+        """
         return dict(self._skip_log.left_out)
 
     def count_epoch(self) -> int:

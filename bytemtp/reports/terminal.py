@@ -6,7 +6,7 @@ from bytemtp.decoding.generate import Generation
 from bytemtp.decoding.utf8 import START, state_after
 
 PALETTE = (231, 120, 84, 81, 75, 141, 177, 212)
-"""Terminal colours (of 256) for a byte from head 1 itself, and for the first, second, ... draft; then they repeat."""
+"""Terminal colours (of 256) of a byte from head 1, and of the first, second, ... draft; then the drafts' repeat."""
 
 
 def whole_characters(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -43,7 +43,7 @@ def coloured(out: Generation) -> bytes:
         position += size
         origin = out.origins[position - 1]
         if origin != colour:
-            pieces.append(f"\x1b[38;5;{PALETTE[origin % len(PALETTE)]}m")
+            pieces.append(f"\x1b[38;5;{PALETTE[origin and 1 + (origin - 1) % (len(PALETTE) - 1)]}m")
             colour = origin
         pieces.append(character)
     return ("".join(pieces) + "\x1b[0m\n").encode()

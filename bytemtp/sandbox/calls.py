@@ -166,8 +166,9 @@ def contents(encoder: Encoder) -> list[Any]:
 def reply_of(before: list[Any], shared: Sequence[Any], result: Any) -> bytes:
     encoder = Encoder(shared)
     after = contents(encoder)
-    changed = [[i, form] for i, form in enumerate(after) if form != before[i]]
     with deep_recursion():
+        # As they are sent: 1, 1.0 and True are equal, but not the same.
+        changed = [[i, form] for i, form in enumerate(after) if to_bytes(form) != to_bytes(before[i])]
         data = to_bytes(["return", changed, encoder.form(result)])
     if len(data) > MOST_BYTES:
         raise ValueError(f"a result of {len(data)} bytes is longer than {MOST_BYTES}")

@@ -164,7 +164,10 @@ def serve(channel: Channel, job: dict[str, Any]) -> None:
 
 
 def function_of(names: dict[str, Any], name: str) -> Callable[..., Any]:
-    """A function of the program, or a method of its class Solution; or `random.seed`, which tests may call, too."""
+    """A function of the program, or a method of its class Solution; or `random.seed`, which tests may call, too.
+
+    Or a builtin: the known solution may have a helper of such a name, which this program does without.
+    """
 
     def method(*arguments: Any, **keywords: Any) -> Any:
         return getattr(names["Solution"](), name)(*arguments, **keywords)
@@ -176,4 +179,7 @@ def function_of(names: dict[str, Any], name: str) -> Callable[..., Any]:
         return random.seed
     if "Solution" in names:
         return method
+    if hasattr(builtins, name):
+        builtin: Callable[..., Any] = getattr(builtins, name)
+        return builtin
     raise NameError(f"name {name!r} is not defined")

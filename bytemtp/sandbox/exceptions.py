@@ -4,7 +4,7 @@ Used on both sides of the sandbox, so it imports the standard library only.
 """
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,8 +22,12 @@ class Escaped(BaseException):
     """The program raised what is no Exception, as SystemExit: its name, then its arguments."""
 
 
-def described(error: BaseException) -> list[Any]:
-    """An exception as its classes, nearest first, its name, arguments, attributes, cause, and members of a group."""
+def described(error: BaseException, above: Sequence[BaseException] = ()) -> list[Any]:
+    """An exception as its classes, nearest first, its name, arguments, attributes, cause, and members of a group.
+
+    above: those whose cause or member it is.  A cause that is among them is left out: it would have no end.
+    """
+    above = [*above, error]
     kinds = [[kind.__module__, kind.__name__] for kind in type(error).__mro__ if kind is not object]
     arguments = error.args
     if isinstance(error, OSError) and error.filename is not None:
@@ -32,10 +36,11 @@ def described(error: BaseException) -> list[Any]:
         values = Encoder().form(arguments)
     except (TypeError, ValueError, RecursionError):
         values = Encoder().form((str(error),))
-    cause = None if error.__cause__ is None else described(error.__cause__)
+    ends = any(error.__cause__ is one for one in above)
+    cause = None if error.__cause__ is None or ends else described(error.__cause__, above)
     members = None
     if isinstance(error, GROUP):
-        values, members = Encoder().form((error.message,)), [described(member) for member in error.exceptions]
+        values, members = Encoder().form((error.message,)), [described(member, above) for member in error.exceptions]
     return [kinds, type(error).__name__, values, Encoder().form(plain_of(vars(error))), cause, members]
 
 

@@ -150,7 +150,7 @@ class Server:
             )
         except OSError as error:
             self.control.close()
-            raise UserError(f"{error.filename}: {error.strerror}") from None
+            raise UserError(f"cannot start {launch.command(role)[0]}: {error.strerror}") from None
         finally:
             theirs.close()
         try:

@@ -71,16 +71,24 @@ def limit_resources(seconds: float, memory: int, file_bytes: int) -> None:
     limits = {
         resource.RLIMIT_AS: memory + SPARE_ADDRESSES,
         resource.RLIMIT_CPU: math.ceil(seconds) + 1,
-        resource.RLIMIT_NPROC: MOST_PROCESSES,
         resource.RLIMIT_NOFILE: MOST_FILES,
         resource.RLIMIT_FSIZE: file_bytes,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_CORE: 0,
     }
     for name, value in limits.items():
-        _, hard = resource.getrlimit(name)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (value, value))
+        limit(name, value)
+
+
+def limit_processes() -> None:
+    """For isolated programs only: without a user namespace, all processes of the user count."""
+    limit(resource.RLIMIT_NPROC, MOST_PROCESSES)
+
+
+def limit(name: int, value: int) -> None:
+    _, hard = resource.getrlimit(name)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(name, (value, value))
 
 
 class Arch(NamedTuple):

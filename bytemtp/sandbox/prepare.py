@@ -40,9 +40,12 @@ def prepare(limits: Limits, *, unsafe: bool = False, packages: Path | None = Non
         launch = Launch(python, prefix, isolated=True, limits=limits, packages=folder)
         try:
             try_out(launch)
-            return launch
         except UserError as error:
             complaints.append(f"{python}: {error}")
+            continue
+        if complaints:  # a Python of another version may lack what the programs count on
+            print(f"programs are run by {python}, because {'; '.join(complaints)}", file=sys.stderr, flush=True)
+        return launch
     raise UserError(f"programs cannot be isolated here: {'; '.join(complaints)}. {hint()}")
 
 

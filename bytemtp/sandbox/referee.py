@@ -54,7 +54,7 @@ def run(program: Channel, host: Channel) -> None:
     if stub.cannot_travel:  # also if the tests have swallowed it
         passed, result = False, one_line(f"failed: {stub.cannot_travel}")
     if stub.gone:
-        passed, result = False, f"failed: {stub.gone}" if stub.gone.broken else "crashed"
+        passed, result = False, one_line(f"failed: {stub.gone}") if stub.gone.broken else "crashed"
     flags = {"ended": stub.ended, "cannot_travel": stub.stayed_by}
     host.send({"passed": passed, "result": result, **flags})
 
@@ -133,13 +133,13 @@ def run_calls(program: Program, job: dict[str, Any]) -> None:
     function = Function(program, job["function"])
     for given, expected in zip(job["inputs"], job["outputs"], strict=True):
         arguments = given if type(given) is list else [given]
-        call = f"{job['function']}({', '.join(map(shown, arguments))})"
+        call = f"{job['function']}({', '.join(map(repr, arguments))})"
         result = function(*arguments)
         if type(result) is range and type(expected) is list:
             result = list(result[: len(expected) + 1])
         result = listed(result)
         if not (alike(result, expected) or (type(expected) is list and alike([result], expected))):
-            text = f"failed: {call} returned {shown(result)}, not {shown(expected)}"
+            text = f"failed: {call} returned {result!r}, not {expected!r}"
             raise Failure(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")
 
 
@@ -154,13 +154,6 @@ def alike(result: Any, expected: Any) -> bool:
     if float in (type(result), type(expected)) and {type(result), type(expected)} <= {int, float}:
         return bool(result == expected or near(result, expected))
     return bool(result == expected)
-
-
-def shown(value: Any) -> str:
-    try:
-        return repr(value)
-    except ValueError:  # Python does not write numbers of more than 4300 digits
-        return "..."
 
 
 def run_script(program: Program, job: dict[str, Any]) -> None:
@@ -185,7 +178,8 @@ def all_of(pipe: int) -> bytes:
 
 
 def same_output(written: str, expected: str) -> bool:
-    """Line by line, white space at the ends and blank lines at the end aside; numbers may differ by rounding."""
+    """Line by line, white space at the ends and blank lines at the end aside; runs of it inside a line count as one.
+    Numbers may differ by rounding."""
     ours, theirs = (text.rstrip().splitlines() for text in (written, expected))
     return len(ours) == len(theirs) and all(map(same_line, ours, theirs))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from bytemtp.sandbox.candidate import STDIN, Mapping
 from bytemtp.sandbox.candidate import run as run_program
-from bytemtp.sandbox.lockdown import Filter, Namespaces, drop_capabilities, limit_resources
+from bytemtp.sandbox.lockdown import Filter, Namespaces, drop_capabilities, limit_processes, limit_resources
 from bytemtp.sandbox.referee import run as run_tests
 from bytemtp.sandbox.wire import Channel
 
@@ -52,7 +52,9 @@ def main(control: socket.socket, settings: dict[str, Any]) -> tuple[CodeType, di
             return maker.child(descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        if not supervise(control, pid):
+        host_is_there = supervise(control, pid)
+        maker.clear(pid)
+        if not host_is_there:
             sys.exit()
 
 
@@ -99,13 +101,23 @@ class Maker:
         return run_program(channels[0], self.streams)
 
     def enter(self) -> None:
-        folder = f"program-{os.getpid()}"
+        folder = folder_of(os.getpid())
         os.makedirs(folder, exist_ok=True)
         os.chdir(folder)
         self.limit()
 
+    def clear(self, pid: int) -> None:
+        """In the server, after the child's end: numbers of processes come again, and find no files of another then."""
+        import shutil  # not above: inside a sandbox, nothing needs it
+
+        shutil.rmtree(folder_of(pid), ignore_errors=True)
+
     def limit(self) -> None:
         limit_resources(*(self.settings[name] for name in ("seconds", "memory", "file_bytes")))
+
+
+def folder_of(pid: int) -> str:
+    return f"program-{pid}"
 
 
 class Isolated(Maker):
@@ -129,3 +141,10 @@ class Isolated(Maker):
         self.limit()
         mmap.mmap = Mapping  # type: ignore[misc]
         self._filter.install()
+
+    def clear(self, pid: int) -> None:
+        """It has no folder of its own: what a program wrote has ended with its namespace."""
+
+    def limit(self) -> None:
+        super().limit()
+        limit_processes()

@@ -152,9 +152,8 @@ class Worker:
 
 def how_it_ended(status: int) -> Outcome:
     """The result for a program that ended before its answer, or a script that ended badly."""
-    known = {OUT_OF_MEMORY: "memory", -signal.SIGXCPU: "timed out"}
-    if status in known:
-        return Outcome(False, known[status])
+    if status == OUT_OF_MEMORY:
+        return Outcome(False, "memory")
     if status < 0:
         named = -status in set(signal.Signals)  # those for real-time use have no names
         return Outcome(False, f"crashed: {signal.Signals(-status).name if named else f'signal {-status}'}")

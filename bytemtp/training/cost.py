@@ -104,6 +104,8 @@ def activation_bytes(settings: Settings, half: int) -> int:
     if config.topology in ("parallel", "branched") and settings.train.backward == "sequential":
         heads = 1  # at a time
     kept = SINGLE * config.dim if settings.train.activation_checkpointing else layer
+    if settings.train.freeze != "none":
+        kept = 0  # there is no backward pass through the trunk
     # One more layer for the gradients inside the layer whose turn it is; then hidden states and one head's logits.
     # Transitions add their gradients, an order head its targets and what makes them.
     logits = (8 if config.order_head else 6 if config.tables else 4) * SINGLE * PADDED_VOCAB_SIZE
@@ -131,33 +133,39 @@ def check_memory(settings: Settings, device: torch.device, processes: int = 1, *
     if need.kept > room:
         raise UserError(
             f"weights, gradients and optimizer take some {need.kept / GB:.0f} GB and {device} has "
-            f"{room / GB:.0f}: {more_cards(processes, sharded=sharded)}, or choose a smaller one"
+            f"{room / GB:.0f}: {more_cards(train, processes, sharded=sharded)}, or choose a smaller one"
         )
     rows = train.batch_size // train.accumulate // processes
     parts = f"{need.kept / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows} rows"
     log(f"memory: some {need.total / GB:.1f} GB of {room / GB:.0f} ({parts})")
     if need.total > room:
-        log(f"warning: it may run out of memory; {remedy(train)}")
+        log(f"warning: it may run out of memory; {remedy(train, processes)}")
 
 
-def more_cards(processes: int, *, sharded: bool) -> str:
+def more_cards(train: TrainConfig, processes: int, *, sharded: bool) -> str:
     """What to do about a model that is too large for one, as half a sentence."""
+    if sharded and 0 < train.shards < processes:
+        return f"this model needs more than {train.shards} cards to share it; set train.shards to 0, or higher"
     if sharded:
         return f"this model needs more cards than {processes}; start more processes"
     return "this model needs several cards that share it out; start it with torchrun and --train.parallel fsdp"
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that the device has, or the machine."""
+    """Bytes that the device has, or for each of torchrun's processes on it the machine."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def remedy(train: TrainConfig) -> str:
-    """The settings that make a step smaller, as half a sentence."""
-    more = [k for k in range(train.accumulate + 1, train.batch_size + 1) if train.batch_size % k == 0]
-    options = [f"train.accumulate to {more[0]} or more"] if more else []
+def remedy(train: TrainConfig, processes: int = 1, *, planned: bool = False) -> str:
+    """The settings that make a step smaller, as half a sentence.
+
+    planned: the rounds of `train` are those of one process, and the user names those of all.
+    """
+    rounds = range(train.accumulate + 1, train.batch_size // processes + 1)
+    more = [k for k in rounds if train.batch_size % (k * processes) == 0]
+    options = [f"train.accumulate to {more[0] * (processes if planned else 1)} or more"] if more else []
     if not train.activation_checkpointing:
         options.append("train.activation_checkpointing to true")
     options.append(f"train.seq_len below {train.seq_len}")
@@ -165,14 +173,16 @@ def remedy(train: TrainConfig) -> str:
 
 
 @contextmanager
-def told_if_full(train: TrainConfig) -> Iterator[None]:
+def told_if_full(train: TrainConfig, processes: int = 1) -> Iterator[None]:
     """UserError with the remedy in place of an error by an allocator."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # on a CPU, PyTorch raises nothing more special
         what = str(error).strip().partition("\n")[0]
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in what:
-            raise UserError(f"out of memory: {what.partition('. ')[0]}; start anew: {remedy(train)}") from None
+            raise UserError(
+                f"out of memory: {what.partition('. ')[0]}; start anew: {remedy(train, processes)}"
+            ) from None
         raise
 
 

@@ -43,7 +43,7 @@ class MetricsLine:
     bpb_with_ends: float | None
     """head 1's bits a predicted byte or end of a document; what `bpb` is in older runs"""
     lr: float
-    """learning rate of the last step"""
+    """learning rate of the last step; 0 where none has been done since the start or the resumption"""
     grad_norm: float | None
     """gradient norm of the last step, before clipping; null before the first"""
     bytes_seen: int

@@ -29,6 +29,7 @@ from bytemtp.training.distributed import is_restarted, job
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.repeats import repeating_rows
 from bytemtp.training.run_folder import on_disk
+from bytemtp.training.sharding import is_split
 from bytemtp.training.start import for_frozen_trunk
 
 MAY_CHANGE = frozenset(
@@ -48,8 +49,8 @@ MAY_CHANGE = frozenset(
         "shards",
     )
 ) | {"data.on_change", "data.on_corrupt"}
-"""Settings that a resumed run may change: they decide how long it is and what it tells, not what it computes.  (What a
-damaged file would have added to it, nobody knows.)"""
+"""Settings that a resumed run may change: they decide how long it is, what it tells and how fast, not what it computes
+but for rounding.  (What a damaged file would have added to it, nobody knows.)"""
 
 
 def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
@@ -132,7 +133,7 @@ def schedule(
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say so if something has changed that bit-for-bit equality hangs on."""
-    for name in ("device", "threads", "processes", "torch"):
+    for name in ("device", "threads", "processes", "compiled", "sharded", "torch"):
         if before.get(name, now[name]) != now[name]:
             log(f"warning: the run had {name} {before[name]} and goes on with {now[name]}: not bit for bit")
 
@@ -144,6 +145,8 @@ def facts(model: ByteMTP, processes: int) -> dict[str, Any]:
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "processes": processes,
+        "compiled": model.compiled,
+        "sharded": is_split(model),
         "bytemtp": bytemtp.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -64,8 +64,8 @@ def pick_parallel(settings: Settings, device: torch.device, world: World) -> Cho
         return Choice(train.parallel, "as asked")
     if device.type != "cuda":
         return Choice("ddp", "processes on a CPU share its memory")
-    need, room = memory(settings, pick_dtype(train.dtype, device).value, world.size).kept, device_memory(device)
-    reason = f"weights and optimizer take {need / GB:.1f} GB of {room / GB:.0f}"
+    need, room = memory(settings, pick_dtype(train.dtype, device).value, world.size).total, device_memory(device)
+    reason = f"a step with all weights takes {need / GB:.1f} GB of {room / GB:.0f}"
     return Choice("fsdp" if need > room else "ddp", reason)
 
 

@@ -4,6 +4,7 @@ Try:  python -m bytemtp.train PATH --out RUN2 --init RUN --model.n-future 8 --tr
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ def check_size(config: ModelConfig) -> None:
             f"model.layers {config.layers}, model.dim {config.dim} and model.ffn_dim {config.ffn_dim} are at least "
             f"{needed / 2**30:,.0f} GiB of weights, and this machine has {there / 2**30:,.0f}; lower one of them"
         )
+
+
+def with_layers_for_heads(model: ModelConfig, layers: int) -> ModelConfig:
+    """As many layers as the preset has, or as the heads and one layer of the trunk need if that is more."""
+    needed = 1 + (model.head_layers if model.parity else 0)
+    if needed > layers:
+        log(
+            f"model.layers: {needed} ({model.head_layers} of {model.n_future} {model.topology} heads and one of the "
+            f"trunk; the preset has {layers})"
+        )
+    return replace(model, layers=max(layers, needed))
 
 
 def start_from(model: ByteMTP, source: Path, train: TrainConfig) -> None:

@@ -111,7 +111,7 @@ def train(
     world.check_device(place.value)
     check_compiler(settings.train, place.value)
     sharded = will_shard(settings, place.value, world)
-    with told_if_full(settings.train):
+    with told_if_full(settings.train, world.size):
         # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
         torch.manual_seed(settings.train.seed)
         model = ByteMTP(settings.model, settings.train.seed)

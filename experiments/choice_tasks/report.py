@@ -28,8 +28,8 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def accuracies(cells: dict[str, list[Line]], kind: str) -> str:
-    """A row a cell, a column for every second checkpoint."""
-    steps = [one["step"] for one in next(iter(cells.values()))[0]["way"]][1::2]
+    """A row a cell, a column for every second checkpoint, the last one among them."""
+    steps = [one["step"] for one in next(iter(cells.values()))[0]["way"]][::-2][::-1]
     rows = [
         [name, str(len(of_cell)), *(percentages(at_step(of_cell, step), kind) for step in steps)]
         for name, of_cell in cells.items()
@@ -45,11 +45,12 @@ def at_step(lines: Sequence[Line], step: int) -> list[Line]:
 def differences(cells: dict[str, list[Line]], names: Sequence[str]) -> list[list[str]]:
     """Half way and in the end."""
     steps = [one["step"] for one in next(iter(cells.values()))[0]["way"]]
+    half = min(steps, key=lambda step: abs(step - steps[-1] / 2))
     return [
         [f"{name} minus {BASE}", kind, f"{step:,} steps", *paired(*against(cells, name, step), kind, ".1f", 100)]
         for kind in names
         for name in cells
-        for step in (steps[len(steps) // 2 - 1], steps[-1])
+        for step in (half, steps[-1])
         if BASE in cells and name != BASE
     ]
 

@@ -5,7 +5,7 @@
     Ann has the key. Bob has the map. Ann gives the key to Bob. So the key is with Bob.
 
 The world is the same for training and test.  A fact of the test is in training, in the very words of the question, many
-times.  A puzzle of the test is not: premises that are held out are in no document.
+times.  A puzzle of the test is not: a tenth of all puzzles, premises and question together, is in no document.
 
 Try:  python -c "from experiments.choice_tasks.world import *; print(*documents(9, 0), *tasks('facts', 2, 1))"
 """
@@ -34,7 +34,7 @@ ORDERED = 3
 """People of such a row."""
 OPPOSITE = {"tall": "short", "old": "young"}
 HELD_OUT = 10
-"""One premise in so many is held out."""
+"""One puzzle in so many, premises and question together, is held out."""
 KINDS = ("facts", "puzzles")
 FACTS_A_DOCUMENT = 3
 WORLD_SEED = 0

@@ -58,8 +58,9 @@ def kinds(line: Line) -> list[str]:
         return [HARMLESS, EQUAL]
     if {"train.head_schedule", "train.freeze", "model.topology"} & settings.keys():
         return []
+    usual = EXPERIMENT.presets()[line["key"]["grid"]]["common"].get("train.far_rows", 0.25)
     weights, rows = settings.get("train.head_weights", "far:0.02"), settings.get("train.far_rows", 0.25)
-    return {("far:0.02", 0.25): [HARMLESS], ("equal", 1.0): [EQUAL]}.get((weights, rows), [])
+    return {("far:0.02", usual): [HARMLESS], ("equal", 1.0): [EQUAL]}.get((weights, rows), [])
 
 
 def curve(axes: Axes, lines: Sequence[Line], values: Sequence[float], name: str, colour: int) -> None:

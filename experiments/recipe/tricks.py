@@ -33,16 +33,24 @@ Z_LOSS = 1e-4
 AVERAGED = 0.997
 """Share of the average that a step leaves as it is."""
 Average = dict[str, Tensor]
+MARK = "averaged"
+"""Empty file in a checkpoint whose weights are the average."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """UserError for an unknown trick, or an average that is to go on where it was killed, which is kept nowhere."""
+    """UserError for an unknown trick, or an average that is to go on where it was killed, which is kept nowhere.
+
+    A finished average that is to go on stays as it is.
+    """
     trick, *rest = sys.argv[1:] if arguments is None else arguments
     if trick not in TRICKS:
         raise UserError(f"unknown trick {trick!r}; choose from {', '.join(TRICKS)}")
+    run = Path(rest[rest.index("--out") + 1])
     if trick == "ema" and "--resume" in rest:
+        if is_averaged(run):
+            return
         raise UserError("the average of a killed run is lost; delete the run's folder to begin anew")
-    with TRICKS[trick](Path(rest[rest.index("--out") + 1])):
+    with TRICKS[trick](run):
         train.main(rest)
 
 
@@ -103,6 +111,13 @@ def replace_weights(run: Path, average: Average) -> None:
     assert folder is not None
     path = folder / "model.safetensors"
     save_file(load_file(path) | average, path)
+    (folder / MARK).touch()
+
+
+def is_averaged(run: Path) -> bool:
+    """Whether a run has ended well and may be scored again."""
+    folder = latest(run)
+    return folder is not None and (folder / MARK).exists()
 
 
 TRICKS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {

@@ -17,6 +17,8 @@ from experiments.grid import Cell, Experiment, Line, main
 from experiments.library import BASE
 from experiments.tables import by_cell, draw_curve, mean_and_sd, p_value, paired
 
+LARGEST = 15
+"""Power of ten that no model's size reaches."""
 Prices = dict[int, dict[int, float]]
 """Bits per byte more than one head of the same size and seed: by size in parameters, then by seed."""
 
@@ -88,8 +90,14 @@ def trend(kind: str, prices: Prices) -> list[str]:
     fits = fits_of(prices)
     slopes = [slope for slope, _ in fits]
     slope, start = (statistics.mean(values) for values in zip(*fits, strict=True))
-    ends = f"{10 ** (-start / slope):.2g}" if slope < 0 else "no size"
-    return [kind, str(len(prices)), mean_and_sd(slopes, "+.4f"), p_value(slopes, [0.0] * len(slopes)), ends]
+    change = [mean_and_sd(slopes, "+.4f"), p_value(slopes, [0.0] * len(slopes))]
+    return [kind, str(len(prices)), *change, free_size(slope, start)]
+
+
+def free_size(slope: float, start: float) -> str:
+    """Size at which a falling price is nothing; none where it hardly falls, or is nothing at one parameter."""
+    has_end = slope < 0 < start < -LARGEST * slope
+    return f"{10 ** (-start / slope):.2g}" if has_end else "no size"
 
 
 def fits_of(prices: Prices) -> list[tuple[float, float]]:

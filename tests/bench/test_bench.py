@@ -108,6 +108,11 @@ def test_the_report_is_kept(asked, tmp_path):
         (["decode", "--run", "folder", "--files", "a", "--prompt-bytes", "0"], "prompt_bytes is 0"),
         (["decode", "--run", "folder", "--files", "a", "--batches"], "batches has no value"),
         (["decode", "--run", "folder", "--files", "a", "--temperatures"], "temperatures has no value"),
+        (
+            ["decode", "--run", "folder", "--kind", "random", "--temperatures", "0", "-1"],
+            "temperature is -1.0; it must",
+        ),
+        (["train", "--shape.dim", "100", "--shape.heads", "3"], "model.attention_heads is 3"),
         (["heads", "--counts"], "counts has no value"),
         (["data", "--json", "/no/such/place"], "cannot write /no/such/place: No such file or directory"),
         (["memory", "--figure", "/no/such/place.png"], "cannot write /no/such/place.png: No such file"),

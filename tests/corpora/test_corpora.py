@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,24 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         (tmp_path / parent / "src" / "dangling.py").symlink_to("nothing")
     with pytest.raises(UserError, match=r"b/src/m.py is a second src/m.py; give the folders different names"):
         source_files.build(tmp_path / "out", [tmp_path / "a/src", tmp_path / "b/src"])
+
+
+@pytest.mark.parametrize("name", ["package", "package/latin.py"])
+def test_what_cannot_be_read_is_told(sources: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A corpus without it would be another one."""
+    monkeypatch.chdir(sources.parent)  # which another user may read, unlike what it lies in
+    sources.parent.chmod(0o755)
+    user = os.geteuid()
+    (sources / name).chmod(0)
+    if user == 0:
+        os.seteuid(65534)  # root may read everything
+    try:
+        with pytest.raises(UserError, match=f"cannot read .*{name}: Permission denied"):
+            source_files.build(Path("out"), [Path(sources.name)])
+    finally:
+        if user == 0:
+            os.seteuid(0)
+        (sources / name).chmod(0o700)
 
 
 def test_no_sources(tmp_path: Path) -> None:

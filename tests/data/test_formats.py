@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 
 from bytemtp.common.errors import UserError
 from bytemtp.data import documents
+from bytemtp.data.archives import ZipMembers
 from bytemtp.data.compression import Format, format_of
 from bytemtp.data.documents import Reading, open_documents, sniff_suffix
 from bytemtp.data.long_lines import LongLine
-from bytemtp.data.sources import Damaged, SkipLog, Source
+from bytemtp.data.sources import Damaged, RawFile, SkipLog, Source
 from bytemtp.data.stream import stream
 
 LINES = b'{"text": "one"}\n\n{"id": 7, "text": "two"}\n'
@@ -181,8 +182,9 @@ def test_standard_input_gets_the_name_of_its_format(tmp_path: Path, monkeypatch:
         gzip.compress(TEXT)[:-9]: ".gz",
     }.items():
         assert sniff_suffix(written(tmp_path / "input", data), "text") == suffix
-    with pytest.raises(UserError, match=r"is a \.zip, which cannot be read from a pipe; save it to a file"):
-        piped(zip_of({"a": TEXT}), tmp_path, monkeypatch)
+    for options in ({}, {"format": "zip"}):
+        with pytest.raises(UserError, match=r"^-: is a \.zip, which cannot be read from a pipe; save it to a file"):
+            piped(zip_of({"a": TEXT}), tmp_path, monkeypatch, **options)
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -267,6 +269,30 @@ def test_damaged_zip(tmp_path: Path) -> None:
         read(path)
     assert read(path, skip_log) == [content[: 2 << 18], TEXT]
     assert skip_log.count == 1
+
+
+class Lossy(io.BytesIO):
+    """A file at a URL, whose library raises errors of its own."""
+
+    is_lost = False
+
+    def read(self, *size: int | None) -> bytes:
+        if self.is_lost:
+            raise LookupError("connection lost")
+        return super().read(*size)
+
+
+def test_zip_at_a_url_that_cannot_be_read_is_damaged() -> None:
+    data = zip_of({"a": bytes(700_000)}, zipfile.ZIP_STORED)
+    file = Lossy(data)
+    members = ZipMembers(RawFile("https://host/a.zip", file, len(data)))
+    assert members.advance()
+    file.is_lost = True
+    with pytest.raises(Damaged, match=r"^https://host/a\.zip: a: cannot be read: connection lost$"):
+        members.read(1)
+    with pytest.raises(Damaged, match=r"^https://host/a\.zip: cannot be read: connection lost$"):
+        ZipMembers(RawFile("https://host/a.zip", file, len(data)))
+    assert file.closed
 
 
 def test_litter_in_archives_is_left_out_and_keeps_its_number(

@@ -1,5 +1,6 @@
 """Which files a path stands for, and each kind of bad path."""
 
+import io
 import os
 import sys
 import tempfile
@@ -12,7 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 
 from bytemtp.common.errors import UserError
-from bytemtp.data.sources import Damaged, SkipLog, Source, find, spool_standard_input
+from bytemtp.data.sources import Damaged, RawFile, SkipLog, Source, find, spool_standard_input
 from bytemtp.data.stream import stream
 from bytemtp.testing import Corpus, corpora
 
@@ -223,6 +224,18 @@ def test_file_that_grows_is_read_to_its_old_end(tmp_path: Path) -> None:
     path.write_bytes(b"old and new")
     assert (file.read(100), file.read(100)) == (b"old", b"")
     file.close()
+
+
+class Streamed(io.BytesIO):
+    """As fsspec gives a file of a web server that has no parts of files to give."""
+
+    def seek(self, *_: Any) -> int:
+        raise ValueError("Cannot seek streaming HTTP file")
+
+
+def test_a_file_that_cannot_be_sought_in_is_read_forward() -> None:
+    file = RawFile("https://host/a", Streamed(b"0123456789"), size=10)
+    assert (file.skip(4), file.read(2), file.skip(9), file.read(1)) == (4, b"45", 4, b"")
 
 
 def test_urls(tmp_path: Path) -> None:

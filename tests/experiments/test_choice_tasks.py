@@ -141,3 +141,10 @@ def test_the_tables() -> None:
     assert rows[2][:5] == ["n=8, equal minus n=1", "facts", "200 steps", "2", "-20.0 ± 0.0"]
     assert rows[3][:5] == ["n=8, equal minus n=1", "facts", "400 steps", "2", "-30.0 ± 0.0"]
     assert len(report.draw(lines).axes) == 2
+
+
+def test_an_odd_number_of_checkpoints_is_told_to_its_end() -> None:
+    lines = [line(cell, 0, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]) for cell in ("n=1", "n=2")]
+    facts, _, differences = report.table(lines).split("\n\n")
+    assert [int(steps) for steps in re.findall(r"(\d+) steps", facts)] == [100, 300, 500, 700]
+    assert set(re.findall(r"(\d+) steps", differences)) == {"300", "700"}

@@ -155,6 +155,17 @@ def test_a_training_begins_anew_or_goes_on(tmp_path, monkeypatch):
     assert "." not in cell.folder.name, "its log has the same name with another ending"
 
 
+def test_a_training_that_left_no_run_is_not_named_as_the_one_that_trained(tmp_path, monkeypatch):
+    """It failed at once, or its folder was deleted; the next one may be of another commit."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grid, "run_module", lambda place, *rest: "")
+    monkeypatch.setattr(grid, "end_of", lambda place: {"step": 2, "bytes_seen": 64, "elapsed_s": 90.0})
+    cell = Cell("toy", "cpu", "one", 0, {}, {})
+    for now in ("first", "second"):
+        monkeypatch.setattr(grid, "commit", lambda now=now: now)
+        assert grid.train(cell, Path("a.txt"))["commit"] == now
+
+
 @given(st.lists(st.tuples(*[st.integers(-50, 50)] * 2), min_size=2, max_size=3))
 def test_p_values_are_student_s(pairs):
     """With one and two degrees of freedom its distribution has a closed form."""

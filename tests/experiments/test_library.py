@@ -95,13 +95,13 @@ def test_cells_differ_in_what_is_asked_about_alone() -> None:
     ],
 )
 def test_curves_have_constant_weights(changes: dict, curves: int) -> None:
-    assert len(sweep.kinds({"key": {"settings": {"model.n_future": 8} | changes}})) == curves
+    assert len(sweep.kinds({"key": {"grid": "cpu", "settings": {"model.n_future": 8} | changes}})) == curves
 
 
 def line(cell: str, seed: int, bpb: float, heads: int = 8) -> dict:
     drafting = [{"bytes_per_pass": 2.0, "speed_up": 1.5}, {"bytes_per_pass": 1.5, "speed_up": 1.0}]
     return {
-        "key": {"cell": cell, "seed": seed, "settings": {"model.n_future": heads}},
+        "key": {"grid": "cpu", "cell": cell, "seed": seed, "settings": {"model.n_future": heads}},
         "bpb": bpb,
         "bpb_per_head": [bpb + i for i in range(heads)],
         "drafting": drafting if heads > 1 else [],
@@ -144,3 +144,13 @@ def test_figures_come_from_the_public_command(files: dict[str, str], monkeypatch
     scored = library.score(cell)
     again = quality.bits_per_byte(cell.folder, [cell.options["heldout"]])
     assert again["bpb"] == scored["bpb"]
+
+
+@pytest.mark.parametrize("preset", ["cpu", "paper"])
+def test_curves_have_the_default_and_equal_weights(preset: str) -> None:
+    """Of all numbers of heads, with the share of the rows that the preset has."""
+    kinds = {cell.name: sweep.kinds({"key": cell.key}) for cell in cells_of(sweep.EXPERIMENT, preset, [0])}
+    for name, curves in kinds.items():
+        n, _, rest = name.partition(", ")
+        expected = {"": [sweep.HARMLESS], "equal": [sweep.EQUAL]}.get(rest, [])
+        assert curves == ([sweep.HARMLESS, sweep.EQUAL] if n == "n=1" else expected), name

@@ -74,9 +74,29 @@ def test_kept_is_the_average_of_the_weights_of_all_steps(tmp_path: Path, optimiz
         torch.testing.assert_close(weight, average[name])
 
 
+def test_a_finished_average_stays_as_it_is(tmp_path: Path):
+    """So that its scoring can be done again; one that was killed cannot be finished."""
+    (tmp_path / "corpus.txt").write_bytes(b"the cat sat on the mat\n" * 400)
+    run = tmp_path / "run"
+    settings = (f"--{name}={value}" for name, value in SMALL.items())
+    words = ["ema", str(tmp_path / "corpus.txt"), "--out", str(run), *settings]
+    tricks.main(words)
+    folder = latest(run)
+    assert folder is not None
+    before = (folder / "model.safetensors").read_bytes()
+    tricks.main([*words, "--resume"])
+    assert latest(run) == folder and (folder / "model.safetensors").read_bytes() == before
+    (folder / tricks.MARK).unlink()
+    with pytest.raises(UserError, match="the average of a killed run is lost"):
+        tricks.main([*words, "--resume"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["none"], "unknown trick 'none'; choose from zero-init, "), (["ema", "--resume"], "the average of a killed")],
+    [
+        (["none"], "unknown trick 'none'; choose from zero-init, "),
+        (["ema", "--out", "none", "--resume"], "the average of a killed"),
+    ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str):
     with pytest.raises(UserError, match=message):

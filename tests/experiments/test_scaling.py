@@ -99,6 +99,12 @@ def test_a_price_that_grows_ends_nowhere() -> None:
     assert "no size" in scaling.table(lines)
 
 
+@pytest.mark.parametrize(("slope", "start"), [(-1e-4, 0.1), (-1e-2, -0.1), (0.0, 0.1)])
+def test_a_price_that_hardly_falls_or_is_none_ends_nowhere(slope: float, start: float) -> None:
+    prices = {size: [start + slope * math.log10(size)] * 2 for size in (10**4, 10**5, 10**6)}
+    assert "no size" in scaling.table(lines_of(prices))
+
+
 def test_two_sizes_make_no_line() -> None:
     assert len(scaling.table(lines_of({10**4: [0.1, 0.1], 10**5: [0.2, 0.2]})).split("\n\n")) == 1
 

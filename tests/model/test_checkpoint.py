@@ -336,6 +336,14 @@ def test_no_best_yet(run: Path) -> None:
             use(run / "checkpoints" / "best")
 
 
+def test_a_run_may_be_called_best(run: Path) -> None:
+    """Also beside something called `latest`, as a checkpoint is."""
+    save(run, TrainState(step=1), *trained(), keep=1)
+    run.rename(run.with_name("best"))
+    run.with_name("latest").mkdir()
+    load_model(run.with_name("best"))
+
+
 def test_no_checkpoint_yet(run: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_model(run)

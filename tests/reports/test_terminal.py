@@ -1,12 +1,14 @@
 """Whole characters: bytes come out as they went in, and no piece ends inside a character."""
 
+import re
 from itertools import accumulate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytemtp.reports.terminal import open_end, whole_characters
+from bytemtp.decoding.generate import Generation
+from bytemtp.reports.terminal import PALETTE, coloured, open_end, whole_characters
 
 PIECES = st.one_of(st.text(max_size=4).map(lambda text: text.encode("utf-8", "replace")), st.binary(max_size=4))
 """Characters, and bytes that are none or only parts of some."""
@@ -62,3 +64,9 @@ def test_at_most_three_bytes_are_held_back(chunks):
 )
 def test_an_open_end_is_what_may_still_become_a_character(data, size):
     assert open_end(data) == size
+
+
+def test_no_draft_has_the_colour_of_head_1():
+    out = Generation(b"".join([b"x"] * 32), {}, list(range(32)))
+    head, *drafts = re.findall(r"38;5;(\d+)m", coloured(out).decode())
+    assert len(drafts) == 31 and head not in drafts and len(set(drafts)) == len(PALETTE) - 1

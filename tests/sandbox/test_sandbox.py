@@ -3,6 +3,7 @@
 Each line of "Covered" in docs/sandbox.md has its test here or a program there.
 """
 
+import errno
 import json
 import os
 import resource
@@ -26,7 +27,9 @@ from bytemtp.sandbox import launch
 from bytemtp.sandbox import prepare as prepare_module
 from bytemtp.sandbox.candidate import compiled
 from bytemtp.sandbox.launch import Limits
+from bytemtp.sandbox.lockdown import MOST_PROCESSES
 from bytemtp.sandbox.prepare import prepare
+from bytemtp.sandbox.referee import LONGEST
 from bytemtp.sandbox.worker import Worker, how_it_ended
 
 ROOT = Path(__file__).parents[2]
@@ -449,6 +452,51 @@ def test_what_a_function_has_besides_does_not_disturb_libraries(worker):
 
 
 @needs_bubblewrap
+@pytest.mark.parametrize(
+    ("before", "after"), [([1, 0], [1.0, 0.0]), ([1, 0], [True, False]), ([0.0], [-0.0]), ([(1,)], [(1.0,)])]
+)
+def test_a_change_of_type_alone_is_a_change(worker, before, after):
+    tests = f"x = {before}\nf(x)\nassert repr(x) == {repr(after)!r}, x"
+    assert outcome(worker, f"def f(x): x[:] = {after}", tests).result == "passed"
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    ("helper", "result"),
+    [
+        ("", "passed"),
+        ("def abs(x): return 1", "failed: AssertionError: assert abs(f(2) - 4) < 1e-6"),
+        ("del f", "failed: NameError: name 'f' is not defined"),
+    ],
+)
+def test_a_builtin_serves_where_a_program_lacks_a_helper_of_its_name(worker, helper, result):
+    source = f"def f(x): return 2 * x\n{helper}"
+    assert outcome(worker, source, "assert abs(f(2) - 4) < 1e-6", remote=("abs", "f")).result == result
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "a.__cause__ = b\nb.__cause__ = a",
+        "import sys\na.__cause__ = ExceptionGroup('g', [a, b]) if sys.version_info >= (3, 11) else b",
+    ],
+)
+def test_an_exception_with_itself_among_its_causes_arrives(worker, steps):
+    source = f"a, b = ValueError('a'), ValueError('b')\n{steps}\ndef f(): raise a"
+    tests = "try:\n    f()\nexcept ValueError as error:\n    assert str(error) == 'a' and error.__cause__ is not None\n"
+    assert outcome(worker, source, f"{tests}else:\n    assert False").result == "passed"
+
+
+@needs_bubblewrap
+def test_a_result_is_short_whatever_a_program_sends(worker):
+    source = "import os\ndata = b'[\"return\",[],[\"' + b'x' * 1_000_000 + b'\"]]'\n"
+    source += "data = len(data).to_bytes(4, 'little') + data\nwhile data:\n    data = data[os.write(3, data):]"
+    result = outcome(worker, source).result
+    assert result.startswith("failed: not a message: unknown tag") and len(result) <= LONGEST
+
+
+@needs_bubblewrap
 def test_tests_may_call_from_several_threads(worker):
     tests = "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as pool:\n"
     tests += "    assert list(pool.map(f, range(50))) == list(range(1, 51))"
@@ -611,6 +659,27 @@ def test_where_bubblewrap_does_not_work_it_refuses(monkeypatch, tmp_path):
         judge([], [])
 
 
+@needs_bubblewrap
+def test_another_python_than_ours_is_told(monkeypatch, capsys):
+    def try_out(launch):
+        if launch.python == "ours":
+            raise UserError("it cannot be read")
+
+    monkeypatch.setattr(prepare_module, "try_out", try_out)
+    monkeypatch.setattr(prepare_module, "interpreters", lambda: iter([("ours", "/a"), ("theirs", "/usr")]))
+    assert prepare(Limits()).python == "theirs"
+    assert capsys.readouterr().err == "programs are run by theirs, because ours: it cannot be read\n"
+
+
+def test_a_server_that_cannot_be_started_is_named(monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(launch.subprocess, "Popen", refuse)
+    with pytest.raises(UserError, match=r"^cannot start \S*bwrap: Resource temporarily unavailable$"):
+        launch.Launch("python3", "/usr", isolated=True, limits=Limits()).start("candidate")
+
+
 def test_unsafe_warns_and_gives_the_same_verdicts(capsys):
     """The slow twin: no sandbox around the same two processes."""
     names = ["wrong", "syntax error", "exit in the call", "equal to all", "sleeps", "script that is wrong"]
@@ -621,6 +690,28 @@ def test_unsafe_warns_and_gives_the_same_verdicts(capsys):
     assert "WITHOUT ISOLATION" in capsys.readouterr().err
     for name, (_, expected, _) in chosen.items():
         assert verdicts[name].result.startswith(tuple(expected)), (name, verdicts[name])
+
+
+def test_unsafe_programs_leave_no_folders():
+    """The number of a process comes again; a program must not find files of another then."""
+    worker = Worker(prepare(Limits(10.0), unsafe=True))
+    source = (
+        "import os\nopen('left', 'w').close()\ndef f(): return [os.listdir('..') == [os.path.basename(os.getcwd())]]"
+    )
+    for _ in range(2):
+        assert outcome(worker, source, "assert f() == [True]").result == "passed"
+    worker.close()
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_processes_are_limited_for_isolated_programs_only(unsafe):
+    """Without isolation all that the user runs would count."""
+    worker = Worker(prepare(Limits(10.0), unsafe=unsafe))
+    source = "import resource\ndef f(): return resource.getrlimit(resource.RLIMIT_NPROC)"
+    expected = resource.getrlimit(resource.RLIMIT_NPROC) if unsafe else (MOST_PROCESSES, MOST_PROCESSES)
+    assert outcome(worker, source, f"assert f() == {expected}, f()").result == "passed"
+    worker.close()
 
 
 @needs_bubblewrap

@@ -113,6 +113,25 @@ def test_the_remedy_names_what_is_left_to_change() -> None:
     assert remedy(last) == "set train.seq_len below 64"
 
 
+def test_the_remedy_is_one_that_all_processes_can_share() -> None:
+    train = TrainConfig(batch_size=64, accumulate=8)
+    assert remedy(train, 4).startswith("set train.accumulate to 16 or more, or ")
+    assert remedy(train, 4, planned=True).startswith("set train.accumulate to 64 or more, or ")
+    for none in (TrainConfig(batch_size=64, accumulate=16), TrainConfig(batch_size=64, accumulate=32)):
+        assert "accumulate" not in remedy(none, 4)
+
+
+def test_a_frozen_trunk_keeps_nothing_for_a_backward_pass() -> None:
+    frozen = memory(changed(PRESETS["1.3b"], **{"train.freeze": "trunk"}), torch.bfloat16)
+    assert frozen.activations < memory(PRESETS["1.3b"], torch.bfloat16).activations / 5
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cost.device_memory(CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert cost.device_memory(CPU) == whole // 4
+
+
 def too_large() -> None:
     torch.empty(1 << 60, dtype=torch.uint8)
 

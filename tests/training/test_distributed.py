@@ -311,7 +311,8 @@ def test_what_cannot_be_shared_evenly_is_told(values: dict[str, Any], size: int,
 
 
 def test_far_rows_are_not_looked_at_without_far_heads() -> None:
-    check_shares(changed(BASE, **{"train.far_rows": 0.4, "model.n_future": 1}), World(0, 2))
+    for model in ({"model.n_future": 1}, {"model.topology": "anticausal"}):
+        check_shares(changed(BASE, **{"train.far_rows": 0.4, **model}), World(0, 2))
 
 
 def test_a_card_is_for_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

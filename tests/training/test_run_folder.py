@@ -126,11 +126,13 @@ def test_a_folder_that_is_no_run_is_left_alone(corpus: str, tmp_path: Path, name
     assert mine.read_text() == 'title = "of another program"'
 
 
-def test_standard_input_that_a_kill_left_behind_is_no_stranger(corpus: str, tmp_path: Path) -> None:
+def test_what_a_kill_left_behind_of_a_run_is_no_stranger(corpus: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/stdin.bytes.gz").write_bytes(b"")
+    left = [tmp_path / "run" / name for name in ("stdin.bytes.gz", "report.png")]
+    for path in left:
+        path.write_bytes(b"")
     train(changed(SETTINGS, **{"train.steps": 1}), [corpus], tmp_path / "run", device="cpu")
-    assert load_model(tmp_path / "run") and not (tmp_path / "run/stdin.bytes.gz").exists()
+    assert load_model(tmp_path / "run") and not any(path.exists() for path in left)
 
 
 @pytest.mark.parametrize("path", ["-", "s3://bucket/key"])

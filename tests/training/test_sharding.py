@@ -177,7 +177,8 @@ def test_the_choice_hangs_on_what_fits_on_a_card(monkeypatch: pytest.MonkeyPatch
     small, large = (changed(PRESETS[name], **{"train.dtype": "bfloat16"}) for name in ("1.3b", "7b"))
     two = World(0, 2)
     assert pick_parallel(small, CUDA, two).value == "ddp"
-    assert str(pick_parallel(large, CUDA, two)) == "fsdp (weights and optimizer take 116.7 GB of 80)"
+    assert str(pick_parallel(large, CUDA, two)) == "fsdp (a step with all weights takes 116.7 GB of 80)"
+    assert pick_parallel(changed(small, **{"train.accumulate": 64}), CUDA, two).value == "fsdp"  # 12 rows of a card
     assert pick_parallel(large, CPU, two) == ("ddp", "processes on a CPU share its memory")
     assert pick_parallel(changed(small, **{"train.parallel": "fsdp"}), CUDA, two) == ("fsdp", "as asked")
 
@@ -212,3 +213,6 @@ def test_more_processes_are_the_remedy_for_a_model_that_is_too_large(monkeypatch
     with pytest.raises(UserError, match="this model needs more cards than 2; start more processes, or choose a small"):
         check_memory(large, CPU, 2, sharded=True)
     check_memory(large, CPU, 8, sharded=True)
+    few = changed(large, **{"train.shards": 2})
+    with pytest.raises(UserError, match=r"needs more than 2 cards to share it; set train\.shards to 0"):
+        check_memory(few, CPU, 8, sharded=True)

@@ -109,6 +109,15 @@ def test_settings_that_shape_the_result_cannot_change_on_resume(corpus: str, tmp
     assert (saved.train.steps, saved.train.log_every, saved.train.dtype) == (3, 1, "float32")
 
 
+@pytest.mark.compiled
+def test_going_on_without_compilation_is_said_to_round_otherwise(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(steps=2, compile="true"), [corpus], tmp_path / "run", device="cpu", stop_after=1)
+    train(settings(steps=2, compile="false"), [], tmp_path / "run", device="cpu", resume=True)
+    assert "warning: the run had compiled True and goes on with False: not bit for bit" in capsys.readouterr().err
+
+
 def test_resume_on_the_command_line_takes_everything_from_the_run(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(settings(steps=2), [corpus], run, device="cpu", preset="nano")

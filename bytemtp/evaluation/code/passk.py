@@ -90,7 +90,7 @@ class Command:
     seed: int = 0
     """of the draws"""
     unsafe: tyro.conf.FlagCreatePairsOff[bool] = False
-    """execute also where no sandbox can be had"""
+    """run the programs without isolation"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
@@ -104,6 +104,7 @@ class Command:
         world.check_device(device)
         judges = self.shard is None and world.is_first  # asked for now: what is amiss must not be told after hours
         launch = launched(self.workers, self.timeout, MEMORY_MIB, self.unsafe, self.site_packages) if judges else None
+        problems = checked(launch, problems) if launch is not None else problems
         model = load_model(self.run, device)
         world.share(lambda: claim(self.out, settings_of(self, plan, model)))
         start = time.perf_counter()
@@ -120,9 +121,8 @@ class Command:
 
 
 def finish(plan: Plan, problems: Sequence[Problem], options: Command, ks: Sequence[int], launch: Launch) -> None:
-    """Execute, score and report what is drawn.  problems: also those that cannot be judged, for which nothing is."""
+    """Execute, score and report what is drawn.  problems: `checked`, also those that cannot be judged."""
     lines = gather(plan, options.out)
-    problems = checked(launch, problems)
     start = time.perf_counter()
     samples = list(map(sample_of, lines))
     judged, new = judged_lines(launch, problems, samples, lines, options.out / RESULTS, options.workers)

@@ -307,7 +307,7 @@ def _cases(given: Any) -> tuple[list[Any], list[Any], str | None]:
         raise Unjudgeable(
             f"input_output has {len(inputs)} inputs and {len(outputs)} outputs; it must have as many, and some"
         )
-    return inputs, outputs, cases.get("fn_name")
+    return inputs, outputs, cases.get("fn_name") or None
 
 
 def _lines(text: Any) -> str:

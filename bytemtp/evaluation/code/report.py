@@ -23,8 +23,8 @@ SHOWN_CHARACTERS = 600
 
 def ks_of(summary: dict[str, Any]) -> list[int]:
     """The k that are reported."""
-    names = (name.removeprefix("pass@") for cell in summary["cells"] for name in cell if name.startswith("pass@"))
-    return sorted({int(name) for name in names if name.isdigit()})
+    names = (name.removeprefix("pass@") for name in summary["cells"][0] if name.startswith("pass@"))
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def passk_table(summary: dict[str, Any]) -> str:
@@ -51,15 +51,13 @@ def _counts(summary: dict[str, Any]) -> str:
 
 
 def _with_interval(cell: dict[str, Any], k: int) -> str:
-    if f"pass@{k}" not in cell:
-        return "-"
     low, high = cell[f"pass@{k}_interval"]
     return f"{100 * cell[f'pass@{k}']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def _oracle_text(oracle: dict[str, Any], k: int) -> str:
-    best = oracle.get(f"pass@{k}")
-    return f"{100 * best['value']:.1f} at {best['temperature']:g}/{best['top_p']:g}" if best else "-"
+    best = oracle[f"pass@{k}"]
+    return f"{100 * best['value']:.1f} at {best['temperature']:g}/{best['top_p']:g}"
 
 
 def plot_passk(summary: dict[str, Any]) -> Figure:
@@ -77,15 +75,15 @@ def plot_passk(summary: dict[str, Any]) -> Figure:
 
 
 def _draw_over_k(ax: Axes, summary: dict[str, Any]) -> None:
+    ks = ks_of(summary)
     for number, cell in enumerate(summary["cells"]):
-        ks = [k for k in ks_of(summary) if f"pass@{k}" in cell]
         colour = COLOURS[number % len(COLOURS)]
         label = f"T = {cell['temperature']:g}, top-p {cell['top_p']:g}"
         ax.plot(ks, [100 * cell[f"pass@{k}"] for k in ks], "o-", color=colour, label=label)
         low, high = zip(*(cell[f"pass@{k}_interval"] for k in ks), strict=True)
         ax.fill_between(ks, [100 * x for x in low], [100 * x for x in high], color=colour, alpha=0.12, linewidth=0)
     ax.set_xscale("log")
-    ax.set_xticks(ks_of(summary), [str(k) for k in ks_of(summary)])
+    ax.set_xticks(ks, [str(k) for k in ks])
     ax.minorticks_off()
     describe(ax, "k, tries (bands: 95 % bootstrap over problems)", "problems solved (%)", "pass@k")
 
@@ -95,7 +93,7 @@ def _draw_over_temperature(ax: Axes, summary: dict[str, Any]) -> None:
     dashes = ("-", "--", ":", "-.")
     for number, k in enumerate(ks_of(summary)):
         for style, top_p in enumerate(top_ps):
-            cells = [cell for cell in summary["cells"] if cell["top_p"] == top_p and f"pass@{k}" in cell]
+            cells = [cell for cell in summary["cells"] if cell["top_p"] == top_p]
             cells.sort(key=lambda cell: cell["temperature"])
             label = f"pass@{k}" + (f", top-p {top_p:g}" if len(top_ps) > 1 else "")
             ax.plot(

@@ -31,15 +31,9 @@ Outcomes = Mapping[str, Sequence[bool]]
 
 
 def estimates(outcomes: Outcomes, ks: Iterable[int]) -> dict[int, Float[np.ndarray, " problem"]]:
-    """pass@k of each problem, for those k that every attempted problem has samples for.
-
-    A problem without samples has failed.
-    """
+    """pass@k of each problem.  UserError for a k that one of them has too few samples for."""
     counts = [(len(results), sum(results)) for results in outcomes.values()]
-    least = min((n for n, _ in counts if n), default=0)
-    return {
-        k: np.array([pass_at_k(n, c, k) if n else 0.0 for n, c in counts], dtype=float) for k in ks if 1 <= k <= least
-    }
+    return {k: np.array([pass_at_k(n, c, k) for n, c in counts], dtype=float) for k in ks}
 
 
 def interval(scores: Float[np.ndarray, " problem"], seed: int = 0) -> tuple[float, float]:
@@ -89,8 +83,6 @@ def oracle(cells: Sequence[dict[str, Any]], ks: Iterable[int]) -> dict[str, Any]
     """For each k the best cell."""
     found: dict[str, Any] = {"note": ORACLE_NOTE}
     for name in (f"pass@{k}" for k in ks):
-        scored = [cell for cell in cells if name in cell]
-        if scored:
-            best = max(scored, key=lambda cell: cell[name])
-            found[name] = {"value": best[name], "temperature": best["temperature"], "top_p": best["top_p"]}
+        best = max(cells, key=lambda cell: cell[name])
+        found[name] = {"value": best[name], "temperature": best["temperature"], "top_p": best["top_p"]}
     return found

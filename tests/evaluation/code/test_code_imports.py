@@ -80,7 +80,7 @@ def test_if_no_problem_can_be_judged_it_is_said_with_what_to_do(capsys):
         checked(launch, [problem("a", "import no_such_module as n", body="n")])
     [_, left_out] = checked(launch, [problem("a"), problem("b", "import no_such_module as n", body="n")])
     assert "No module named 'no_such_module'" in left_out.fault
-    assert capsys.readouterr().err.startswith("left out, because they cannot be judged: b (its tests need")
+    assert "left out, because they cannot be judged: b (its tests need" in capsys.readouterr().err
 
 
 def test_a_folder_of_packages_that_is_none_is_named(tmp_path):

@@ -363,6 +363,12 @@ def test_optional_fields_may_be_null() -> None:
     assert problem_of(APPS_SCRIPT | {"solutions": None}).canonical is None
 
 
+@pytest.mark.parametrize("name", ["", None])
+def test_an_empty_name_of_a_function_is_none(name: str | None) -> None:
+    cases = json.dumps({"fn_name": name, "inputs": ["1"], "outputs": ["1"]})
+    assert problem_of(APPS_SCRIPT | {"input_output": cases}).tests == Cases(None, ("1",), ("1",))
+
+
 @pytest.mark.parametrize("solutions", ["print(1)", {"a": 1}, [1]])
 def test_a_field_of_another_kind_is_named(solutions: object) -> None:
     with pytest.raises(ValueError, match="solutions is no list of texts"):
