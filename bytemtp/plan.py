@@ -87,11 +87,11 @@ def report(command: Command, settings: Settings) -> str:
     train, gpus = settings.train, command.gpus
     ways = ["ddp", "fsdp"] if train.parallel == "auto" else [train.parallel]
     ways = ways if gpus > 1 else ["ddp"]
+    if "fsdp" in ways:
+        check_copies(train, gpus)
     dtype = ARITHMETIC[train.dtype]
     needs = {way: memory(settings, dtype, gpus, sharded=way == "fsdp") for way in ways}
     parallel = fitting(needs, command.memory * GB, train, gpus)
-    if parallel == "fsdp":
-        check_copies(train, gpus)
     flops = step_flops(settings)
     seconds = flops / (gpus * 1e12 * command.tflops * command.mfu)
     rows = train.batch_size // train.accumulate // gpus
@@ -138,7 +138,8 @@ def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int
     least = min(needs.values(), key=lambda need: need.total)
     if least.kept > room:
         can_share = gpus > 1 and "fsdp" not in needs
-        more = "--train.parallel fsdp" if can_share else "--train.shards 0" if train.shards else "more --gpus"
+        has_copies = 0 < train.shards < gpus
+        more = "--train.parallel fsdp" if can_share else "--train.shards 0" if has_copies else "more --gpus"
         raise UserError(
             f"weights, gradients and optimizer take some {least.kept / GB:.0f} GB on each of {gpus} GPUs of "
             f"{room / GB:g}; plan with {more}, or choose a smaller model"

@@ -122,7 +122,10 @@ def _source_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for parent, children, names in os.walk(folder, onerror=_tell):
         children[:] = sorted(set(children) - LEFT_OUT)
         paths = (Path(parent, name) for name in sorted(names) if name.endswith(suffixes))
-        yield from (path for path in paths if path.is_file())
+        try:
+            yield from filter(Path.is_file, paths)
+        except OSError as error:
+            _tell(error)
 
 
 def _tell(error: OSError) -> NoReturn:

@@ -100,6 +100,7 @@ def test_rounds_are_dealt_to_the_gpus() -> None:
             ["--preset=1.3b", "--gpus=4", "--train.accumulate=64"],
             r"a step takes some \d+ GB on each of 4 GPUs of 80, \d+ of them activations; set train.accumulate to 96 or",
         ),
+        (["--preset=13b", "--gpus=2", "--train.shards=2"], "take some 105 GB on each of 2 .* plan with more --gpus"),
         (["--preset=13b", "--gpus=64", "--train.shards=2"], "take some 105 GB .* plan with --train.shards 0"),
         (["--preset=7b", "--gpus=64", "--train.shards=24"], "train.shards is 24, which does not divide the 64 proc"),
         (["--mfu=1.2"], "--mfu is 1.2; it must be above 0 and at most 1$"),
@@ -129,10 +130,6 @@ def test_wider_arithmetic_takes_more(capsys: pytest.CaptureFixture[str]) -> None
         out = planned(capsys, "--preset=300m", "--memory=1000", f"--train.dtype={name}")
         activations += map(float, re.findall(r"^ddp +(?:[\d.]+ +){3}([\d.]+)", out, re.M))
     assert activations[0] > 1.4 * activations[1]
-
-
-def test_shards_are_of_no_account_where_nothing_is_shared(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--train.parallel ddp\n" in planned(capsys, "--preset=300m", "--gpus=8", "--train.shards=3")
 
 
 def test_a_file_of_settings_counts(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP
+from bytemtp.training.loss import rows_of
 from bytemtp.training.optimizer import is_layer_matrix
 
 GB = 10**9
@@ -164,7 +165,8 @@ def remedy(train: TrainConfig, processes: int = 1, *, planned: bool = False) -> 
     planned: the rounds of `train` are those of one process, and the user names those of all.
     """
     rounds = range(train.accumulate + 1, train.batch_size // processes + 1)
-    more = [k for k in rounds if train.batch_size % (k * processes) == 0]
+    whole = [k for k in rounds if train.batch_size % (k * processes) == 0]
+    more = [k for k in whole if rows_of(train.batch_size // k, train.far_rows) % processes == 0]
     options = [f"train.accumulate to {more[0] * (processes if planned else 1)} or more"] if more else []
     if not train.activation_checkpointing:
         options.append("train.activation_checkpointing to true")

@@ -163,5 +163,5 @@ def _ours(run: Path) -> set[Path]:
 
 def _strangers(run: Path) -> list[str]:
     """What is not left of a run that has no config.toml, because a kill came before that was written."""
-    ours = {run / LOCK, run / "report.png", *run.glob("*" + PARTIAL), *run.glob("stdin.bytes*")}
+    ours = {run / LOCK, *run.glob("*" + PARTIAL), *run.glob("stdin.bytes*")}
     return sorted(path.name for path in run.iterdir() if path not in ours)

@@ -11,6 +11,7 @@ ema         the weights that are kept are a moving average of those of all steps
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trick, *rest = sys.argv[1:] if arguments is None else arguments
     if trick not in TRICKS:
         raise UserError(f"unknown trick {trick!r}; choose from {', '.join(TRICKS)}")
-    run = Path(rest[rest.index("--out") + 1])
+    run = Path(dict(pairwise(rest)).get("--out", ""))
     if trick == "ema" and "--resume" in rest:
         if is_averaged(run):
             return

@@ -95,7 +95,7 @@ def test_a_finished_average_stays_as_it_is(tmp_path: Path):
     ("arguments", "message"),
     [
         (["none"], "unknown trick 'none'; choose from zero-init, "),
-        (["ema", "--out", "none", "--resume"], "the average of a killed"),
+        (["ema", "--resume"], "the average of a killed"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], message: str):

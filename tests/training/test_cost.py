@@ -117,6 +117,9 @@ def test_the_remedy_is_one_that_all_processes_can_share() -> None:
     train = TrainConfig(batch_size=64, accumulate=8)
     assert remedy(train, 4).startswith("set train.accumulate to 16 or more, or ")
     assert remedy(train, 4, planned=True).startswith("set train.accumulate to 64 or more, or ")
+    few = TrainConfig(batch_size=64, accumulate=2, far_rows=0.25)
+    assert remedy(few, 4).startswith("set train.accumulate to 4 or more, or ")
+    assert "accumulate" not in remedy(replace(few, accumulate=4), 4)  # 2 of 8 rows are not for 4 processes
     for none in (TrainConfig(batch_size=64, accumulate=16), TrainConfig(batch_size=64, accumulate=32)):
         assert "accumulate" not in remedy(none, 4)
 

@@ -115,7 +115,9 @@ def test_a_file_that_cannot_grow(corpus: str, whole: Path, tmp_path: Path, size:
     assert content(tmp_path / "run") == content(whole)
 
 
-@pytest.mark.parametrize("name", ["config.toml", "checkpoints/mine.pt", "tensorboard/events", "notes.txt"])
+@pytest.mark.parametrize(
+    "name", ["config.toml", "checkpoints/mine.pt", "tensorboard/events", "notes.txt", "report.png"]
+)
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_no_run_is_left_alone(corpus: str, tmp_path: Path, name: str, overwrite: bool) -> None:
     mine = tmp_path / "mine" / name
@@ -126,13 +128,19 @@ def test_a_folder_that_is_no_run_is_left_alone(corpus: str, tmp_path: Path, name
     assert mine.read_text() == 'title = "of another program"'
 
 
-def test_what_a_kill_left_behind_of_a_run_is_no_stranger(corpus: str, tmp_path: Path) -> None:
+def test_standard_input_that_a_kill_left_behind_is_no_stranger(corpus: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    left = [tmp_path / "run" / name for name in ("stdin.bytes.gz", "report.png")]
-    for path in left:
-        path.write_bytes(b"")
+    (tmp_path / "run/stdin.bytes.gz").write_bytes(b"")
     train(changed(SETTINGS, **{"train.steps": 1}), [corpus], tmp_path / "run", device="cpu")
-    assert load_model(tmp_path / "run") and not any(path.exists() for path in left)
+    assert load_model(tmp_path / "run") and not (tmp_path / "run/stdin.bytes.gz").exists()
+
+
+def test_the_picture_of_a_run_goes_with_it(corpus: str, tmp_path: Path) -> None:
+    short = changed(SETTINGS, **{"train.steps": 1})
+    train(short, [corpus], tmp_path / "run", device="cpu")
+    (tmp_path / "run/report.png").touch()
+    train(short, [corpus], tmp_path / "run", device="cpu", overwrite=True)
+    assert not (tmp_path / "run/report.png").exists()
 
 
 @pytest.mark.parametrize("path", ["-", "s3://bucket/key"])
