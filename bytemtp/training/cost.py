@@ -153,7 +153,7 @@ def more_cards(train: TrainConfig, processes: int, *, sharded: bool) -> str:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that the device has, or for each of torchrun's processes on it the machine."""
+    """Bytes that the device has; on a CPU each of torchrun's processes has its share of the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
