@@ -21,8 +21,8 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import MAX_FUTURE, Settings, TrainConfig, changed, load_settings
 from bytemtp.model.attention import Layout
-from bytemtp.training.batches import check_shares
-from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy
+from bytemtp.training.batches import check_parts, check_shares
+from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy, rows_a_round
 from bytemtp.training.distributed import World
 from bytemtp.training.sharding import check_copies
 from bytemtp.training.start import for_frozen_trunk, with_layers_for_heads
@@ -76,9 +76,11 @@ def dealt(settings: Settings, gpus: int) -> Settings:
     train = settings.train
     if train.minutes or train.epochs:
         raise UserError("a plan goes by train.steps; set train.minutes and train.epochs to 0")
-    if train.accumulate % gpus == 0:
-        settings = changed(settings, **{"train.accumulate": train.accumulate // gpus})
-    check_shares(settings, World(0, gpus))
+    world = World(0, gpus, train.context_parallel)
+    check_parts(settings, world)
+    if train.accumulate % world.readers == 0:
+        settings = changed(settings, **{"train.accumulate": train.accumulate // world.readers})
+    check_shares(settings, world)
     return settings
 
 
@@ -94,14 +96,16 @@ def report(command: Command, settings: Settings) -> str:
     parallel = fitting(needs, command.memory * GB, train, gpus)
     flops = step_flops(settings)
     seconds = flops / (gpus * 1e12 * command.tflops * command.mfu)
-    rows = train.batch_size // train.accumulate // gpus
+    own = "each GPU" if train.context_parallel == 1 else f"each {train.context_parallel} GPUs"
     size = train.batch_size * train.seq_len
     sent = {way: traffic(settings, dtype, gpus, sharded=way == "fsdp") for way in ways if gpus > 1}
     shards = f" --train.shards {train.shards}" if train.shards and parallel == "fsdp" else ""
+    parts = f" --train.context-parallel {train.context_parallel}" if train.context_parallel > 1 else ""
     return "\n".join(
         [
             f"{command.preset}: {meta_model(settings).num_parameters():,} parameters, {settings.model.n_future} heads",
-            f"batch: {train.batch_size} rows of {train.seq_len} bytes, {train.accumulate} x {rows} on each GPU",
+            f"batch: {train.batch_size} rows of {train.seq_len} bytes, "
+            f"{train.accumulate} x {rows_a_round(train, gpus)} on {own}",
             "",
             f"{'GB of a GPU':12}{'weights':>10}{'gradients':>11}{'optimizer':>11}{'activations':>13}{'total':>9}",
             *(row(name, need, command.memory * GB) for name, need in needs.items()),
@@ -112,7 +116,7 @@ def report(command: Command, settings: Settings) -> str:
             f"{command.tflops:g} TFLOP/s",
             f"the run: {train.steps:,} steps, {train.steps * size / GB:,.4g} GB of text, "
             f"{train.steps * seconds / DAY:,.3g} days, {train.steps * seconds * gpus / 3600:,.0f} GPU hours",
-            f"settings: --train.accumulate {train.accumulate} --train.parallel {parallel}{shards}",
+            f"settings: --train.accumulate {train.accumulate} --train.parallel {parallel}{shards}{parts}",
         ]
     )
 
@@ -127,6 +131,8 @@ def row(name: str, need: Memory, room: float) -> str:
 def sent_row(name: str, sent: Traffic, seconds: float) -> str:
     """A line about what a GPU sends in a step of so many seconds."""
     parts = f"weights {sent.weights / GB:,.1f}, gradients {sent.gradients / GB:,.1f}, once {sent.once / GB:,.1f}"
+    if sent.attention:
+        parts += f", attention {sent.attention / GB:,.1f}"
     return f"with {name} a GPU sends {sent.total / GB:,.1f} GB a step ({parts}), {sent.total / GB / seconds:,.1f} GB/s"
 
 

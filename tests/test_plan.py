@@ -83,6 +83,18 @@ def test_the_bytes_sent_are_those_of_the_model_of_traffic(capsys: pytest.Capture
     assert "sends" not in planned(capsys, "--preset=1.3b")
 
 
+LONG_ROWS = ["--preset=7b", "--gpus=64", "--train.seq-len=1048576", "--train.batch-size=4", "--train.accumulate=1"]
+
+
+def test_rows_that_are_too_long_for_a_gpu_are_shared_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"4 in 1 rounds are 4 rows of 1048576 bytes each, which 64 processes cannot"):
+        main(LONG_ROWS)
+    out = planned(capsys, *LONG_ROWS, "--train.context-parallel=16")
+    assert "batch: 4 rows of 1048576 bytes, 1 x 1 on each 16 GPUs\n" in out
+    assert re.search(r"^with fsdp a GPU sends .* once 0\.1, attention 193\.3\), 1\.7 GB/s$", out, re.M)
+    assert out.endswith("settings: --train.accumulate 1 --train.parallel fsdp --train.context-parallel 16\n")
+
+
 def test_rounds_are_dealt_to_the_gpus() -> None:
     assert dealt(SMALL, 4).train.accumulate == 1
     whole = changed(SMALL, **{"train.far_rows": 1.0})
@@ -103,6 +115,11 @@ def test_rounds_are_dealt_to_the_gpus() -> None:
         (["--preset=13b", "--gpus=2", "--train.shards=2"], "take some 105 GB on each of 2 .* plan with more --gpus"),
         (["--preset=13b", "--gpus=64", "--train.shards=2"], "take some 105 GB .* plan with --train.shards 0"),
         (["--preset=7b", "--gpus=64", "--train.shards=24"], "train.shards is 24, which does not divide the 64 proc"),
+        (["--gpus=8", "--train.context-parallel=3"], "train.context_parallel is 3, which does not divide the number"),
+        (
+            [*LONG_ROWS[:3], "--train.batch-size=64", "--train.accumulate=1"],
+            r"some 874 GB on each of 64 GPUs of 80, 870 of them activations; set train.context_parallel above 1, or",
+        ),
         (["--mfu=1.2"], "--mfu is 1.2; it must be above 0 and at most 1$"),
         (["--gpus=0"], "--gpus is 0; it must be above 0"),
         (["--tflops=0"], "--tflops is 0; it must be above 0"),

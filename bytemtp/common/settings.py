@@ -199,6 +199,9 @@ class TrainConfig:
     shards: int = 0
     """of fsdp: so many adjacent ranks share one copy of the model, of which there are several (HSDP); it must divide
     the number of processes.  0 means that all share a single copy"""
+    context_parallel: int = 1
+    """so many adjacent ranks share out the positions of each row, for rows that are too long for one; it must divide
+    the number of processes, of attention heads (also of keys) and of bytes in a row"""
     log_every: int = 10
     """steps between two train lines of metrics.jsonl"""
     valid_every: int = 200
@@ -226,8 +229,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_numbers("train", self, MAX_COUNT)
-        every = ("log_every", "checkpoint_every")
-        for name in ("batch_size", "accumulate", "seq_len", "valid_bytes", "keep_checkpoints", *every):
+        counts = ("batch_size", "accumulate", "seq_len", "valid_bytes", "keep_checkpoints", "context_parallel")
+        for name in (*counts, "log_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
         sizes = ("weight_decay", "grad_clip", "valid_every", "sample_bytes", "seed", "first_seq_len", "shards")
         for name in ("steps", "minutes", "epochs", "warmup", *sizes):

@@ -17,7 +17,7 @@ sequence length on all backends, packed or not, because none makes a mask of s x
 Shapes:  b batch, s position, h query heads, g key/value heads (h is a multiple of g), k head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import accumulate
 from typing import Any
@@ -31,6 +31,7 @@ from torch import Tensor
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import Choice, moved
 from bytemtp.common.settings import ModelConfig
+from bytemtp.model.context_parallel import WHOLE, Part
 
 BACKENDS = ("auto", "xformers", "varlen", "sdpa", "matmul")
 CUDA_BACKENDS = ("xformers", "varlen")
@@ -109,6 +110,8 @@ class Layout:
     """b"""
     device: torch.device = CPU
     """where the positions are computed; what the backends need is put there once, without waiting for the device"""
+    part: Part = WHOLE
+    """of each row, whose queries are here"""
 
     @staticmethod
     def of(
@@ -117,22 +120,23 @@ class Layout:
         document_ids: Int[Tensor, "b s"] | None = None,
         window: int = 0,
         device: torch.device = CPU,
+        part: Part = WHOLE,
     ) -> "Layout":
         """Without `document_ids` every row is one run.  Those that are not on the host must be waited for."""
         if document_ids is None:
-            return Layout((length,) * batch, window, batch, device)
+            return Layout((length,) * batch, window, batch, device, part)
         opens = torch.ones(batch, length, dtype=torch.bool)
         ids = document_ids.cpu()
         opens[:, 1:] = ids[:, 1:] != ids[:, :-1]
         starts = opens.flatten().nonzero().flatten()
         ends = torch.cat([starts[1:], torch.tensor([batch * length])])
-        return Layout(tuple((ends - starts).tolist()), window, batch, device)
+        return Layout(tuple((ends - starts).tolist()), window, batch, device, part)
 
     def first(self, rows: int) -> "Layout":
         """Of the first rows alone."""
         end = self.positions // self.rows * rows
         ends = list(accumulate(self.segments))
-        return Layout(self.segments[: ends.index(end) + 1], self.window, rows, self.device)
+        return replace(self, segments=self.segments[: ends.index(end) + 1], rows=rows)
 
     @cached_property
     def positions(self) -> int:
@@ -230,7 +234,16 @@ def attend(
     layout: Layout,
     backend: str,
 ) -> Float[Tensor, "b s h k"]:
-    """softmax(q k^T / sqrt(width)) v over the positions that `layout` lets each query see."""
+    """softmax(q k^T / sqrt(width)) v over the positions that `layout` lets each query see.
+
+    Where a process has a part of each row, q, k and v are of its positions, and so is the result.
+    """
+    q, k, v = map(layout.part.to_heads, (q, k, v))
+    return layout.part.to_positions(_attend(q, k, v, layout, backend))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, backend: str) -> Tensor:
+    """Of whole rows."""
     if backend == "xformers":
         return _attend_xformers(q, k, v, layout)
     if backend == "varlen":

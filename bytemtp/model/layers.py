@@ -11,8 +11,8 @@ for all query heads of a layer and one for all key heads.
 
 A layer is two halves around attention, `project` and `finish`.  The halves are what torch.compile compiles: each is
 compiled once and serves all layers, while attention, whose layout changes with every batch, stays outside.  Layer and
-attention are compiled as one where the layout is no more than a tensor: plain matrix products (`matmul`, short rows),
-and `varlen`.
+attention are compiled as one where the layout is no more than a tensor and whole rows are here: plain matrix products
+(`matmul`, short rows), and `varlen`.
 
 Shapes:  b batch, s position, d width, h query heads, g key/value heads, k head width, f inner width.
 Sources: RMSNorm (Zhang & Sennrich 2019), RoPE (Su et al. 2021), SwiGLU (Shazeer 2020), Llama (Touvron et al. 2023).
@@ -71,9 +71,10 @@ class Block(nn.Module):
         self.compiled = False
 
     def forward(self, x: Float[Tensor, "b s d"], rope: Rope, layout: Layout) -> Float[Tensor, "b s d"]:
-        if self.compiled and layout.is_whole(self.attention_backend):
+        has_rows = layout.part.size == 1  # else other processes must be met between the halves
+        if has_rows and self.compiled and layout.is_whole(self.attention_backend):
             return compile_once(Block.on_short_rows)(self, x, *rope, layout.mask)
-        if self.attention_backend == "varlen":
+        if has_rows and self.attention_backend == "varlen":
             whole = compile_once(Block.on_packed_rows) if self.compiled else Block.on_packed_rows
             return whole(self, x, *rope, layout.bounds, layout.window)
         project = compile_once(Block.project) if self.compiled else Block.project

@@ -25,6 +25,7 @@ from bytemtp.common.runtime import Choice
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.model.attention import Layout, pick_attention
+from bytemtp.model.context_parallel import WHOLE, Part
 from bytemtp.model.heads import Context, DeepSeekModule, chains_for, links_for, scale_gradient
 from bytemtp.model.layers import Block, RMSNorm, rms_norm, rope_at
 
@@ -138,18 +139,29 @@ class ByteMTP(nn.Module):
         """For the first `length` of `ids`; the rest is only read ahead, by `deepseek` heads and for `transitions`.
 
         window: in place of `config.window`.
-        layout: in place of `document_ids` and `window`.
+        layout: in place of `document_ids` and `window`; the ids may be a part of its rows.
         """
         config, weight = self.config, self.embed.weight
         layout = layout or self.layout(len(ids), length, document_ids, window)
         # Inside an autocast region the rotation belongs to the float32 side, like norms: one rounding less.
-        rope = rope_at(torch.arange(length, device=weight.device), config.head_dim, config.rope_theta, weight.dtype)
+        positions = layout.part.index * length + torch.arange(length, device=weight.device)
+        rope = rope_at(positions, config.head_dim, config.rope_theta, weight.dtype)
         return Context(ids, length, rope, layout)
 
-    def layout(self, rows: int, length: int, document_ids: Tensor | None = None, window: int | None = None) -> Layout:
-        """Who sees whom in the first `length` positions.  Ids on the host spare the wait for the device."""
+    def layout(
+        self,
+        rows: int,
+        length: int,
+        document_ids: Tensor | None = None,
+        window: int | None = None,
+        part: Part = WHOLE,
+    ) -> Layout:
+        """Who sees whom in the first `length` positions.  Ids on the host spare the wait for the device.
+
+        part: of these positions, which the process computes; the others are other processes'.
+        """
         here = None if document_ids is None else document_ids[:, :length]
-        return Layout.of(rows, length, here, self.config.window if window is None else window, self.device)
+        return Layout.of(rows, length, here, self.config.window if window is None else window, self.device, part)
 
     def run_trunk(self, context: Context) -> Float[Tensor, "b s d"]:
         x = self.embed(context.ids[:, : context.length])

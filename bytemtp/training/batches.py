@@ -47,25 +47,43 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
         _check_valid_paths(settings.data.valid_paths, sources)
 
 
+def check_parts(settings: Settings, world: World) -> None:
+    """UserError unless `train.context_parallel` processes can share out each row."""
+    model, train, parts = settings.model, settings.train, settings.train.context_parallel
+    divided = {
+        "the number of processes": world.size,
+        "model.attention_heads": model.attention_heads,
+        "the number of heads of keys and values": model.key_value_heads,
+        "train.seq_len": train.seq_len,
+        "train.first_seq_len": train.first_seq_len,
+    }
+    for name, count in divided.items():
+        if count % parts:
+            raise UserError(f"train.context_parallel is {parts}, which does not divide {name}, {count}")
+    if parts > 1 and model.order_head:
+        raise UserError("an order head looks beyond its part of a row; set train.context_parallel to 1")
+
+
 def check_shares(settings: Settings, world: World) -> None:
     """UserError unless each micro-batch, and what far heads learn from of it, gives all processes as many rows.
 
     Rows are dealt in turn, so the first k * size rows of a micro-batch are the first k of each process.
     """
-    train, size = settings.train, world.size
+    train, size = settings.train, world.readers
+    sharers = f"{size} processes" if world.context == 1 else f"{size} groups of {world.context} processes"
     for seq_len in {train.seq_len, seq_len_at(train, 0, 0.0)}:
         rows = batch_rows(train, seq_len) // train.accumulate
         if rows % size:
             raise UserError(
                 f"train.batch_size {train.batch_size} in {train.accumulate} rounds are {rows} rows of {seq_len} bytes "
-                f"each, which {size} processes cannot share evenly; make it a multiple of {train.accumulate * size}, "
+                f"each, which {sharers} cannot share evenly; make it a multiple of {train.accumulate * size}, "
                 f"or lower train.accumulate"
             )
         # Of an anticausal model all heads are on the path to head 1.
         has_far_heads = settings.model.n_future > 1 and settings.model.topology != "anticausal"
         if has_far_heads and (far := rows_of(rows, train.far_rows)) % size:
             raise UserError(
-                f"train.far_rows {train.far_rows} of {rows} rows are {far}, which {size} processes cannot share "
+                f"train.far_rows {train.far_rows} of {rows} rows are {far}, which {sharers} cannot share "
                 f"evenly; make it a multiple of {size / rows:g}"
             )
 
@@ -110,7 +128,7 @@ def training_rows(
     return stream(
         paths,
         seq_len,
-        batch_rows(train, seq_len) // world.size,
+        batch_rows(train, seq_len) // world.readers,
         train.seed if seq_len == train.seq_len else train.seed + FIRST_ROWS_SEED,
         n_future=settings.model.n_future,
         epochs=None,
@@ -122,8 +140,8 @@ def training_rows(
         weights=data.weights,
         sweeps=max(1, data.sweeps),  # 0 in the config.toml of a run from before there were sweeps
         **data.reading(),
-        rank=world.rank,
-        world_size=world.size,
+        rank=world.reader,
+        world_size=world.readers,
         cursor=cursor,
         pin_memory=pin_memory,
     )
@@ -169,7 +187,7 @@ def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE
         return []
     round_rows = train.batch_size // train.accumulate
     try:
-        with _valid_rows(settings, paths, round_rows // world.size, pin_memory, world) as rows:
+        with _valid_rows(settings, paths, round_rows // world.readers, pin_memory, world) as rows:
             batches = list(islice(rows, -(-train.valid_bytes // (round_rows * train.seq_len))))
             for name, reason in rows.skipped if data.valid_paths else ():  # of PATH, training tells them
                 log(f"left out of validation: {name}: {reason}")
@@ -186,8 +204,9 @@ def collect_valid(settings: Settings, paths: Sequence[str], world: World = ALONE
 
 
 def count_rows(batches: Sequence[Batch], world: World) -> int:
-    """Of all processes; rows with nothing in them do not count."""
-    return int(world.sum(torch.tensor(sum(int((batch.lengths > 0).sum()) for batch in batches))))
+    """Of all readers; rows with nothing in them do not count."""
+    mine = sum(int((batch.lengths > 0).sum()) for batch in batches)
+    return int(world.sum(torch.tensor(mine))) // world.context
 
 
 def nothing(settings: Settings) -> Batch:
@@ -253,8 +272,8 @@ def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_m
         valid_fraction=0.0 if data.valid_paths else data.valid_fraction,
         exclude=() if data.valid_paths else data.exclude,  # what is named for it is wanted
         **data.reading(),
-        rank=world.rank,
-        world_size=world.size,
+        rank=world.reader,
+        world_size=world.readers,
         pin_memory=pin_memory,
     )
 

@@ -79,8 +79,13 @@ def memory(settings: Settings, dtype: torch.dtype, processes: int = 1, *, sharde
         if parameter.requires_grad:
             gradients += SINGLE * size
             moments += (1 if train.optimizer == "muon" and is_large else 2) * SINGLE * size
-    rows = train.batch_size // train.accumulate // processes
-    return Memory(weights, gradients, moments, rows * train.seq_len * activation_bytes(settings, half))
+    positions = rows_a_round(train, processes) * train.seq_len // train.context_parallel
+    return Memory(weights, gradients, moments, positions * activation_bytes(settings, half))
+
+
+def rows_a_round(train: TrainConfig, processes: int) -> int:
+    """Of one micro-batch that a process has, or has its part of."""
+    return train.batch_size // train.accumulate // (processes // train.context_parallel)
 
 
 def meta_model(settings: Settings) -> ByteMTP:
@@ -101,6 +106,8 @@ def largest_layer(model: ByteMTP) -> int:
 def activation_bytes(settings: Settings, half: int) -> int:
     """What a position of a micro-batch holds at the most, `half` bytes a number in matrix products."""
     config, layer = settings.model, layer_bytes(settings.model, half)
+    if settings.train.context_parallel > 1:
+        layer += half * config.dim  # what was attended, as it was before it was sent back
     heads = config.head_layers
     if config.topology in ("parallel", "branched") and settings.train.backward == "sequential":
         heads = 1  # at a time
@@ -136,8 +143,10 @@ def check_memory(settings: Settings, device: torch.device, processes: int = 1, *
             f"weights, gradients and optimizer take some {need.kept / GB:.0f} GB and {device} has "
             f"{room / GB:.0f}: {more_cards(train, processes, sharded=sharded)}, or choose a smaller one"
         )
-    rows = train.batch_size // train.accumulate // processes
-    parts = f"{need.kept / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows} rows"
+    rows = f"{rows_a_round(train, processes)} rows"
+    if train.context_parallel > 1:
+        rows = f"a part of {rows}"
+    parts = f"{need.kept / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows}"
     log(f"memory: some {need.total / GB:.1f} GB of {room / GB:.0f} ({parts})")
     if need.total > room:
         log(f"warning: it may run out of memory; {remedy(train, processes)}")
@@ -164,12 +173,15 @@ def remedy(train: TrainConfig, processes: int = 1, *, planned: bool = False) -> 
 
     planned: the rounds of `train` are those of one process, and the user names those of all.
     """
-    rounds = range(train.accumulate + 1, train.batch_size // processes + 1)
-    whole = [k for k in rounds if train.batch_size % (k * processes) == 0]
-    more = [k for k in whole if rows_of(train.batch_size // k, train.far_rows) % processes == 0]
-    options = [f"train.accumulate to {more[0] * (processes if planned else 1)} or more"] if more else []
+    readers = processes // train.context_parallel
+    rounds = range(train.accumulate + 1, train.batch_size // readers + 1)
+    whole = [k for k in rounds if train.batch_size % (k * readers) == 0]
+    more = [k for k in whole if rows_of(train.batch_size // k, train.far_rows) % readers == 0]
+    options = [f"train.accumulate to {more[0] * (readers if planned else 1)} or more"] if more else []
     if not train.activation_checkpointing:
         options.append("train.activation_checkpointing to true")
+    if readers > 1:
+        options.append(f"train.context_parallel above {train.context_parallel}")
     options.append(f"train.seq_len below {train.seq_len}")
     return f"set {', or '.join(options)}"
 

@@ -29,6 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.shards import is_sharded
+from bytemtp.model.context_parallel import WHOLE, Part
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)
@@ -47,6 +48,26 @@ class World:
 
     rank: int = 0
     size: int = 1
+    context: int = 1
+    """so many neighbours read the same rows, and share out their positions (`train.context_parallel`)"""
+
+    @property
+    def readers(self) -> int:
+        """Processes, or groups of neighbours, that read rows of their own."""
+        return self.size // self.context
+
+    @property
+    def reader(self) -> int:
+        """Number of the one to which this process belongs."""
+        return self.rank // self.context
+
+    def part(self) -> Part:
+        """Of each row that is read, what this process computes.  All must ask."""
+        if self.context == 1:
+            return WHOLE
+        with _meeting(self):
+            group, _ = dist.new_subgroups(self.context)
+        return Part(self.rank % self.context, self.context, group)
 
     @property
     def is_first(self) -> bool:

@@ -183,6 +183,7 @@ def backward(
     weights: how much of each head's gradient reaches the parameters that head 1 needs, too; all of it unless given.
     far_rows: share of the rows that heads off head 1's path learn from; 0: they are not run.
     layout: that of `document_ids`, if it is known; to make it from ids on a device, the device must be waited for.
+    Where the ids are a part of rows (`bytemtp.model.context_parallel`) it is that of the rows.
     """
     n, rows = model.config.n_future, rows_of(len(ids), far_rows)
     with model.autocast():

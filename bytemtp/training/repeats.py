@@ -41,8 +41,8 @@ def with_repeats(batch: Batch, count: int, parts: int, seed: tuple[int, int], wo
     Processes make of their shares what one makes of the whole.
     """
     rows, width = batch.octets.shape
-    numbers = torch.arange(world.rank, rows * world.size, world.size)  # of the rows in the whole batch
-    size = rows * world.size // parts
+    numbers = torch.arange(world.reader, rows * world.readers, world.readers)  # of the rows in the whole batch
+    size = rows * world.readers // parts
     turn = (size - 1 - numbers % size) * parts + numbers // size  # one row of each micro-batch after another
     chosen = turn < count
     places = torch.from_numpy(repeating_places(count, width, seed))[turn[chosen]]

@@ -47,6 +47,7 @@ MAY_CHANGE = frozenset(
         "compile",
         "parallel",
         "shards",
+        "context_parallel",
     )
 ) | {"data.on_change", "data.on_corrupt"}
 """Settings that a resumed run may change: they decide how long it is, what it tells and how fast, not what it computes

@@ -7,7 +7,10 @@ to sum them and keep a k-th, each sends x (k - 1) / k; to sum them and keep all,
     fsdp    a layer's matrices, gathered forward and backward in each micro-batch, and their gradients summed and kept
             in part; with copies of the model, these parts summed once a step; gradients of what is whole, as in ddp
     muon    and, if matrices are sharded, their updates, gathered once a step
+    rows    of which each process has a part (`train.context_parallel`): of every layer queries, keys, values and what
+            was attended, exchanged forward and backward, and forward again where activations are recomputed
 
+To exchange x bytes among k processes each sends x (k - 1) / k of its own.
 Counts of targets, norms and losses are some numbers a step, and left out.
 
 Try:  python -c "import torch; from bytemtp.common.presets import PRESETS; from bytemtp.training.traffic import traffic
@@ -19,7 +22,8 @@ from dataclasses import dataclass
 import torch
 
 from bytemtp.common.settings import Settings
-from bytemtp.training.cost import SINGLE, meta_model
+from bytemtp.model.layers import Block
+from bytemtp.training.cost import SINGLE, meta_model, rows_a_round
 from bytemtp.training.optimizer import is_layer_matrix
 
 UPDATE = 2
@@ -36,10 +40,12 @@ class Traffic:
     """of layers among those that share a copy of the model, in each micro-batch"""
     once: int
     """summed after the last micro-batch: gradients that are whole, or over copies; and Muon's updates"""
+    attention: int = 0
+    """exchanged among those that share out rows"""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.once
+        return self.weights + self.gradients + self.once + self.attention
 
 
 def traffic(settings: Settings, dtype: torch.dtype, processes: int, *, sharded: bool) -> Traffic:
@@ -56,8 +62,24 @@ def traffic(settings: Settings, dtype: torch.dtype, processes: int, *, sharded: 
     updates = UPDATE * matrices if train.optimizer == "muon" else 0
     whole = 2 * SINGLE * (_sent(small, processes) + _sent(matrices // shards, processes // shards))
     return Traffic(
-        _sent(gathered, shards), _sent(train.accumulate * SINGLE * matrices, shards), whole + _sent(updates, shards)
+        _sent(gathered, shards),
+        _sent(train.accumulate * SINGLE * matrices, shards),
+        whole + _sent(updates, shards),
+        _sent(round(exchanged(settings, dtype, processes)), train.context_parallel),
     )
+
+
+def exchanged(settings: Settings, dtype: torch.dtype, processes: int) -> float:
+    """Bytes of all that a process exchanges in a step, its own part included."""
+    config, train = settings.model, settings.train
+    a_position = 2 * (config.dim + config.head_dim * config.key_value_heads) * dtype.itemsize
+    times = (3.0 if train.activation_checkpointing else 2.0) * config.trunk_layers
+    model = meta_model(settings)
+    for i, link in enumerate(model.links):
+        share = 1.0 if i in model.path_to_first_head else train.far_rows
+        times += 2 * share * any(isinstance(module, Block) for module in link.modules())
+    positions = train.accumulate * rows_a_round(train, processes) * train.seq_len // train.context_parallel
+    return positions * a_position * times
 
 
 def _sent(size: int, processes: int) -> int:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
+from torch import Tensor
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import pick_device
@@ -36,6 +37,7 @@ from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest,
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, check_compiler, choose
 from bytemtp.training.batches import (
+    check_parts,
     check_shares,
     collect_valid,
     count_rows,
@@ -106,6 +108,8 @@ def train(
     settings, info, resume = world.share(
         lambda: plan(settings, paths, run, resume=resume, overwrite=overwrite, preset=preset, init=init)
     )
+    check_parts(settings, world)
+    world = replace(world, context=settings.train.context_parallel)
     check_shares(settings, world)
     place = pick_device(device)
     world.check_device(place.value)
@@ -151,6 +155,7 @@ class Trainer:
         self.settings, self.paths, self.folder, self.model, self.world = settings, paths, run, model, world
         self.sample = sample if world.is_first and not is_split(model) else None
         self.train = settings.train
+        self.part = world.part()
         self.head_weights = head_weights(self.train.head_weights, settings.model.n_future)
         self.optimizer = Optimizers(model, self.train, world)
         self.state = self._restore()
@@ -269,7 +274,7 @@ class Trainer:
 
     def _with_repeats(self, batch: Batch) -> Batch:
         """The batch with the rows that repeat themselves at this step."""
-        step, rows = self.state.step, len(batch.octets) * self.world.size
+        step, rows = self.state.step, len(batch.octets) * self.world.readers
         count = repeating_rows(self.train, rows, share_done(self.train, step, self.state.elapsed_s))
         if count != self.repeating:
             self.repeating = count
@@ -296,16 +301,17 @@ class Trainer:
         return self.train.far_rows if self.state.far_heads else 0.0
 
     def _backward(self, batch: Batch) -> HeadLosses:
-        """Gradients of the whole batch, in `accumulate` rounds; losses of this process's rows."""
-        rows = len(batch.octets) // self.train.accumulate
-        there = batch.to(self.model.device)
-        parts = [*zip(there.ids.split(rows), there.document_ids.split(rows), strict=True)]
-        layouts = [self.model.layout(rows, self.state.seq_len, ids) for ids in batch.document_ids.split(rows)]
+        """Gradients of the whole batch, in `accumulate` rounds; losses of this process's share."""
+        rows, length = len(batch.octets) // self.train.accumulate, self.state.seq_len
+        own_ids, own_documents = self._own(batch)
+        parts = [*zip(own_ids.split(rows), own_documents.split(rows), strict=True)]
+        documents = batch.document_ids.split(rows)
+        layouts = [self.model.layout(rows, length, ids, part=self.part) for ids in documents]
         done = share_done(self.train, self.state.step, self.state.elapsed_s)
         self._begin_far_heads(done)
         share = self._far_rows
-        positions, pairs = len(batch.octets) * self.state.seq_len, sum(x.pairs for x in layouts)
-        self._timed_flops += self.flops[share].of(positions, pairs)
+        positions, pairs = len(batch.octets) * length, sum(x.pairs for x in layouts)
+        self._timed_flops += self.flops[share].of(positions, pairs) / self.part.size
         counts = None
         if len(parts) * self.world.size > 1:
             counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
@@ -327,8 +333,13 @@ class Trainer:
         self.world.sum_gradients(self.model.parameters())
         return reduce(add, rounds)
 
+    def _own(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Ids and document ids of what this process computes, and of the bytes that its heads look ahead to."""
+        there, n = batch.to(self.model.device), self.settings.model.n_future
+        return self.part.of_row(there.ids, n), self.part.of_row(there.document_ids, n)
+
     def _advance(self, batch: Batch, seconds: float) -> None:
-        new_bytes = len(batch.octets) * self.state.seq_len * self.world.size
+        new_bytes = len(batch.octets) * self.state.seq_len * self.world.readers
         self.state = replace(
             self.state,
             step=self.state.step + 1,
@@ -391,12 +402,11 @@ class Trainer:
 
     def _evaluate(self, batch: Batch) -> HeadLosses:
         """While rows are short, with a window of their length: the model has not learned yet what lies farther back."""
-        there, rows = batch.to(self.model.device), len(batch.octets)
-        window = self.settings.model.window
+        rows, window = len(batch.octets), self.settings.model.window
         if self.state.seq_len < self.train.seq_len:
             window = min(window or self.state.seq_len, self.state.seq_len)
-        layout = self.model.layout(rows, self.train.seq_len, batch.document_ids, window)
-        return evaluate(self.model, there.ids, there.document_ids, layout)
+        layout = self.model.layout(rows, self.train.seq_len, batch.document_ids, window, self.part)
+        return evaluate(self.model, *self._own(batch), layout)
 
     def _total(self, losses: HeadLosses) -> HeadLosses:
         """Of all processes."""

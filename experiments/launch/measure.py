@@ -3,10 +3,11 @@
     torchrun --nproc-per-node 4 -m experiments.launch.measure [--preset 300m] [--SETTING VALUE ...]
 
 A line for each way in which these processes can train: with all weights each (ddp), sharing one copy (fsdp), and
-sharing several (fsdp/K: K processes a copy).  All ways take the same three steps from the same weights on the same
-bytes, so the losses must agree.  Numbers are those of the first process in the second step; the time is that of the
-third.  Memory on CUDA is what the allocator had given out at the most; on a CPU, weights and moments and what PyTorch's
-allocator gave the step beside them.  Bytes sent are counted at every collective (`Sent`).
+sharing several (fsdp/K: K processes a copy); with `--train.context-parallel K` rows are shared out beside.  All ways
+take the same three steps from the same weights on the same bytes, so the losses must agree.  Numbers are those of the
+first process in the second step; the time is that of the third.  Memory on CUDA is what the allocator had given out at
+the most; on a CPU, weights and moments and what PyTorch's allocator gave the step beside them.  Bytes sent are counted
+at every collective (`Sent`).
 """
 
 import argparse
@@ -14,7 +15,7 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConf
 from bytemtp.common.shards import local
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import choose
+from bytemtp.training.batches import check_parts
 from bytemtp.training.cost import memory
 from bytemtp.training.distributed import World, joined
 from bytemtp.training.sharding import put
@@ -77,6 +79,9 @@ def sent_by(name: str, args: Any, result: Any) -> float:
             return bytes_of(result) - bytes_of(args[0])
         case "c10d::allgather_":
             return sum(map(bytes_of, args[0][0])) - bytes_of(args[1][0])
+        case "c10d::alltoall_base_":
+            size = dist.ProcessGroup.unbox(args[2]).size()
+            return bytes_of(args[1]) * (size - 1) / size
         case "_c10d_functional::wait_tensor" | "_c10d_functional::_wrap_tensor_autograd" | "c10d::broadcast_":
             return 0.0
     raise KeyError(f"{name} is no collective that a step is known to use")
@@ -121,6 +126,8 @@ class Command:
     def main(self, world: World) -> None:
         place = pick_device(self.device)
         world.check_device(place.value)
+        world = replace(world, context=self.settings.train.context_parallel)
+        check_parts(self.settings, world)
         lines = [measured(self.settings, way, place, world) for way in ways(world.size)]
         if world.is_first:
             print("\n".join([HEADER, *map(str, lines)]))

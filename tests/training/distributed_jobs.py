@@ -191,6 +191,7 @@ def fork(folder: Path, job: str, size: int, work: Callable[[Path, str], None]) -
             signal.alarm(TIMEOUT)
             os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
             if size > 1:
+                torch.set_num_threads(1)  # as torchrun has it
                 where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ |= where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             os._exit(status_of(lambda: run_main(lambda: work(folder, job))))

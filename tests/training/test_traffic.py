@@ -69,6 +69,18 @@ def test_what_is_frozen_is_gathered_once_and_never_summed() -> None:
     assert found.gradients == near(2 * 4 * heads / 2)
 
 
+@pytest.mark.parametrize(("parts", "recomputed"), [(1, False), (2, False), (4, True)])
+def test_parts_of_rows_are_exchanged_in_every_layer(parts: int, recomputed: bool) -> None:
+    """Of grouped queries the keys and values are half as wide; heads 2 and 3 learn from half of the rows."""
+    own = changed(SMALL, **{"model.kv_heads": 1, "train.far_rows": 0.5, "train.context_parallel": parts})
+    own = changed(own, **{"train.activation_checkpointing": recomputed})
+    found = traffic(own, torch.bfloat16, 8, sharded=False)
+    positions = 16 * 16 / 8  # of two micro-batches
+    layers = own.model.trunk_layers * (3 if recomputed else 2) + 2 * (1 + 0.5 + 0.5)
+    assert found.attention == near(2 * positions * (2 * 16 + 2 * 8) * layers * (parts - 1) / parts)
+    assert found.total == found.once + found.attention
+
+
 def test_an_unknown_collective_is_not_overlooked() -> None:
     with pytest.raises(KeyError, match="c10d::alltoall_ is no collective that a step is known to use"):
         sent_by("c10d::alltoall_", (), None)
