@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import Choice
 from bytemtp.common.settings import ModelConfig
+from bytemtp.common.shards import split_like
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE, VOCAB_SIZE
 from bytemtp.model.attention import Layout, pick_attention
 from bytemtp.model.context_parallel import WHOLE, Part
@@ -51,9 +52,7 @@ class ByteMTP(nn.Module):
         """of heads 1 to n - 1, by the id before the one predicted: see `logits`"""
         self.order_head = nn.Linear(config.dim, PADDED_VOCAB_SIZE, bias=False) if config.order_head else None
         """for training alone (`bytemtp.training.order`); drawn last, so that it changes no other weight"""
-        padding = torch.zeros(PADDED_VOCAB_SIZE)
-        padding[VOCAB_SIZE:] = -torch.inf
-        self.register_buffer("padding", padding, persistent=False)
+        self.register_buffer("padding", torch.zeros(PADDED_VOCAB_SIZE), persistent=False)
         self.chains = chains_for(config)
         self.dtype, self.compiled, self.checkpointing = torch.float32, False, False
         self.trained_length = 0
@@ -240,6 +239,7 @@ def unembed(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor) -> Fl
     return F.linear(rms_norm(x, norm), unembedding, padding)
 
 
+@torch.no_grad()
 def init_weights(model: ByteMTP, seed: int) -> None:
     """Truncated normal with std 1/sqrt(fan-in); matrices that write to the residual stream are scaled by 1/sqrt(2 L).
 
@@ -248,10 +248,14 @@ def init_weights(model: ByteMTP, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     depth = (2 * model.config.layers) ** -0.5
+    model.padding.zero_()[VOCAB_SIZE:] = -torch.inf
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or parameter is model.transitions:
-            continue  # the norms' scales start at one, transitions at zero
+            parameter.fill_(0.0 if parameter is model.transitions else 1.0)  # or scales of norms
+            continue
         std = parameter.shape[1] ** -0.5
         if name.endswith(("attention_out.weight", "ffn_out.weight")):
             std *= depth
-        nn.init.trunc_normal_(parameter, std=std, a=-3 * std, b=3 * std, generator=generator)
+        drawn = torch.empty(parameter.shape, dtype=parameter.dtype)  # whole and on the host, whoever has which rows
+        nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
+        parameter.copy_(split_like(drawn, parameter))

@@ -19,6 +19,8 @@ Try:  torchrun --nproc-per-node 2 -m bytemtp.train PATH --out RUN --train.parall
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -30,10 +32,11 @@ from bytemtp.common.runtime import Choice, log, pick_dtype
 from bytemtp.common.settings import Settings, TrainConfig
 from bytemtp.common.shards import is_sharded, whole
 from bytemtp.model.checkpoint import OptimizerStates
-from bytemtp.model.model import ByteMTP
+from bytemtp.model.model import ByteMTP, init_weights
 from bytemtp.training.cost import GB, check_memory, device_memory, memory
 from bytemtp.training.distributed import World
 from bytemtp.training.optimizer import is_layer_matrix
+from bytemtp.training.start import freeze, start_from
 
 
 def will_shard(settings: Settings, device: torch.device, world: World) -> bool:
@@ -69,13 +72,28 @@ def pick_parallel(settings: Settings, device: torch.device, world: World) -> Cho
     return Choice("fsdp" if need > room else "ddp", reason)
 
 
-def put(model: ByteMTP, settings: Settings, device: torch.device, *, sharded: bool) -> ByteMTP:
-    """The model on a device, whole or sharded.  It comes from the host, layer by layer."""
-    if sharded:
-        shard(model, pick_dtype(settings.train.dtype, device).value, device, settings.train.shards)
-        if settings.train.sample_bytes:
-            log("samples: none, for the weights are sharded; python -m bytemtp.generate RUN writes one of a checkpoint")
-    return model.to(device)
+def build(settings: Settings, source: Path | None, device: torch.device, *, sharded: bool) -> ByteMTP:
+    """The model on a device, whole or sharded, with weights drawn at random or those of `source` (`--init`).
+
+    Of one that is sharded each process draws all matrices, one at a time, and keeps its rows; only weights of a source
+    are whole on every host for a moment.
+    """
+    train = settings.train
+    with torch.device("meta" if sharded and source is None else "cpu"):
+        model = ByteMTP(settings.model, train.seed)
+    if source is not None:
+        start_from(model, source, train)
+    freeze(model, train)
+    if not sharded:
+        return model.to(device)
+    shard(model, pick_dtype(train.dtype, device).value, device, train.shards)
+    if train.sample_bytes:
+        log("samples: none, for the weights are sharded; python -m bytemtp.generate RUN writes one of a checkpoint")
+    if source is not None:
+        return model.to(device)
+    model.to_empty(device=device)
+    init_weights(model, train.seed)
+    return model
 
 
 def shard(model: ByteMTP, dtype: torch.dtype, device: torch.device, shards: int = 0) -> None:
@@ -99,6 +117,21 @@ def shard(model: ByteMTP, dtype: torch.dtype, device: torch.device, shards: int 
         unit.set_gradient_divide_factor(1.0)  # the losses are divided by counts of all processes
         unit.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "run_trunk")
+
+
+def look_ahead(model: ByteMTP, *, far_heads: bool) -> None:
+    """Let the backward pass of a head that is walked alone gather the layer whose turn is next, as it computes.
+
+    That is the next head's or, behind the last one, the trunk's last.  PyTorch would gather the layer that ran before
+    it, which is right inside of a chain and in the trunk; but a head before has done its backward pass.
+    far_heads: whether heads off head 1's path learn.
+    """
+    if not is_split(model) or model.config.topology not in ("parallel", "branched"):
+        return
+    firsts = [model.links[chain[0]] for chain in model.chains if far_heads or chain[0] in model.path_to_first_head]
+    trunk = [layer for layer in model.trunk if any(parameter.requires_grad for parameter in layer.parameters())]
+    for link, following in pairwise([*firsts, *trunk[-1:]]):
+        cast(Any, link).set_modules_to_backward_prefetch([following])
 
 
 def sum_over_copies(model: ByteMTP, *, now: bool) -> None:

@@ -57,8 +57,7 @@ from bytemtp.training.progress import MetricsLine, NoProgress, Progress, finite,
 from bytemtp.training.repeats import repeating_rows, with_repeats
 from bytemtp.training.resume import facts
 from bytemtp.training.run_folder import locked, on_disk
-from bytemtp.training.sharding import gathered, is_split, put, sum_over_copies, will_shard
-from bytemtp.training.start import freeze, start_from
+from bytemtp.training.sharding import build, gathered, is_split, look_ahead, sum_over_copies, will_shard
 from bytemtp.training.watch import Watch
 
 Sampler = Callable[[ByteMTP], bytes]
@@ -118,11 +117,8 @@ def train(
     with told_if_full(settings.train, world.size):
         # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
         torch.manual_seed(settings.train.seed)
-        model = ByteMTP(settings.model, settings.train.seed)
-        if "init" in info and not (resume and latest(run)):
-            start_from(model, Path(info["init"]), settings.train)
-        freeze(model, settings.train)
-        put(model, settings, place.value, sharded=sharded)
+        source = Path(info["init"]) if "init" in info and not (resume and latest(run)) else None
+        model = build(settings, source, place.value, sharded=sharded)
         with locked(run) if world.is_first else nullcontext():
             settings = world.share(lambda: begin(run, settings, info["paths"], resume=resume, overwrite=overwrite))
             settings = choose(settings, model, place)
@@ -199,6 +195,7 @@ class Trainer:
     def run(self, stop_after: int) -> TrainOutcome:
         """Train until the end, step `stop_after`, or a signal; save; and say how it ended."""
         finished = self._is_finished()
+        self._look_ahead()
         self._begin_far_heads(0.0)  # those that do not wait, also in a checkpoint from before heads could
         if finished and (self.state.step == 0 or self._lacks_validation()):
             self._validate()
@@ -294,6 +291,12 @@ class Trainer:
             if self.train.far_from and self.state.step and self._heads_wait:
                 self.progress.say(f"heads 2 to {len(self.head_weights)} learn from step {self.state.step + 1} on")
             self.state = replace(self.state, far_heads=True)
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        """Sharded layers are gathered in the order in which they will run."""
+        if self.train.backward == "sequential":
+            look_ahead(self.model, far_heads=self.state.far_heads)
 
     @property
     def _far_rows(self) -> float:

@@ -4,10 +4,11 @@
 
 A line for each way in which these processes can train: with all weights each (ddp), sharing one copy (fsdp), and
 sharing several (fsdp/K: K processes a copy); with `--train.context-parallel K` rows are shared out beside.  All ways
-take the same three steps from the same weights on the same bytes, so the losses must agree.  Numbers are those of the
-first process in the second step; the time is that of the third.  Memory on CUDA is what the allocator had given out at
-the most; on a CPU, weights and moments and what PyTorch's allocator gave the step beside them.  Bytes sent are counted
-at every collective (`Sent`).
+take the same six steps from the same weights on the same bytes, so the losses must agree.  Numbers are those of the
+first process: bytes sent in the second step, counted at every collective (`Sent`); memory as the median of the three
+steps after it, since when buffers are freed depends on the other processes; the time of the last step.  Memory on CUDA
+is what the allocator had given out at the most; on a CPU, weights and moments and what PyTorch's allocator gave the
+step beside them.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import torch
@@ -31,12 +33,11 @@ from bytemtp.common.presets import PRESETS, preset
 from bytemtp.common.runtime import Choice, pick_device, pick_dtype
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed
 from bytemtp.common.shards import local
-from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import choose
 from bytemtp.training.batches import check_parts
 from bytemtp.training.cost import memory
 from bytemtp.training.distributed import World, joined
-from bytemtp.training.sharding import put
+from bytemtp.training.sharding import build
 from bytemtp.training.traffic import traffic
 from bytemtp.training.trainer import Trainer
 
@@ -144,7 +145,7 @@ def measured(settings: Settings, way: tuple[str, int], place: Choice, world: Wor
     sharded = parallel == "fsdp"
     own = changed(settings, **FIXED, **{"train.parallel": parallel, "train.shards": shards})
     dtype = pick_dtype(own.train.dtype, place.value).value
-    model = put(ByteMTP(own.model, own.train.seed), own, place.value, sharded=sharded)
+    model = build(own, None, place.value, sharded=sharded)
     own = choose(own, model, place)
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder) / "corpus"
@@ -152,7 +153,8 @@ def measured(settings: Settings, way: tuple[str, int], place: Choice, world: Wor
         with Trainer(own, [str(corpus)], Path(folder), model, None, world) as trainer:
             trainer._step()  # makes the optimizer's state
             with Sent() as sent:
-                held = peak(trainer)
+                trainer._step()
+            held = median(peak(trainer) for _ in range(3))
             began = time.perf_counter()
             trainer._step()
             trainer._catch_up()
@@ -178,9 +180,16 @@ def peak(trainer: Trainer) -> int:
     kept += [state[key] for _, _, state, keys in trainer.optimizer.states() for key in keys]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         trainer._step()
+    return sum(bytes_of(local(x)) for x in kept) + most_held(found)
+
+
+def most_held(found: profile) -> int:
+    """Bytes that PyTorch's allocator has given out at the most, beside those from before."""
+    assert found.profiler is not None
+    assert found.profiler.kineto_results is not None
     events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return sum(bytes_of(local(x)) for x in kept) + max(accumulate(changes))
+    return max(accumulate(changes))
 
 
 def main() -> None:

@@ -18,18 +18,20 @@ from typing import Any, get_args
 import torch
 import torch.distributed.fsdp  # here it is done once, before the processes are forked
 import torch.distributed.tensor
+from safetensors.torch import save_file
+from torch.profiler import ProfilerActivity, profile
 
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Topology, changed
-from bytemtp.common.shards import local
+from bytemtp.common.shards import local, whole
 from bytemtp.model.model import ByteMTP
 from bytemtp.training import trainer
 from bytemtp.training.distributed import joined
 from bytemtp.training.loss import backward
 from bytemtp.training.optimizer import Optimizers
-from bytemtp.training.sharding import shard
+from bytemtp.training.sharding import build, shard
 from bytemtp.training.trainer import train
-from experiments.launch.measure import SMALL, measured, ways
+from experiments.launch.measure import SMALL, measured, most_held, ways
 from tests.training.distributed_jobs import BASE, before_step, command, fork, write_corpus
 
 CASES: dict[str, dict[str, Any]] = {
@@ -74,6 +76,9 @@ HALF: dict[str, dict[str, Any]] = {
 }
 """Products in bfloat16: two processes with all weights each against two that share them out."""
 MEASURED = changed(SMALL, **{"train.seq_len": 64})
+MADE = changed(
+    BASE, **{"model.dim": 64, "model.ffn_dim": 176, "model.layers": 20, "model.transitions": True, "train.seed": 3}
+)
 WEIGHED = changed(BASE, **{"model.topology": "causal", "train.optimizer": "muon"})
 RELAY = [
     ("four", 4, 3, {"train.parallel": "fsdp", "train.shards": 2}),
@@ -119,6 +124,17 @@ def weigh(folder: Path, job: str, shards: int) -> None:
         (folder / f"{job}.{world.rank}.json").write_text(json.dumps(size))
 
 
+def made(folder: Path, job: str) -> None:
+    """Bytes that each process has at the most while the model is made, and the model's weights."""
+    with joined() as world:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            model = build(MADE, None, torch.device("cpu"), sharded=True)
+        (folder / f"{job}.{world.rank}.json").write_text(json.dumps(most_held(found)))
+        weights = {name: whole(x) for name, x in model.state_dict().items()}
+        if world.is_first:
+            save_file(weights, folder / f"{job}.safetensors")
+
+
 def measure(folder: Path, job: str) -> None:
     """What a step holds and sends, foreseen and measured."""
     with joined() as world:
@@ -157,6 +173,7 @@ def run_fast(folder: Path) -> None:
         fork(folder, f"relay {job}", size, partial(relay, stop=stop, values=values))
     fork(folder, "weigh", 2, partial(weigh, shards=0))
     fork(folder, "weigh copies", 4, partial(weigh, shards=2))
+    fork(folder, "made", 4, made)
     fork(folder, "measure", 4, measure)
     for job in ("killed before", "killed inside"):
         fork(folder, job, 2, killed)
