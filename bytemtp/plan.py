@@ -19,7 +19,7 @@ import tyro
 from bytemtp.common.cli import named_settings, parse, run_main, unmarked, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
-from bytemtp.common.settings import MAX_FUTURE, Settings, TrainConfig, changed, load_settings
+from bytemtp.common.settings import MAX_FUTURE, Settings, changed, load_settings
 from bytemtp.model.attention import Layout
 from bytemtp.training.batches import check_parts, check_shares
 from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy, rows_a_round
@@ -93,7 +93,7 @@ def report(command: Command, settings: Settings) -> str:
         check_copies(train, gpus)
     dtype = ARITHMETIC[train.dtype]
     needs = {way: memory(settings, dtype, gpus, sharded=way == "fsdp") for way in ways}
-    parallel = fitting(needs, command.memory * GB, train, gpus)
+    parallel = fitting(needs, command.memory * GB, settings, gpus)
     flops = step_flops(settings)
     seconds = flops / (gpus * 1e12 * command.tflops * command.mfu)
     own = "each GPU" if train.context_parallel == 1 else f"each {train.context_parallel} GPUs"
@@ -136,7 +136,7 @@ def sent_row(name: str, sent: Traffic, seconds: float) -> str:
     return f"with {name} a GPU sends {sent.total / GB:,.1f} GB a step ({parts}), {sent.total / GB / seconds:,.1f} GB/s"
 
 
-def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int) -> str:
+def fitting(needs: dict[str, Memory], room: float, settings: Settings, gpus: int) -> str:
     """The first way to train that fits into the memory of a GPU.  UserError with the remedy if none does."""
     for name, need in needs.items():
         if need.total <= room:
@@ -144,7 +144,7 @@ def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int
     least = min(needs.values(), key=lambda need: need.total)
     if least.kept > room:
         can_share = gpus > 1 and "fsdp" not in needs
-        has_copies = 0 < train.shards < gpus
+        has_copies = 0 < settings.train.shards < gpus
         more = "--train.parallel fsdp" if can_share else "--train.shards 0" if has_copies else "more --gpus"
         raise UserError(
             f"weights, gradients and optimizer take some {least.kept / GB:.0f} GB on each of {gpus} GPUs of "
@@ -152,7 +152,7 @@ def fitting(needs: dict[str, Memory], room: float, train: TrainConfig, gpus: int
         )
     raise UserError(
         f"a step takes some {least.total / GB:.0f} GB on each of {gpus} GPUs of {room / GB:g}, "
-        f"{least.activations / GB:.0f} of them activations; {remedy(train, gpus, planned=True)}"
+        f"{least.activations / GB:.0f} of them activations; {remedy(settings, gpus, planned=True)}"
     )
 
 

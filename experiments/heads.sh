@@ -18,7 +18,8 @@ for model in $models; do
     else
         python -m bytemtp.train "$data/train.jsonl.zst" --out "$run" --preset tiny --train.steps "$steps" \
             --model.topology "${model%-*}" --model.n-future "${model#*-}" \
-            --train.repeat-rows 0 --train.grow-at 0.7 --train.far-from 0 --train.head-schedule constant --train.unembedding-lr 1
+            --train.repeat-rows 0 --train.grow-at 0.7 --train.far-from 0 --train.head-schedule constant --train.unembedding-lr 1 \
+            --model.transitions false
     fi
 done
 python -m bytemtp.bench decode --run $(for model in $models; do echo "$runs/$model"; done) --files "$data/heldout.jsonl" \

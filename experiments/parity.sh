@@ -20,7 +20,7 @@ for seed in $seeds; do
         else
             python -m bytemtp.train "$data/train.jsonl.zst" --out "$run" --preset tiny --train.seq-len 256 \
                 --train.first-seq-len 0 --train.batch-size 8 --train.steps "$steps" --model.n-future "$n" \
-                --train.repeat-rows 0 --train.far-from 0 --train.head-schedule constant --train.unembedding-lr 1 --train.seed "$seed"
+                --train.repeat-rows 0 --train.far-from 0 --train.head-schedule constant --train.unembedding-lr 1 --model.transitions false --train.seed "$seed"
         fi
         python -m bytemtp.evaluate passk "$run" --problems "$data/heldout.jsonl" --out "$run/passk" \
             --samples 20 --k 1 10 --temperature 0.2 0.4 0.8 --max-bytes 160

@@ -60,7 +60,8 @@ class ModelConfig:
     topology: Topology = "replicated"
     """how the heads are attached to the trunk (docs/training.md, "Head topologies")"""
     parity: bool = True
-    """take the heads' layers out of the trunk, so that n does not change the number of layers; false adds them"""
+    """take the heads' layers out of the trunk, so that n does not change the number of layers; false takes out head 1's
+    alone and adds the others'"""
     transitions: bool = False
     """give heads 2 to n a table of logits each, by the byte just before the one that they predict; deepseek heads read
     that byte anyway and get none"""

@@ -55,11 +55,13 @@ def check_parts(settings: Settings, world: World) -> None:
         "model.attention_heads": model.attention_heads,
         "the number of heads of keys and values": model.key_value_heads,
         "train.seq_len": train.seq_len,
-        "train.first_seq_len": train.first_seq_len,
+        "train.first_seq_len": seq_len_at(train, 0, 0.0),
     }
     for name, count in divided.items():
         if count % parts:
-            raise UserError(f"train.context_parallel is {parts}, which does not divide {name}, {count}")
+            raise UserError(
+                f"train.context_parallel is {parts}, which does not divide {name}, {count}; set it to 1 or a divisor"
+            )
     if parts > 1 and model.order_head:
         raise UserError("an order head looks beyond its part of a row; set train.context_parallel to 1")
 

@@ -7,6 +7,7 @@ Try:  python -c "import torch; from bytemtp.common.presets import PRESETS; from 
       print(memory(PRESETS['1.3b'], torch.bfloat16))"
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -149,7 +150,7 @@ def check_memory(settings: Settings, device: torch.device, processes: int = 1, *
     parts = f"{need.kept / GB:.1f} weights and optimizer, {need.activations / GB:.1f} a micro-batch of {rows}"
     log(f"memory: some {need.total / GB:.1f} GB of {room / GB:.0f} ({parts})")
     if need.total > room:
-        log(f"warning: it may run out of memory; {remedy(train, processes)}")
+        log(f"warning: it may run out of memory; {remedy(settings, processes)}")
 
 
 def more_cards(train: TrainConfig, processes: int, *, sharded: bool) -> str:
@@ -168,26 +169,41 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def remedy(train: TrainConfig, processes: int = 1, *, planned: bool = False) -> str:
+def remedy(settings: Settings, processes: int = 1, *, planned: bool = False) -> str:
     """The settings that make a step smaller, as half a sentence.
 
-    planned: the rounds of `train` are those of one process, and the user names those of all.
+    planned: the rounds of `settings` are those of one process, and the user names those of all.
     """
+    train = settings.train
     readers = processes // train.context_parallel
     rounds = range(train.accumulate + 1, train.batch_size // readers + 1)
     whole = [k for k in rounds if train.batch_size % (k * readers) == 0]
     more = [k for k in whole if rows_of(train.batch_size // k, train.far_rows) % readers == 0]
     options = [f"train.accumulate to {more[0] * (readers if planned else 1)} or more"] if more else []
+    if not more and (times := _more_parts(settings, processes)):
+        parts, rounds_of_fewer = times * train.context_parallel, train.accumulate * (readers if planned else times)
+        options.append(f"train.context_parallel to {parts} and train.accumulate to {rounds_of_fewer}")
     if not train.activation_checkpointing:
         options.append("train.activation_checkpointing to true")
-    if readers > 1:
-        options.append(f"train.context_parallel above {train.context_parallel}")
     options.append(f"train.seq_len below {train.seq_len}")
     return f"set {', or '.join(options)}"
 
 
+def _more_parts(settings: Settings, processes: int) -> int:
+    """How many times as many processes could share out rows, in so many times as many rounds: the least; else 0."""
+    model, train = settings.model, settings.train
+    common = math.gcd(processes, model.attention_heads, model.key_value_heads, train.seq_len, train.first_seq_len)
+    for times in range(2, common // train.context_parallel + 1):
+        readers = processes // (times * train.context_parallel)
+        rounds = times * train.accumulate
+        is_even = common % (times * train.context_parallel) == 0 and train.batch_size % (rounds * readers) == 0
+        if is_even and rows_of(train.batch_size // rounds, train.far_rows) % readers == 0 and not model.order_head:
+            return times
+    return 0
+
+
 @contextmanager
-def told_if_full(train: TrainConfig, processes: int = 1) -> Iterator[None]:
+def told_if_full(settings: Settings, processes: int = 1) -> Iterator[None]:
     """UserError with the remedy in place of an error by an allocator."""
     try:
         yield
@@ -195,7 +211,7 @@ def told_if_full(train: TrainConfig, processes: int = 1) -> Iterator[None]:
         what = str(error).strip().partition("\n")[0]
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in what:
             raise UserError(
-                f"out of memory: {what.partition('. ')[0]}; start anew: {remedy(train, processes)}"
+                f"out of memory: {what.partition('. ')[0]}; start anew: {remedy(settings, processes)}"
             ) from None
         raise
 

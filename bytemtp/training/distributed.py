@@ -15,6 +15,7 @@ import os
 import platform
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -66,8 +67,21 @@ class World:
         if self.context == 1:
             return WHOLE
         with _meeting(self):
-            group, _ = dist.new_subgroups(self.context)
+            group, _ = dist.new_subgroups(self.context, timeout=PATIENCE)
         return Part(self.rank % self.context, self.context, group)
+
+    def check_same_rows(self, rows: Tensor, part: Part) -> None:
+        """UserError unless all that share out rows have read the same: they would attend to each other's others."""
+        if part.size > 1:
+            number = zlib.crc32(rows.numpy().tobytes())
+            ends = torch.tensor([number, -number])
+            with _meeting(self):
+                dist.all_reduce(ends, dist.ReduceOp.MAX, group=part.group)
+            if int(ends.sum()):
+                raise UserError(
+                    f"process {self.rank} has read other rows than those it shares rows out with; all of them must "
+                    "see the same files, and read them without errors"
+                )
 
     @property
     def is_first(self) -> bool:

@@ -25,7 +25,7 @@ from bytemtp.data.sources import absolute
 from bytemtp.model.checkpoint import TrainState, latest, load_state
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.batches import far_rows_at, seq_len_at, share_done, with_steps_of_epochs
-from bytemtp.training.distributed import is_restarted, job
+from bytemtp.training.distributed import World, is_restarted, job
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.repeats import repeating_rows
 from bytemtp.training.run_folder import on_disk
@@ -134,18 +134,19 @@ def schedule(
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:
     """Say so if something has changed that bit-for-bit equality hangs on."""
-    for name in ("device", "threads", "processes", "compiled", "sharded", "torch"):
+    for name in ("device", "threads", "processes", "context_parallel", "compiled", "sharded", "torch"):
         if before.get(name, now[name]) != now[name]:
             log(f"warning: the run had {name} {before[name]} and goes on with {now[name]}: not bit for bit")
 
 
-def facts(model: ByteMTP, processes: int) -> dict[str, Any]:
+def facts(model: ByteMTP, world: World) -> dict[str, Any]:
     """What the weights depend on beside the settings, for `config.toml`."""
     return {
         "parameters": model.num_parameters(),
         "device": str(model.device),
         "threads": torch.get_num_threads(),
-        "processes": processes,
+        "processes": world.size,
+        "context_parallel": world.context,
         "compiled": model.compiled,
         "sharded": is_split(model),
         "bytemtp": bytemtp.__version__,

@@ -123,14 +123,15 @@ def look_ahead(model: ByteMTP, *, far_heads: bool) -> None:
     """Let the backward pass of a head that is walked alone gather the layer whose turn is next, as it computes.
 
     That is the next head's or, behind the last one, the trunk's last.  PyTorch would gather the layer that ran before
-    it, which is right inside of a chain and in the trunk; but a head before has done its backward pass.
+    it, which is right inside of a chain and in the trunk; but a head before has done its backward pass.  (With a frozen
+    trunk each head's backward pass is one by itself, behind which all is dropped.)
     far_heads: whether heads off head 1's path learn.
     """
     if not is_split(model) or model.config.topology not in ("parallel", "branched"):
         return
     firsts = [model.links[chain[0]] for chain in model.chains if far_heads or chain[0] in model.path_to_first_head]
     trunk = [layer for layer in model.trunk if any(parameter.requires_grad for parameter in layer.parameters())]
-    for link, following in pairwise([*firsts, *trunk[-1:]]):
+    for link, following in pairwise([*firsts, trunk[-1]] if trunk else []):
         cast(Any, link).set_modules_to_backward_prefetch([following])
 
 

@@ -73,11 +73,11 @@ def exchanged(settings: Settings, dtype: torch.dtype, processes: int) -> float:
     """Bytes of all that a process exchanges in a step, its own part included."""
     config, train = settings.model, settings.train
     a_position = 2 * (config.dim + config.head_dim * config.key_value_heads) * dtype.itemsize
-    times = (3.0 if train.activation_checkpointing else 2.0) * config.trunk_layers
-    model = meta_model(settings)
+    model, both_ways = meta_model(settings), 1.0 if train.freeze != "none" else 2.0  # of what head 1 needs
+    times = (3.0 if train.activation_checkpointing and both_ways > 1 else both_ways) * config.trunk_layers
     for i, link in enumerate(model.links):
-        share = 1.0 if i in model.path_to_first_head else train.far_rows
-        times += 2 * share * any(isinstance(module, Block) for module in link.modules())
+        of_link = both_ways if i in model.path_to_first_head else 2 * train.far_rows
+        times += of_link * any(isinstance(module, Block) for module in link.modules())
     positions = train.accumulate * rows_a_round(train, processes) * train.seq_len // train.context_parallel
     return positions * a_position * times
 

@@ -114,7 +114,7 @@ def train(
     world.check_device(place.value)
     check_compiler(settings.train, place.value)
     sharded = will_shard(settings, place.value, world)
-    with told_if_full(settings.train, world.size):
+    with told_if_full(settings, world.size):
         # PyTorch seeds itself from the clock; nothing here draws from it, but a sampler or a later layer may.
         torch.manual_seed(settings.train.seed)
         source = Path(info["init"]) if "init" in info and not (resume and latest(run)) else None
@@ -122,7 +122,7 @@ def train(
         with locked(run) if world.is_first else nullcontext():
             settings = world.share(lambda: begin(run, settings, info["paths"], resume=resume, overwrite=overwrite))
             settings = choose(settings, model, place)
-            now = facts(model, world.size)
+            now = facts(model, world)
             change, files = world.share(lambda: write_down(settings, run, info, now, resume=resume))
             corpus = on_disk(info["paths"], run)
             with Trainer(settings, corpus, run, model, sample, world, files=files, change=change) as trainer:
@@ -338,6 +338,7 @@ class Trainer:
 
     def _own(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Ids and document ids of what this process computes, and of the bytes that its heads look ahead to."""
+        self.world.check_same_rows(batch.octets, self.part)
         there, n = batch.to(self.model.device), self.settings.model.n_future
         return self.part.of_row(there.ids, n), self.part.of_row(there.document_ids, n)
 

@@ -20,10 +20,12 @@ import torch.distributed.tensor
 
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.settings import Topology, changed
+from bytemtp.data.stream import Batch
+from bytemtp.model import context_parallel
 from bytemtp.training.distributed import joined
-from bytemtp.training.trainer import train
+from bytemtp.training.trainer import Trainer, train
 from experiments.launch.measure import SMALL, measured
-from tests.training.distributed_jobs import BASE, before_step, command, fork, write_corpus
+from tests.training.distributed_jobs import BASE, command, fork, write_corpus
 
 PARTED = changed(BASE, **{"model.attention_heads": 4})
 FAST: dict[str, dict[str, Any]] = {
@@ -51,6 +53,8 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "copies": (4, {"train.context_parallel": 2, "train.parallel": "fsdp", "train.shards": 2}),
 }
 """How many processes, and how they share."""
+KILLED = {"killed forward": 3, "killed backward": 10}
+"""After so many exchanges of a step: four a layer forward, in two layers, and as many backward."""
 RELAY = [
     ("four", 4, 3, {"train.context_parallel": 2, "train.parallel": "fsdp"}),
     ("one", 1, 5, {"train.context_parallel": 1, "train.parallel": "ddp"}),
@@ -74,10 +78,10 @@ def run_cases(folder: Path, job: str, cases: dict[str, dict[str, Any]], values: 
 
 
 def compile_one(folder: Path, job: str, values: dict[str, Any]) -> None:
-    """In bfloat16, where short rows are attended by matrix products; the first step alone."""
-    own = changed(PARTED, **{"train.compile": "true", "train.dtype": "bfloat16", "train.log_every": 1}, **values)
+    """In float32; whole rows are attended inside of the compiled layer."""
+    own = changed(PARTED, **{"train.compile": "true"}, **values)
     with joined() as world:
-        train(own, [str(folder / "corpus")], folder / job, device="cpu", world=world, stop_after=1)
+        train(own, [str(folder / "corpus")], folder / job, device="cpu", world=world)
 
 
 def relay(folder: Path, job: str, stop: int, values: dict[str, Any], run: str = "relay") -> None:
@@ -100,8 +104,27 @@ def measure(folder: Path, job: str) -> None:
 
 
 def killed(folder: Path, job: str) -> None:
-    """The others wait for its part of a row."""
-    before_step(1, 5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    """Process 1 is, at an exchange of the first step: the other waits for its part of a row."""
+    exchange, left = context_parallel._exchanged, iter(range(KILLED[job]))
+
+    def exchanged(parts: torch.Tensor, group: Any) -> torch.Tensor:
+        if os.environ["RANK"] == "1" and next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return exchange(parts, group)
+
+    context_parallel._exchanged = exchanged
+    command(folder, job, "--train.context-parallel=2")()
+
+
+def other_rows(folder: Path, job: str) -> None:
+    """Process 1 reads something else from its fourth batch on."""
+    own, batches = Trainer._own, iter(range(3))
+
+    def changed_rows(self: Trainer, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        is_other = self.world.rank == 1 and next(batches, None) is None
+        return own(self, replace(batch, octets=batch.octets + 1) if is_other else batch)
+
+    Trainer._own = changed_rows  # type: ignore[method-assign]
     command(folder, job, "--train.context-parallel=2")()
 
 
@@ -113,7 +136,9 @@ def run_fast(folder: Path) -> None:
     for job, size, stop, values in RELAY:
         fork(folder, f"relay {job}", size, partial(relay, stop=stop, values=values))
     fork(folder, "measure", 4, measure)
-    fork(folder, "killed", 2, killed)
+    for job in KILLED:
+        fork(folder, job, 2, killed)
+    fork(folder, "other rows", 2, other_rows)
 
 
 def run_slow(folder: Path) -> None:

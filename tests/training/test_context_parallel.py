@@ -15,10 +15,11 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.settings import changed
 from bytemtp.model.context_parallel import WHOLE, Part
 from bytemtp.training.batches import check_parts, check_shares
-from bytemtp.training.cost import activation_bytes, memory, remedy
+from bytemtp.training.cost import activation_bytes, memory
 from bytemtp.training.distributed import ALONE, World
-from tests.training.context_jobs import FAST, PARTED, SLOW, WAYS
+from tests.training.context_jobs import FAST, KILLED, PARTED, SLOW, WAYS
 from tests.training.test_distributed import assert_alike, assert_same_lines, ended, lines, tensors
+from tests.training.test_sharding import largest_difference
 
 SAVED = ("model.safetensors", "optimizer.safetensors")
 
@@ -69,10 +70,15 @@ def test_they_do_so_whatever_the_model(slow_jobs: Path, job: str, case: str) -> 
 
 @pytest.mark.slow
 def test_compiled_layers_are_cut_around_the_exchange(slow_jobs: Path) -> None:
-    """In bfloat16, so the first loss is the same but for rounding."""
-    (whole, *_), (parts, *_) = (lines(slow_jobs / job) for job in ("compiled", "compiled parts"))
-    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-3)
-    assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], rel=2e-2)
+    """In float32: ten steps end with the same weights but for rounding."""
+    assert largest_difference(slow_jobs / "compiled", slow_jobs / "compiled parts") < 1e-3
+
+
+def test_neighbours_that_read_other_rows_end_the_run(jobs: Path) -> None:
+    statuses, text = ended(jobs, "other rows")
+    assert statuses == [2, 2]
+    (told,) = {line.partition(" has ")[2] for line in text if line.startswith("error: ")}
+    assert told.startswith("read other rows than those it shares rows out with; all of them must see the same files")
 
 
 def test_a_run_goes_from_parts_of_rows_to_whole_ones(jobs: Path) -> None:
@@ -85,7 +91,7 @@ def test_what_a_step_holds_and_sends_is_foreseen_within_a_tenth(jobs: Path) -> N
     found = json.loads((jobs / "measure.lines").read_text())
     for line in found:
         foreseen, measured = line["sent"]
-        assert measured == pytest.approx(foreseen, rel=0.1)
+        assert measured == pytest.approx(foreseen, rel=1e-3)
         assert line["loss"] == pytest.approx(found[0]["loss"], rel=1e-5)
         foreseen, measured = line["held"]
         assert measured == pytest.approx(foreseen, rel=0.1)
@@ -93,9 +99,10 @@ def test_what_a_step_holds_and_sends_is_foreseen_within_a_tenth(jobs: Path) -> N
     assert whole < parts < recomputed
 
 
-def test_a_killed_process_ends_all_with_one_line(jobs: Path) -> None:
-    """The others wait for its part of a row."""
-    statuses, text = ended(jobs, "killed")
+@pytest.mark.parametrize("job", KILLED)
+def test_a_killed_process_ends_all_with_one_line(jobs: Path, job: str) -> None:
+    """The others wait for its part of a row, forward or backward."""
+    statuses, text = ended(jobs, job)
     assert statuses == [2, -9]
     (told,) = {line for line in text if "error: " in line}
     assert told.startswith("error: process 0 of 2 has lost another one: ")
@@ -143,10 +150,8 @@ def test_neighbours_read_the_same_rows() -> None:
         check_shares(changed(PARTED, **{"train.batch_size": 2, "train.first_seq_len": 0}), world)
 
 
-def test_parts_of_rows_are_the_remedy_where_a_single_row_is_too_much() -> None:
+def test_a_part_of_a_row_takes_a_part_of_the_memory() -> None:
     own = changed(PARTED, **{"train.batch_size": 4, "train.accumulate": 1, "train.far_rows": 1.0})
-    assert "train.context_parallel above 1" in remedy(own.train, 4)
-    assert "context_parallel" not in remedy(changed(own, **{"train.context_parallel": 4}).train, 4)
     whole = memory(own, torch.float32, 4).activations
     parts = changed(own, **{"train.context_parallel": 4, "train.batch_size": 1})
     assert memory(parts, torch.float32, 4).activations / activation_bytes(parts, 4) == pytest.approx(

@@ -16,7 +16,9 @@ from bytemtp.model.checkpoint import load_model
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.model import ByteMTP
 from bytemtp.training import cost
+from bytemtp.training.batches import check_parts, check_shares
 from bytemtp.training.cost import Flops, check_memory, layer_bytes, memory, peak_by_name, remedy, told_if_full
+from bytemtp.training.distributed import World
 from bytemtp.training.loss import HeadLosses, backward
 from bytemtp.training.optimizer import Optimizers
 from bytemtp.training.trainer import train
@@ -106,22 +108,45 @@ def test_memory_is_said_before_the_start(capsys: pytest.CaptureFixture[str], mon
 
 
 def test_the_remedy_names_what_is_left_to_change() -> None:
-    assert remedy(TrainConfig(batch_size=12, accumulate=4, seq_len=64)) == (
+    assert remedy(Settings(train=TrainConfig(batch_size=12, accumulate=4, seq_len=64))) == (
         "set train.accumulate to 6 or more, or train.activation_checkpointing to true, or train.seq_len below 64"
     )
     last = TrainConfig(batch_size=4, accumulate=4, seq_len=64, activation_checkpointing=True)
-    assert remedy(last) == "set train.seq_len below 64"
+    assert remedy(Settings(train=last)) == "set train.seq_len below 64"
 
 
 def test_the_remedy_is_one_that_all_processes_can_share() -> None:
     train = TrainConfig(batch_size=64, accumulate=8)
-    assert remedy(train, 4).startswith("set train.accumulate to 16 or more, or ")
-    assert remedy(train, 4, planned=True).startswith("set train.accumulate to 64 or more, or ")
+    assert remedy(Settings(train=train), 4).startswith("set train.accumulate to 16 or more, or ")
+    assert remedy(Settings(train=train), 4, planned=True).startswith("set train.accumulate to 64 or more, or ")
     few = TrainConfig(batch_size=64, accumulate=2, far_rows=0.25)
-    assert remedy(few, 4).startswith("set train.accumulate to 4 or more, or ")
-    assert "accumulate" not in remedy(replace(few, accumulate=4), 4)  # 2 of 8 rows are not for 4 processes
-    for none in (TrainConfig(batch_size=64, accumulate=16), TrainConfig(batch_size=64, accumulate=32)):
-        assert "accumulate" not in remedy(none, 4)
+    assert remedy(Settings(train=few), 4).startswith("set train.accumulate to 4 or more, or ")
+    whole = Settings(model=ModelConfig(attention_heads=5, dim=80))
+    for full in (
+        replace(few, accumulate=4),  # 2 of 8 rows are not for 4 processes
+        TrainConfig(batch_size=64, accumulate=16),
+        TrainConfig(batch_size=64, accumulate=32),
+    ):
+        assert "accumulate" not in remedy(replace(whole, train=full), 4)
+
+
+def test_a_single_row_becomes_smaller_in_parts() -> None:
+    """Who follows the advice until there is none has a row in as many parts as there are heads of keys."""
+    one = Settings(SMALL, TrainConfig(batch_size=64, seq_len=64, accumulate=8, far_rows=1.0))
+    held = [memory(one, torch.float32, 8).activations]
+    while found := re.search(r"train.context_parallel to (\d+) and train.accumulate to (\d+)", remedy(one, 8)):
+        parts, rounds = map(int, found.groups())
+        more = {"train.context_parallel": parts, "train.accumulate": rounds}
+        of_all = re.search(r"and train.accumulate to (\d+)", remedy(one, 8, planned=True))
+        assert of_all is not None
+        one = changed(one, **more)
+        check_parts(one, World(0, 8))
+        check_shares(one, World(0, 8, parts))
+        assert int(of_all[1]) == rounds * (8 // parts)
+        held.append(memory(one, torch.float32, 8).activations)
+    assert one.train.context_parallel == SMALL.key_value_heads
+    assert held == sorted(held, reverse=True)
+    assert held[-1] < 0.6 * held[0]
 
 
 def test_a_frozen_trunk_keeps_nothing_for_a_backward_pass() -> None:
@@ -147,13 +172,13 @@ def out_of_memory() -> None:
 
 @pytest.mark.parametrize("fail", [too_large, out_of_memory])
 def test_out_of_memory_is_one_line_with_the_remedy(fail: Any) -> None:
-    with pytest.raises(UserError) as caught, told_if_full(TrainConfig()):
+    with pytest.raises(UserError) as caught, told_if_full(Settings()):
         fail()
     assert re.match(r"^out of memory: .+; start anew: set train\.accumulate to 2 or more[^\n]+$", str(caught.value))
 
 
 def test_other_errors_stay_as_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shape"), told_if_full(TrainConfig()):
+    with pytest.raises(RuntimeError, match="shape"), told_if_full(Settings()):
         torch.ones(2).view(3)
 
 

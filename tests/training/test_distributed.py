@@ -195,7 +195,8 @@ def test_a_killed_process_costs_a_restart_and_no_more(tmp_path: Path, job: str, 
     restarted = torchrun(processes, cut, job, "--max-restarts=1")
     assert (alone.returncode, restarted.returncode) == (0, 0), alone.stderr + restarted.stderr
     told = re.findall(rf"^error: process (\d) of {processes} has lost another one", restarted.stderr, re.M)
-    assert "1" not in told and len(told) == len(set(told))  # on a busy machine torchrun may end them before they say so
+    assert "1" not in told and len(told) == len(set(told))
+    assert told or "closing signal SIGTERM" in restarted.stderr  # torchrun may end them before they say so
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert_alike(tensors(whole / job / "run", name), tensors(cut / job / "run", name))
     assert_same_lines(lines(cut / job / "run"), lines(whole / job / "run"))

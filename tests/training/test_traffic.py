@@ -79,6 +79,9 @@ def test_parts_of_rows_are_exchanged_in_every_layer(parts: int, recomputed: bool
     layers = own.model.trunk_layers * (3 if recomputed else 2) + 2 * (1 + 0.5 + 0.5)
     assert found.attention == near(2 * positions * (2 * 16 + 2 * 8) * layers * (parts - 1) / parts)
     assert found.total == found.once + found.attention
+    frozen = traffic(replace(own, train=replace(own.train, freeze="trunk")), torch.bfloat16, 8, sharded=False)
+    layers = own.model.trunk_layers + 1 + 2 * (0.5 + 0.5)  # nothing goes back beyond heads 2 and 3
+    assert frozen.attention == near(2 * positions * (2 * 16 + 2 * 8) * layers * (parts - 1) / parts)
 
 
 def test_an_unknown_collective_is_not_overlooked() -> None:
