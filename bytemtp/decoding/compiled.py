@@ -43,11 +43,11 @@ SOURCES = ("heads", "copies")
 
 
 def can_be_compiled(model: ByteMTP, rows: list[Row], drafting: Drafting) -> bool:
-    """Whether all ids may follow, by their probability alone, and drafts are copied or those of replicated heads."""
+    """Whether all ids may follow, by their probability alone, and drafts are copied or by heads that read one state."""
     is_uncut = all(row.rule == Rule(row.rule.temperature) and row.utf8_state is None for row in rows)
     is_chain = not drafting.as_tree and drafting.model is None
-    is_free = model.config.topology == "replicated"  # heads without a cache of their own
-    return is_uncut and is_chain and (is_free or not drafting.shape)
+    has_heads = model.config.topology in ("replicated", "branched")  # that read one hidden state
+    return is_uncut and is_chain and (has_heads or not drafting.shape)
 
 
 class DrawnAhead(random.Random):

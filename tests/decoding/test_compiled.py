@@ -55,7 +55,7 @@ def model_for(topology: str, seed: int, ends: float, dtype: torch.dtype = torch.
 @settings(max_examples=150)
 @given(
     kind=st.sampled_from(sorted(DRAFTINGS)),
-    topology=st.sampled_from(["replicated", "replicated+", "parallel"]),
+    topology=st.sampled_from(["replicated", "replicated+", "branched", "branched+", "parallel"]),
     seed=st.integers(0, 3),
     ends=st.sampled_from([0.1, 1.0, 2.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
@@ -90,7 +90,7 @@ def test_everything_is_as_by_the_loop_in_python(
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize("topology", ["replicated", "replicated+"])
+@pytest.mark.parametrize("topology", ["replicated", "replicated+", "branched", "branched+"])
 def test_most_passes_are_run_by_cpp(monkeypatch, topology):
     """Else the test above would compare the loop in Python with itself."""
     model, counted = model_for(topology, 0, 0.1), []

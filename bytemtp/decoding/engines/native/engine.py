@@ -203,10 +203,12 @@ class NativeEngine:
         if end > self.slots:
             self._make_room(start, 1 + most, end)
         _kept_alive, self.chunk.angles = self._angles(min(begins), end)
+        has_layer = drafting_heads > 0 and self.model.config.topology == "branched"
         loop = Loop(
-            self.team, addressof(self.chunk), address(self.weights.other_unembeds),
-            None if transitions is None else address(transitions), rows, self.shape.bfloat16, len(rows), most, passes,
-            self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE, VOCAB_SIZE, refills, margin,
+            self.team, addressof(self.chunk), addressof(self.links[1]) if has_layer else None,
+            address(self.weights.other_unembeds), None if transitions is None else address(transitions), rows,
+            self.shape.bfloat16, len(rows), most, passes, self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE,
+            VOCAB_SIZE, refills, margin,
         )  # fmt: skip
         return int(self.functions.run_passes(byref(loop)))
 

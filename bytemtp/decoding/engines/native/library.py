@@ -106,7 +106,7 @@ class Loop(ctypes.Structure):
     """One call of `run_passes`."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("team", "chunk", "heads", "transitions")),
+        *((name, c_void_p) for name in ("team", "chunk", "layer", "heads", "transitions")),
         ("row", POINTER(LoopRow)),
         *((name, c_int) for name in ("bfloat16", "rows", "most", "passes")),
         *((name, c_int) for name in ("dim", "kept", "head_count", "outputs", "vocabulary", "refills")),

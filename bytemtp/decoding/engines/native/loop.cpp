@@ -18,6 +18,9 @@ struct Copies;
 void verify_rows(
     void* team, const void* chunk, int rows, int length, const int64_t* start, const int64_t* lengths, const int64_t* ids,
     float* hidden, float* logits);
+void follow_rows(
+    void* team, const void* chunk, const void* layer, int rows, int length, const int64_t* start, const int64_t* lengths,
+    const float* hidden, float* y);
 void run_product(
     void* team, const void* w, int bfloat16, int in, int out, int rows, int normed, int added, const float* x, float* y);
 // draws.cpp
@@ -52,6 +55,7 @@ struct LoopRow {
 struct Loop {
   void* team;
   const void* chunk;
+  const void* layer;         // that all drafting heads read; null if they read the trunk
   const void* heads;         // packed [h v, d]
   const float* transitions;  // [h, v, v] by the id before a draft; null without
   LoopRow* row;
@@ -113,16 +117,20 @@ void append(const Loop& loop, LoopRow& row, const Verdict& verdict) {
   row.drafts = 0;
 }
 
-// Copies drafts for the next pass; returns whether the heads are to draft.
-bool begin(LoopRow& row, int accepted, const int64_t* ids, int count, vector<uint8_t>& bytes, vector<uint8_t>& out) {
+struct Wish {
+  bool asks, follows;  // whether the heads are to draft; whether they are to read on even if they are not
+};
+
+// Copies drafts for the next pass.
+Wish begin(LoopRow& row, int accepted, const int64_t* ids, int count, vector<uint8_t>& bytes, vector<uint8_t>& out) {
   bytes.assign(ids, ids + count);
   const int most = (int)std::min<int64_t>(row.copied, row.left - 1);
-  bool asks = row.depth > 0;
+  bool asks = row.depth > 0, follows = false;
   int copied = 0;
   out.resize(std::max<size_t>(out.size(), row.copied));
   if (row.chooser) {
     const int done = chooser_begin(row.chooser, accepted, bytes.data(), count, most, out.data());
-    copied = done >> 2, asks = done & 1;
+    copied = done >> 2, asks = done & 1, follows = done & 2;
   } else if (row.copies) {
     int found[3];
     copies_extend(row.copies, bytes.data(), count);
@@ -131,7 +139,7 @@ bool begin(LoopRow& row, int accepted, const int64_t* ids, int count, vector<uin
   }
   std::copy_n(out.data(), copied, row.ids + 1);
   row.drafts = copied, row.are_copied = copied > 0, row.drawn = 0;
-  return asks && row.left > 1;
+  return {asks && row.left > 1, follows};
 }
 
 // Drafts of `count` heads from number `first` on, as far as they are worth their places; returns how many.
@@ -180,14 +188,18 @@ class Step {
                                                                              : are_finite(loop_, row, logits(r))))
         return false;
     asking_.clear();
+    bool follows = false;
     for (int r = 0; r < loop_.rows; r++)
       if (LoopRow& row = loop_.row[r]; !row.ended) {
         if (row.temperature > 0) verdicts_[r] = judge_by_drawing(loop_, row, logits(r), p_);
         const int before = row.count;
         append(loop_, row, verdicts_[r]);
-        if (!row.ended && begin(row, (int)verdicts_[r].stay, row.decided + before, row.count - before, bytes_, out_))
-          asking_.push_back(r);
+        if (row.ended) continue;
+        const Wish wish = begin(row, (int)verdicts_[r].stay, row.decided + before, row.count - before, bytes_, out_);
+        if (wish.asks) asking_.push_back(r);
+        follows |= wish.asks || wish.follows;
       }
+    if (follows && loop_.layer) follow();
     ask_heads();
     return true;
   }
@@ -210,6 +222,19 @@ class Step {
     verify_rows(loop_.team, loop_.chunk, loop_.rows, length_, start_.data(), lengths_.data(), ids_.data(), hidden_.data(),
                 logits_.data());
   }
+  // The layer that the heads share reads what each row has accepted, of those that have ended, too.
+  void follow() {
+    for (int r = 0; r < loop_.rows; r++)
+      if (lengths_[r]) lengths_[r] = verdicts_[r].stay + 1;
+    followed_.resize((size_t)loop_.rows * loop_.dim);
+    follow_rows(loop_.team, loop_.chunk, loop_.layer, loop_.rows, length_, start_.data(), lengths_.data(), hidden_.data(),
+                followed_.data());
+  }
+  // What the heads of a row read: of its last accepted id.
+  const float* read(int r) const {
+    if (!loop_.layer) return hidden_.data() + ((int64_t)r * length_ + verdicts_[r].stay) * loop_.dim;
+    return followed_.data() + std::count_if(lengths_.begin(), lengths_.begin() + r, [](int64_t length) { return length > 0; }) * loop_.dim;
+  }
   // First those heads that had drafts worth their places the last time, and the next; the others where these have, too.
   void ask_heads() {
     if (asking_.empty()) return;
@@ -224,20 +249,19 @@ class Step {
     }
   }
   int most(int r) const { return (int)std::min<int64_t>(loop_.row[r].depth, loop_.row[r].left - 1); }
-  // Of the first heads, by the trunk's state at each row's last accepted id.
+  // Of the first heads, for each row that asks.
   void product(int heads) {
     const int d = loop_.dim, wide = heads * loop_.outputs;
     const size_t rows = asking_.size();
     x_.resize(rows * d), drafts_.resize(std::max(drafts_.size(), rows * wide));
-    for (size_t i = 0; i < rows; i++)
-      std::copy_n(hidden_.data() + ((int64_t)asking_[i] * length_ + verdicts_[asking_[i]].stay) * d, d, x_.data() + i * d);
+    for (size_t i = 0; i < rows; i++) std::copy_n(read(asking_[i]), d, x_.data() + i * d);
     run_product(loop_.team, loop_.heads, loop_.bfloat16, d, wide, (int)rows, 1, 0, x_.data(), drafts_.data());
   }
 
   const Loop& loop_;
   int length_ = 0;
   vector<int64_t> start_, lengths_, ids_;
-  vector<float> hidden_, logits_, x_, drafts_;
+  vector<float> hidden_, followed_, logits_, x_, drafts_;
   vector<double> p_;
   vector<Verdict> verdicts_;
   vector<int> asking_, expected_;  // rows that ask their heads; by row, how many drafts these had the last time

@@ -941,19 +941,44 @@ struct Chunk {
   float *hidden, *logits;                // [1 + kept, b, c, d], [b, c, v]; 0 where a row has fewer ids
 };
 
-// What Tokens needs of each id, and its embedding; returns how many there are.
-int lay_out(const Chunk& c, int** parts) {
-  int t = 0;
-  for (int row = 0; row < c.rows; row++)
-    for (int place = 0; place < c.lengths[row]; place++, t++) {
-      const int slot = (int)c.start[row] + place, dim = c.shape->dim;
-      const int values[] = {row, slot, slot, t - place, std::max(slot - c.window + 1, 0), t};
-      for (int i = 0; i < 6; i++) parts[i][t] = values[i];
-      const int64_t id = c.ids[(int64_t)row * c.length + place];
-      std::memcpy(c.hidden + (int64_t)t * dim, c.embed + id * dim, dim * sizeof(float));
-    }
-  return t;
-}
+// What a pass over a chunk needs beside the layers: of each id what Tokens says and the vector that `from(row, place)`
+// points to, in `x`; and scratch.  One at a time in a thread.
+struct Room {
+  template <class From>
+  Room(const Chunk& c, float* x, From from) : chunk(c) {
+    const int size = c.rows * c.length, dim = c.shape->dim;
+    numbers.resize(std::max(numbers.size(), (size_t)6 * size));
+    for (int i = 0; i < 6; i++) parts[i] = numbers.data() + i * size;
+    for (int row = 0; row < c.rows; row++)
+      for (int place = 0; place < c.lengths[row]; place++, t++) {
+        const int slot = (int)c.start[row] + place;
+        const int values[] = {row, slot, slot, t - place, std::max(slot - c.window + 1, 0), t};
+        for (int i = 0; i < 6; i++) parts[i][t] = values[i];
+        std::memcpy(x + (int64_t)t * dim, from(row, place), dim * sizeof(float));
+      }
+    tokens = {t, c.length, parts[0], parts[1], parts[2], parts[3], parts[4], nullptr, c.angles};
+  }
+  // Of these layers, to be run one after the other; null queries are all ids.
+  Pass pass(const Layer* layers, int count, int query_count, const int* queries, const float* x, float* y) const {
+    const Shape& shape = *chunk.shape;
+    const int64_t attended = (int64_t)query_count * shape.heads * shape.head_dim;
+    const int64_t qkv = (int64_t)t * (shape.heads + 2 * shape.kv_heads) * shape.head_dim, inner = (int64_t)query_count * shape.ffn;
+    const int64_t all = qkv + attended + inner + chunk.threads * floats_of_scores(shape.slots);
+    scratch.resize(std::max(scratch.size(), (size_t)all));
+    float* room = scratch.data();
+    return {&shape, layers, count, &tokens, query_count, queries ? queries : parts[5], x, y,
+            room, room + qkv, room + qkv + attended, room + qkv + attended + inner};
+  }
+
+  const Chunk& chunk;
+  int t = 0;  // how many ids there are
+  int* parts[6];
+  Tokens tokens;
+  static thread_local std::vector<int> numbers;
+  static thread_local std::vector<float> scratch;
+};
+thread_local std::vector<int> Room::numbers;
+thread_local std::vector<float> Room::scratch;
 
 // Vectors [t, size] to their rows and places [b, c, size], which begin at the same address or behind it.
 void spread(const Chunk& c, int t, const float* from, float* to, int size) {
@@ -999,22 +1024,10 @@ void run_product(
 void verify_chains(void* team, const Chunk* chunk) {
   const Chunk& c = *chunk;
   const int size = c.rows * c.length, d = c.shape->dim, v = c.outputs;
-  thread_local std::vector<int> numbers;
-  thread_local std::vector<float> scratch;
-  numbers.resize(std::max(numbers.size(), (size_t)6 * size));
-  int* parts[6];
-  for (int i = 0; i < 6; i++) parts[i] = numbers.data() + i * size;
-  const int t = lay_out(c, parts);
-  const Tokens tokens{t, c.length, parts[0], parts[1], parts[2], parts[3], parts[4], nullptr, c.angles};
+  const Room room(c, c.hidden, [&](int row, int place) { return c.embed + c.ids[(int64_t)row * c.length + place] * d; });
+  const int t = room.t;
   float* kept = c.hidden + (int64_t)size * d;
-  const Shape& shape = *c.shape;
-  const int64_t queries = (int64_t)t * shape.heads * shape.head_dim;
-  const int64_t qkv = queries + (int64_t)2 * t * shape.kv_heads * shape.head_dim, inner = (int64_t)t * shape.ffn;
-  const int64_t all = qkv + queries + inner + c.threads * floats_of_scores(shape.slots);
-  scratch.resize(std::max(scratch.size(), (size_t)all));
-  float* room = scratch.data();
-  const Pass pass{&shape, c.layers, c.layer_count, &tokens, t, parts[5], c.hidden, kept,
-                  room, room + qkv, room + qkv + queries, room + qkv + queries + inner};
+  const Pass pass = room.pass(c.layers, c.layer_count, t, nullptr, c.hidden, kept);
   if (t && c.layer_count) run_stack(team, &pass, c.rows, c.kept);
   const float* last = c.kept ? kept + (int64_t)(c.kept - 1) * t * d : c.hidden;
   run_product(team, c.unembed, c.shape->bfloat16, d, v, t, 1, 0, last, c.logits);
@@ -1032,6 +1045,24 @@ void verify_rows(
   Chunk c = *static_cast<const Chunk*>(chunk);
   c.rows = rows, c.length = length, c.start = start, c.lengths = lengths, c.ids = ids, c.hidden = hidden, c.logits = logits;
   verify_chains(team, &c);
+}
+
+// What a layer makes of the last of the first `lengths` ids of each row, [rows that have any, d], and of the others keys
+// and values; it reads hidden [b, c, d].
+void follow_rows(
+    void* team, const void* chunk, const void* layer, int rows, int length, const int64_t* start, const int64_t* lengths,
+    const float* hidden, float* y) {
+  Chunk c = *static_cast<const Chunk*>(chunk);
+  c.rows = rows, c.length = length, c.start = start, c.lengths = lengths;
+  const int d = c.shape->dim;
+  thread_local std::vector<float> x;
+  x.resize(std::max(x.size(), (size_t)rows * length * d));
+  const Room room(c, x.data(), [&](int row, int place) { return hidden + ((int64_t)row * length + place) * d; });
+  std::vector<int> last;
+  for (int row = 0, end = 0; row < rows; row++)
+    if (lengths[row]) last.push_back((end += (int)lengths[row]) - 1);
+  const Pass pass = room.pass(static_cast<const Layer*>(layer), 1, (int)last.size(), last.data(), x.data(), y);
+  run_side_by_side(team, &pass, rows);
 }
 
 }  // extern "C"
