@@ -73,7 +73,7 @@ PRESETS: dict[str, Settings] = {
     ),
     "tiny": _minutes(128, 4, 2, 352, steps=4000, batch_size=3),
     "mini": _minutes(192, 6, 3, 512, steps=7_500, batch_size=4),
-    "midi": _minutes(256, 8, 4, 704, steps=5_500, batch_size=8),
+    "midi": _minutes(256, 8, 4, 704, steps=9_000, batch_size=8),
     "small": Settings(
         ModelConfig(dim=512, layers=12, attention_heads=8, ffn_dim=1408),
         TrainConfig(steps=20_000, batch_size=16, seq_len=1024, lr=1e-3, warmup=500),
