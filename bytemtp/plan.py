@@ -21,7 +21,7 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import MAX_FUTURE, Settings, changed, load_settings
 from bytemtp.model.attention import Layout
-from bytemtp.training.batches import check_parts, check_shares
+from bytemtp.training.batches import check_shares, grouped
 from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy, rows_a_round
 from bytemtp.training.distributed import World
 from bytemtp.training.sharding import check_copies
@@ -76,8 +76,7 @@ def dealt(settings: Settings, gpus: int) -> Settings:
     train = settings.train
     if train.minutes or train.epochs:
         raise UserError("a plan goes by train.steps; set train.minutes and train.epochs to 0")
-    world = World(0, gpus, train.context_parallel)
-    check_parts(settings, world)
+    world = grouped(settings, World(0, gpus))
     if train.accumulate % world.readers == 0:
         settings = changed(settings, **{"train.accumulate": train.accumulate // world.readers})
     check_shares(settings, world)

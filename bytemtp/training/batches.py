@@ -47,8 +47,8 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
         _check_valid_paths(settings.data.valid_paths, sources)
 
 
-def check_parts(settings: Settings, world: World) -> None:
-    """UserError unless `train.context_parallel` processes can share out each row."""
+def grouped(settings: Settings, world: World) -> World:
+    """The processes in groups of `train.context_parallel`, which share out each row.  UserError unless they can."""
     model, train, parts = settings.model, settings.train, settings.train.context_parallel
     divided = {
         "the number of processes": world.size,
@@ -64,6 +64,7 @@ def check_parts(settings: Settings, world: World) -> None:
             )
     if parts > 1 and model.order_head:
         raise UserError("an order head looks beyond its part of a row; set train.context_parallel to 1")
+    return replace(world, context=parts)
 
 
 def check_shares(settings: Settings, world: World) -> None:

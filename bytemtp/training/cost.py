@@ -7,7 +7,6 @@ Try:  python -c "import torch; from bytemtp.common.presets import PRESETS; from 
       print(memory(PRESETS['1.3b'], torch.bfloat16))"
 """
 
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -19,12 +18,13 @@ from torch import Tensor
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log, pick_dtype
-from bytemtp.common.settings import ModelConfig, Settings, TrainConfig
+from bytemtp.common.settings import ModelConfig, Settings, TrainConfig, changed
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP
-from bytemtp.training.loss import rows_of
+from bytemtp.training.batches import check_shares, grouped
+from bytemtp.training.distributed import World
 from bytemtp.training.optimizer import is_layer_matrix
 
 GB = 10**9
@@ -176,11 +176,10 @@ def remedy(settings: Settings, processes: int = 1, *, planned: bool = False) -> 
     """
     train = settings.train
     readers = processes // train.context_parallel
-    rounds = range(train.accumulate + 1, train.batch_size // readers + 1)
-    whole = [k for k in rounds if train.batch_size % (k * readers) == 0]
-    more = [k for k in whole if rows_of(train.batch_size // k, train.far_rows) % readers == 0]
-    options = [f"train.accumulate to {more[0] * (readers if planned else 1)} or more"] if more else []
-    if not more and (times := _more_parts(settings, processes)):
+    more = range(train.accumulate + 1, train.batch_size // readers + 1)
+    rounds = next((k for k in more if can_share(settings, processes, accumulate=k)), 0)
+    options = [f"train.accumulate to {rounds * (readers if planned else 1)} or more"] if rounds else []
+    if not rounds and (times := _more_parts(settings, processes)):
         parts, rounds_of_fewer = times * train.context_parallel, train.accumulate * (readers if planned else times)
         options.append(f"train.context_parallel to {parts} and train.accumulate to {rounds_of_fewer}")
     if not train.activation_checkpointing:
@@ -191,15 +190,21 @@ def remedy(settings: Settings, processes: int = 1, *, planned: bool = False) -> 
 
 def _more_parts(settings: Settings, processes: int) -> int:
     """How many times as many processes could share out rows, in so many times as many rounds: the least; else 0."""
-    model, train = settings.model, settings.train
-    common = math.gcd(processes, model.attention_heads, model.key_value_heads, train.seq_len, train.first_seq_len)
-    for times in range(2, common // train.context_parallel + 1):
-        readers = processes // (times * train.context_parallel)
-        rounds = times * train.accumulate
-        is_even = common % (times * train.context_parallel) == 0 and train.batch_size % (rounds * readers) == 0
-        if is_even and rows_of(train.batch_size // rounds, train.far_rows) % readers == 0 and not model.order_head:
+    parts, rounds = settings.train.context_parallel, settings.train.accumulate
+    for times in range(2, processes // parts + 1):
+        if can_share(settings, processes, context_parallel=times * parts, accumulate=times * rounds):
             return times
     return 0
+
+
+def can_share(settings: Settings, processes: int, **train: int) -> bool:
+    """Whether so many processes could train with these settings of `train` in place of those named."""
+    try:
+        own = changed(settings, **{f"train.{name}": value for name, value in train.items()})
+        check_shares(own, grouped(own, World(0, processes)))
+    except UserError:
+        return False
+    return True
 
 
 @contextmanager

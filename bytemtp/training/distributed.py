@@ -72,16 +72,15 @@ class World:
 
     def check_same_rows(self, rows: Tensor, part: Part) -> None:
         """UserError unless all that share out rows have read the same: they would attend to each other's others."""
-        if part.size > 1:
-            number = zlib.crc32(rows.numpy().tobytes())
-            ends = torch.tensor([number, -number])
-            with _meeting(self):
-                dist.all_reduce(ends, dist.ReduceOp.MAX, group=part.group)
-            if int(ends.sum()):
-                raise UserError(
-                    f"process {self.rank} has read other rows than those it shares rows out with; all of them must "
-                    "see the same files, and read them without errors"
-                )
+        if part.size == 1:
+            return
+        number = zlib.crc32(rows.numpy().tobytes())
+        largest, least = self._reduced(torch.tensor([number, -number]), dist.ReduceOp.MAX, part.group).tolist()
+        if largest != -least:
+            raise UserError(
+                f"process {self.rank} has read other rows than those it shares rows out with; all of them must "
+                "see the same files, and read them without errors"
+            )
 
     @property
     def is_first(self) -> bool:
@@ -125,10 +124,15 @@ class World:
             for gradient, part in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
-    def _reduced(self, x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-        """In place."""
+    def _reduced(
+        self,
+        x: Tensor,
+        operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM,
+        group: dist.ProcessGroup | None = None,
+    ) -> Tensor:
+        """In place, over all processes or those of a group."""
         with _meeting(self):
-            dist.all_reduce(x, operation)
+            dist.all_reduce(x, operation, group)
         return x
 
     def check_device(self, device: torch.device) -> None:

@@ -78,8 +78,8 @@ def build(settings: Settings, source: Path | None, device: torch.device, *, shar
     Of one that is sharded each process draws all matrices, one at a time, and keeps its rows; only weights of a source
     are whole on every host for a moment.
     """
-    train = settings.train
-    with torch.device("meta" if sharded and source is None else "cpu"):
+    train, draws_in_parts = settings.train, sharded and source is None
+    with torch.device("meta" if draws_in_parts else "cpu"):
         model = ByteMTP(settings.model, train.seed)
     if source is not None:
         start_from(model, source, train)
@@ -89,11 +89,10 @@ def build(settings: Settings, source: Path | None, device: torch.device, *, shar
     shard(model, pick_dtype(train.dtype, device).value, device, train.shards)
     if train.sample_bytes:
         log("samples: none, for the weights are sharded; python -m bytemtp.generate RUN writes one of a checkpoint")
-    if source is not None:
-        return model.to(device)
-    model.to_empty(device=device)
-    init_weights(model, train.seed)
-    return model
+    if draws_in_parts:
+        model.to_empty(device=device)
+        init_weights(model, train.seed)
+    return model.to(device)
 
 
 def shard(model: ByteMTP, dtype: torch.dtype, device: torch.device, shards: int = 0) -> None:

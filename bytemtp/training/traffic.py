@@ -23,6 +23,7 @@ import torch
 
 from bytemtp.common.settings import Settings
 from bytemtp.model.layers import Block
+from bytemtp.model.model import ByteMTP
 from bytemtp.training.cost import SINGLE, meta_model, rows_a_round
 from bytemtp.training.optimizer import is_layer_matrix
 
@@ -51,8 +52,9 @@ class Traffic:
 def traffic(settings: Settings, dtype: torch.dtype, processes: int, *, sharded: bool) -> Traffic:
     """Of a step by so many processes, with matrix products in `dtype`; sharded: as `cost.memory`."""
     train, shards = settings.train, (settings.train.shards or processes) if sharded else 1
+    model = meta_model(settings)
     matrices = frozen = small = 0
-    for name, parameter in meta_model(settings).named_parameters():
+    for name, parameter in model.named_parameters():
         if sharded and is_layer_matrix(name, parameter):
             matrices += parameter.numel() * parameter.requires_grad
             frozen += parameter.numel() * (not parameter.requires_grad)
@@ -65,15 +67,15 @@ def traffic(settings: Settings, dtype: torch.dtype, processes: int, *, sharded: 
         _sent(gathered, shards),
         _sent(train.accumulate * SINGLE * matrices, shards),
         whole + _sent(updates, shards),
-        _sent(round(exchanged(settings, dtype, processes)), train.context_parallel),
+        _sent(round(exchanged(model, settings, dtype, processes)), train.context_parallel),
     )
 
 
-def exchanged(settings: Settings, dtype: torch.dtype, processes: int) -> float:
+def exchanged(model: ByteMTP, settings: Settings, dtype: torch.dtype, processes: int) -> float:
     """Bytes of all that a process exchanges in a step, its own part included."""
     config, train = settings.model, settings.train
     a_position = 2 * (config.dim + config.head_dim * config.key_value_heads) * dtype.itemsize
-    model, both_ways = meta_model(settings), 1.0 if train.freeze != "none" else 2.0  # of what head 1 needs
+    both_ways = 1.0 if train.freeze != "none" else 2.0  # of what head 1 needs
     times = (3.0 if train.activation_checkpointing and both_ways > 1 else both_ways) * config.trunk_layers
     for i, link in enumerate(model.links):
         of_link = both_ways if i in model.path_to_first_head else 2 * train.far_rows

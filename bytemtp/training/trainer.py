@@ -37,11 +37,11 @@ from bytemtp.model.checkpoint import TrainState, find_latest, last_good, latest,
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.auto import apply, check_compiler, choose
 from bytemtp.training.batches import (
-    check_parts,
     check_shares,
     collect_valid,
     count_rows,
     far_rows_at,
+    grouped,
     seq_len_at,
     share_done,
     training_rows,
@@ -107,8 +107,7 @@ def train(
     settings, info, resume = world.share(
         lambda: plan(settings, paths, run, resume=resume, overwrite=overwrite, preset=preset, init=init)
     )
-    check_parts(settings, world)
-    world = replace(world, context=settings.train.context_parallel)
+    world = grouped(settings, world)
     check_shares(settings, world)
     place = pick_device(device)
     world.check_device(place.value)

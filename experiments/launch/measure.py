@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -34,7 +34,7 @@ from bytemtp.common.runtime import Choice, pick_device, pick_dtype
 from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConfig, changed
 from bytemtp.common.shards import local
 from bytemtp.training.auto import choose
-from bytemtp.training.batches import check_parts
+from bytemtp.training.batches import grouped
 from bytemtp.training.cost import memory
 from bytemtp.training.distributed import World, joined
 from bytemtp.training.sharding import build
@@ -127,8 +127,7 @@ class Command:
     def main(self, world: World) -> None:
         place = pick_device(self.device)
         world.check_device(place.value)
-        world = replace(world, context=self.settings.train.context_parallel)
-        check_parts(self.settings, world)
+        world = grouped(self.settings, world)
         lines = [measured(self.settings, way, place, world) for way in ways(world.size)]
         if world.is_first:
             print("\n".join([HEADER, *map(str, lines)]))

@@ -1,9 +1,6 @@
 """Processes that share out the positions of each row take the steps of one.  What they do is in context_jobs.py."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,41 +11,22 @@ from hypothesis import strategies as st
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import changed
 from bytemtp.model.context_parallel import WHOLE, Part
-from bytemtp.training.batches import check_parts, check_shares
+from bytemtp.training.batches import check_shares, grouped
 from bytemtp.training.cost import activation_bytes, memory
 from bytemtp.training.distributed import ALONE, World
-from tests.training.context_jobs import FAST, KILLED, PARTED, SLOW, WAYS
-from tests.training.test_distributed import assert_alike, assert_same_lines, ended, lines, tensors
+from tests.training.context_jobs import FAST, KILLED, PARTED, WAYS, cases_of
+from tests.training.test_distributed import assert_runs_alike, ended, lines, run_jobs
 from tests.training.test_sharding import largest_difference
-
-SAVED = ("model.safetensors", "optimizer.safetensors")
-
-
-def run_jobs(folder: Path, which: str) -> Path:
-    """The folder of all jobs, once they have ended."""
-    script = Path(__file__).with_name("context_jobs.py")
-    subprocess.run(
-        [sys.executable, script, folder, which], check=True, timeout=1800, env=os.environ | {"PYTHONPATH": "."}
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_jobs(tmp_path_factory.mktemp("context") / "jobs", "fast")
+    return run_jobs("context_jobs.py", tmp_path_factory.mktemp("context") / "jobs", "fast")
 
 
 @pytest.fixture(scope="module")
 def slow_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_jobs(tmp_path_factory.mktemp("context") / "slow", "slow")
-
-
-def assert_runs_alike(one: Path, other: Path) -> None:
-    """Weights and moments after ten steps, and what the metrics say."""
-    for name in SAVED:
-        assert_alike(tensors(one, name), tensors(other, name))
-    assert tensors(other, SAVED[0])["embed.weight"].dtype == torch.float64
-    assert_same_lines(lines(other), lines(one))
+    return run_jobs("context_jobs.py", tmp_path_factory.mktemp("context") / "slow", "slow")
 
 
 @pytest.mark.parametrize("case", FAST)
@@ -60,11 +38,8 @@ def test_processes_with_parts_of_rows_take_the_steps_of_one(jobs: Path, job: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", FAST | SLOW)
-@pytest.mark.parametrize("job", WAYS)
+@pytest.mark.parametrize(("job", "case"), [(job, case) for job in WAYS for case in cases_of(job)])
 def test_they_do_so_whatever_the_model(slow_jobs: Path, job: str, case: str) -> None:
-    if job == "four parts" and case in FAST:
-        pytest.skip("they are about fewer heads of keys than four")
     assert_runs_alike(slow_jobs / "one" / case, slow_jobs / job / case)
 
 
@@ -138,9 +113,9 @@ def test_a_whole_row_is_nobody_elses_business() -> None:
 )
 def test_rows_must_be_shared_out_evenly(values: dict[str, int], message: str) -> None:
     own = changed(PARTED, **{"train.context_parallel": 4})
-    check_parts(own, World(0, 4))
+    grouped(own, World(0, 4))
     with pytest.raises(UserError, match=message):
-        check_parts(changed(own, **values), World(0, 4))
+        grouped(changed(own, **values), World(0, 4))
 
 
 def test_neighbours_read_the_same_rows() -> None:

@@ -16,7 +16,7 @@ from bytemtp.model.checkpoint import load_model
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.model import ByteMTP
 from bytemtp.training import cost
-from bytemtp.training.batches import check_parts, check_shares
+from bytemtp.training.batches import check_shares, grouped
 from bytemtp.training.cost import Flops, check_memory, layer_bytes, memory, peak_by_name, remedy, told_if_full
 from bytemtp.training.distributed import World
 from bytemtp.training.loss import HeadLosses, backward
@@ -140,7 +140,7 @@ def test_a_single_row_becomes_smaller_in_parts() -> None:
         of_all = re.search(r"and train.accumulate to (\d+)", remedy(one, 8, planned=True))
         assert of_all is not None
         one = changed(one, **more)
-        check_parts(one, World(0, 8))
+        assert grouped(one, World(0, 8)) == World(0, 8, parts)
         check_shares(one, World(0, 8, parts))
         assert int(of_all[1]) == rounds * (8 // parts)
         held.append(memory(one, torch.float32, 8).activations)

@@ -37,13 +37,16 @@ CLOCK = {"bytes_per_s", "elapsed_s", "peak_memory_bytes"}
 """What may differ between two equal runs."""
 
 
+def run_jobs(script: str, folder: Path, *which: str, timeout: float = 1800) -> Path:
+    """The folder of all jobs of a script, once they have ended."""
+    line = [sys.executable, Path(__file__).with_name(script), folder, *which]
+    subprocess.run(line, check=True, timeout=timeout, env=os.environ | {"PYTHONPATH": "."})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all jobs, once they have ended."""
-    folder = tmp_path_factory.mktemp("distributed") / "jobs"
-    script = Path(__file__).with_name("distributed_jobs.py")
-    subprocess.run([sys.executable, script, folder], check=True, timeout=600, env=os.environ | {"PYTHONPATH": "."})
-    return folder
+    return run_jobs("distributed_jobs.py", tmp_path_factory.mktemp("distributed") / "jobs", timeout=600)
 
 
 def tensors(run: Path, name: str) -> dict[str, Tensor]:
@@ -80,6 +83,14 @@ def assert_same_lines(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
                     (x, y) for x, y in zip(*map(many, (value, theirs[name])), strict=True) if (x, y) != (None, None)
                 ]
                 assert [x for x, _ in known] == pytest.approx([y for _, y in known], rel=1e-10), name
+
+
+def assert_runs_alike(one: Path, other: Path) -> None:
+    """In float64: weights and moments after ten steps, and what the metrics say."""
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert_alike(tensors(one, name), tensors(other, name))
+    assert tensors(other, "model.safetensors")["embed.weight"].dtype == torch.float64
+    assert_same_lines(lines(other), lines(one))
 
 
 def many(value: Any) -> list[Any]:

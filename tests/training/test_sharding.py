@@ -4,7 +4,6 @@ What the processes do is in sharding_jobs.py.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from bytemtp.training.sharding import pick_parallel, will_shard
 from experiments.launch.measure import ways
 from tests.training.distributed_jobs import BASE
 from tests.training.sharding_jobs import CASES, COPIES, FOUR, HALF, MADE, RELAY, SINGLE, SLOW, WEIGHED
-from tests.training.test_distributed import assert_alike, assert_same_lines, ended, lines, tensors
+from tests.training.test_distributed import assert_runs_alike, ended, lines, run_jobs, tensors
 
 CARD = 80 * cost.GB
 CUDA = torch.device("cuda", 0)
@@ -35,30 +34,14 @@ CPU = torch.device("cpu")
 SAVED = ("model.safetensors", "optimizer.safetensors")
 
 
-def run_jobs(folder: Path, which: str) -> Path:
-    """The folder of all jobs, once they have ended."""
-    script = Path(__file__).with_name("sharding_jobs.py")
-    subprocess.run(
-        [sys.executable, script, folder, which], check=True, timeout=1800, env=os.environ | {"PYTHONPATH": "."}
-    )
-    return folder
-
-
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_jobs(tmp_path_factory.mktemp("sharding") / "jobs", "fast")
+    return run_jobs("sharding_jobs.py", tmp_path_factory.mktemp("sharding") / "jobs", "fast")
 
 
 @pytest.fixture(scope="module")
 def slow_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_jobs(tmp_path_factory.mktemp("sharding") / "slow", "slow")
-
-
-def assert_runs_alike(one: Path, other: Path) -> None:
-    """Weights and moments after ten steps, and what the metrics say."""
-    for name in SAVED:
-        assert_alike(tensors(one, name), tensors(other, name))
-    assert_same_lines(lines(other), lines(one))
+    return run_jobs("sharding_jobs.py", tmp_path_factory.mktemp("sharding") / "slow", "slow")
 
 
 def largest_difference(one: Path, other: Path) -> float:

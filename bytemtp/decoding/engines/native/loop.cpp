@@ -222,19 +222,20 @@ class Step {
     verify_rows(loop_.team, loop_.chunk, loop_.rows, length_, start_.data(), lengths_.data(), ids_.data(), hidden_.data(),
                 logits_.data());
   }
-  // The layer that the heads share reads what each row has accepted, of those that have ended, too.
+  // The layer that the heads share reads what each row has accepted, of those that have ended, too; what it makes of the
+  // last id takes the place of the trunk's state there.
   void follow() {
     for (int r = 0; r < loop_.rows; r++)
       if (lengths_[r]) lengths_[r] = verdicts_[r].stay + 1;
     followed_.resize((size_t)loop_.rows * loop_.dim);
     follow_rows(loop_.team, loop_.chunk, loop_.layer, loop_.rows, length_, start_.data(), lengths_.data(), hidden_.data(),
                 followed_.data());
+    const float* from = followed_.data();
+    for (int r = 0; r < loop_.rows; r++)
+      if (lengths_[r]) std::copy_n(from, loop_.dim, last_state(r)), from += loop_.dim;
   }
-  // What the heads of a row read: of its last accepted id.
-  const float* read(int r) const {
-    if (!loop_.layer) return hidden_.data() + ((int64_t)r * length_ + verdicts_[r].stay) * loop_.dim;
-    return followed_.data() + std::count_if(lengths_.begin(), lengths_.begin() + r, [](int64_t length) { return length > 0; }) * loop_.dim;
-  }
+  // Of a row's last accepted id: what its heads read.
+  float* last_state(int r) { return hidden_.data() + ((int64_t)r * length_ + verdicts_[r].stay) * loop_.dim; }
   // First those heads that had drafts worth their places the last time, and the next; the others where these have, too.
   void ask_heads() {
     if (asking_.empty()) return;
@@ -254,7 +255,7 @@ class Step {
     const int d = loop_.dim, wide = heads * loop_.outputs;
     const size_t rows = asking_.size();
     x_.resize(rows * d), drafts_.resize(std::max(drafts_.size(), rows * wide));
-    for (size_t i = 0; i < rows; i++) std::copy_n(read(asking_[i]), d, x_.data() + i * d);
+    for (size_t i = 0; i < rows; i++) std::copy_n(last_state(asking_[i]), d, x_.data() + i * d);
     run_product(loop_.team, loop_.heads, loop_.bfloat16, d, wide, (int)rows, 1, 0, x_.data(), drafts_.data());
   }
 
