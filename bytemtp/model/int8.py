@@ -20,6 +20,8 @@ from bytemtp.model.layers import Block
 from bytemtp.model.model import ByteMTP, cached_by_weights
 
 STEPS = 127
+SMALLEST_SCALE = 2.0**-120
+"""127 over a yet smaller number would overflow; activations and weights are far above."""
 EXACT_IN_FLOAT32 = 2**24 // STEPS**2
 """Products of so many whole numbers have a sum that is exact in float32."""
 
@@ -30,8 +32,8 @@ MATRICES = {"qkv": "attention_norm", "attention_out": "", "gate_up": "ffn_norm",
 def rounded(x: Float[Tensor, "*b d"]) -> tuple[Float[Tensor, "*b d"], Float[Tensor, "*b"]]:
     """Whole numbers from -127 to 127, and by what they are to be multiplied."""
     largest = x.abs().amax(-1)
-    steps = torch.where(largest > 0, STEPS / largest, 0)
-    return (x * steps[..., None]).round(), largest / STEPS
+    steps = (STEPS / largest).clamp(max=1 / SMALLEST_SCALE)
+    return (x * steps[..., None]).round(), (largest / STEPS).clamp(min=SMALLEST_SCALE)
 
 
 class Int8Linear(nn.Module):

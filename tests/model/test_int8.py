@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bytemtp.common.settings import ModelConfig
@@ -12,6 +12,7 @@ from bytemtp.model.model import ByteMTP
 
 
 @given(st.lists(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=3, max_size=3), min_size=1, max_size=4))
+@example([[2.0**-149, 0.0, -(2.0**-149)], [2.0**-126, 2.0**-120, -(2.0**-119)], [0.0, 0.0, 0.0]])
 def test_numbers_are_off_by_half_a_step_at_most(rows):
     x = torch.tensor(rows)
     whole, scale = rounded(x)

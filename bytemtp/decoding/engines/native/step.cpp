@@ -471,12 +471,12 @@ class Rows<Int8> {
     }
     float largest = 0;
     for (int i = 0; i < LANES; i++) largest = std::max(largest, most[i]);
-    const Vector steps = Vector{} + (largest > 0 ? 127.0f / largest : 0.0f), magic = Vector{} + 12582912.0f;
+    const Vector steps = Vector{} + std::min(127.0f / largest, 0x1p120f), magic = Vector{} + 12582912.0f;
     for (int i = 0; i < in_; i += LANES) {  // adding it rounds to an integer, which its last bits are
       const Integers n = (Integers)(load(x + i) * steps + magic) - 0x4b400000 + 128;
       *reinterpret_cast<Bytes*>(bytes + i) = __builtin_convertvector(n, Bytes);
     }
-    return largest / 127.0f;
+    return std::max(largest / 127.0f, 0x1p-120f);
   }
 
   const float* x_;
