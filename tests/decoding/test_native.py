@@ -186,6 +186,15 @@ def test_in_int8_it_agrees_with_tensor_operations(shape, topology):
     assert np.median(errors) < 1e-5
 
 
+def test_in_int8_a_127th_of_almost_nothing_has_no_finite_inverse():
+    """Gates and values of 1e-19 have products of 1e-38, which are all of a vector that is rounded."""
+    model = model_of("plain", "parallel", dtype=torch.int8)
+    with torch.no_grad():
+        for block in model.trunk:
+            block.gate_up.weight.mul_(3e-19)
+    assert errors_against(model, model).max() < 0.2
+
+
 def errors_against(twin, model):
     """Of the native engine, over the largest logit."""
     count, start, errors = np.array([1, 3, 2]), np.zeros(3, dtype=np.int64), []
