@@ -159,6 +159,9 @@ class TrainConfig:
     """share of a batch's rows that heads 2 to n learn from: fewer make a step cheaper"""
     far_from: float = 0.0
     """share of the run after which heads 2 to n begin to learn: before it they cost nothing"""
+    tv_from: float = 1.0
+    """share of the run after which they learn to be accepted as drafts (total variation to what head 1 will say) in
+    place of cross-entropy; 1 means never"""
     repeat_rows: float = 0.0
     """share of a batch's rows that are random bytes over and over, to learn copying from; 0 means none"""
     repeat_until: float = 0.6
@@ -237,7 +240,7 @@ class TrainConfig:
         for name in ("steps", "minutes", "epochs", "warmup", *sizes):
             _require(getattr(self, name) >= 0, f"train.{name} is {getattr(self, name)}; it must be 0 or more")
         head_weights(self.head_weights, 1)
-        for name in ("grow_at", "repeat_rows", "repeat_until", "far_from"):
+        for name in ("grow_at", "repeat_rows", "repeat_until", "far_from", "tv_from"):
             _require(0 <= getattr(self, name) <= 1, f"train.{name} is {getattr(self, name)}; it must be from 0 to 1")
         _require(0 < self.far_rows <= 1, f"train.far_rows is {self.far_rows}; it must be above 0 and at most 1")
         _require(0 < self.decay <= 1, f"train.decay is {self.decay}; it must be above 0 and at most 1")

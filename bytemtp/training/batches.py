@@ -62,8 +62,9 @@ def grouped(settings: Settings, world: World) -> World:
             raise UserError(
                 f"train.context_parallel is {parts}, which does not divide {name}, {count}; set it to 1 or a divisor"
             )
-    if parts > 1 and model.order_head:
-        raise UserError("an order head looks beyond its part of a row; set train.context_parallel to 1")
+    if parts > 1 and (model.order_head or train.tv_from < 1):
+        what = "an order head" if model.order_head else "total variation (train.tv_from)"
+        raise UserError(f"{what} looks beyond its part of a row; set train.context_parallel to 1")
     return replace(world, context=parts)
 
 
@@ -164,6 +165,11 @@ def share_done(train: TrainConfig, step: int, elapsed_s: float) -> float:
 def far_rows_at(train: TrainConfig, done: float) -> float:
     """Share of a batch's rows that heads 2 to n learn from when the share `done` of the run is over."""
     return train.far_rows if done >= train.far_from else 0.0
+
+
+def for_drafts_at(train: TrainConfig, done: float) -> bool:
+    """Whether heads 2 to n learn to be accepted as drafts when the share `done` of the run is over."""
+    return train.tv_from < 1 and done >= train.tv_from
 
 
 def seq_len_at(train: TrainConfig, step: int, elapsed_s: float) -> int:

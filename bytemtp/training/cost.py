@@ -116,8 +116,9 @@ def activation_bytes(settings: Settings, half: int) -> int:
     if settings.train.freeze != "none":
         kept = 0  # there is no backward pass through the trunk
     # One more layer for the gradients inside the layer whose turn it is; then hidden states and one head's logits.
-    # Transitions add their gradients, an order head its targets and what makes them.
-    logits = (8 if config.order_head else 6 if config.tables else 4) * SINGLE * PADDED_VOCAB_SIZE
+    # Transitions add their gradients, an order head its targets and what makes them, total variation two laws.
+    copies = 8 if config.order_head else 6 if config.tables else 4
+    logits = (copies + 2 * (settings.train.tv_from < 1)) * SINGLE * PADDED_VOCAB_SIZE
     hidden_and_logits = 5 * SINGLE * config.dim + logits
     return config.trunk_layers * kept + (heads + 1) * layer + hidden_and_logits
 

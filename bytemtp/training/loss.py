@@ -9,6 +9,11 @@ the first rows of a batch only, so that they cost less; their counts are those o
 run at all, and their own parameters get no gradient.
 With an order head there is one more term, which needs no weight (`bytemtp.training.order`).
 
+Heads off head 1's path may learn to be accepted as drafts instead: then the gradient, and it alone, is that of
+    1 - sum over v of min(P_1(v | ids to p + i), P_i(v | ids to p))
+which is the total variation of the two laws, and the probability that speculative sampling refuses the draft (Leviathan
+et al. 2023, arXiv 2211.17192, definition 3.1).  Head 1's law is taken as given.
+
 Sequential backward (Gloeckle et al. 2024, section 2): the trunk runs once; each head in turn runs forward and backward
 down to a detached copy of the trunk's output, which frees that head's activations before the next head starts; then
 one backward pass through the trunk takes the summed gradient.  Heads without a layer of their own go in groups, whose
@@ -174,6 +179,7 @@ def backward(
     mode: Literal["sequential", "joint"] = "sequential",
     weights: Sequence[float] | None = None,
     far_rows: float = 1.0,
+    for_drafts: bool = False,
     layout: Layout | None = None,
 ) -> HeadLosses:
     """Forward and backward; gradients are added to `.grad`.  Returns the losses, detached.
@@ -182,6 +188,7 @@ def backward(
     gradients of the parts then sum to exactly the whole batch's gradient.
     weights: how much of each head's gradient reaches the parameters that head 1 needs, too; all of it unless given.
     far_rows: share of the rows that heads off head 1's path learn from; 0: they are not run.
+    for_drafts: these heads learn to be accepted as drafts.
     layout: that of `document_ids`, if it is known; to make it from ids on a device, the device must be waited for.
     Where the ids are a part of rows (`bytemtp.model.context_parallel`) it is that of the rows.
     """
@@ -189,14 +196,15 @@ def backward(
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         z = model.run_trunk(context)
-    targets = trained_targets(model, ids, document_ids, far_rows)
+    targets, far = trained_targets(model, ids, document_ids, far_rows), far_context(context, rows)
     objective = Objective(
         targets,
         valid_counts(targets) if counts is None else counts,
         [1.0] * n if weights is None else weights,
         context,
-        far_context(context, rows),
+        far,
         range(n) if rows else model.path_to_first_head,
+        verifying_laws(model, z, far) if for_drafts and rows else None,
     )
     nats, order = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
     return losses_of(nats, targets, order)
@@ -207,6 +215,21 @@ def far_context(context: Context, rows: int) -> Context:
     if rows in (0, len(context.ids)):
         return context
     return replace(context, ids=context.ids[:rows], layout=context.layout.first(rows))
+
+
+@torch.no_grad()
+def verifying_laws(model: ByteMTP, z: Float[Tensor, "b s d"], far: Context) -> Float[Tensor, "n r s v"]:
+    """What head 1 says of the byte that each head predicts, once it has read the bytes before it.
+
+    All zeros where the row ends before: no draft overlaps with that, and none has a gradient.
+    """
+    x, n, s = z[: len(far.ids)], model.config.n_future, far.length
+    with model.autocast():
+        for i in model.path_to_first_head:
+            x = model.link(i, x, far)
+        logits = model.logits(0, x)
+    laws = _wide(logits).softmax(-1)
+    return F.pad(laws, (0, 0, 0, n - 1)).unfold(1, s, 1).permute(1, 0, 3, 2)  # a view
 
 
 @torch.no_grad()
@@ -238,6 +261,8 @@ class Objective:
     """of the rows that heads off head 1's path learn from: the first ones"""
     heads: Sequence[int]
     """that learn: all, or those on head 1's path alone"""
+    laws: Float[Tensor, "n r s v"] | None = None
+    """of head 1, on the rows that heads off its path learn from, which these are to overlap with"""
 
     def learning(self, chains: Sequence[list[int]]) -> list[list[int]]:
         """Chains as far as their heads learn; head 1's path is where its chain begins."""
@@ -312,12 +337,12 @@ def _more_to_come(model: ByteMTP) -> Iterator[None]:
 def groups_of(objective: Objective, *, first_alone: bool) -> list[slice]:
     """Heads in groups whose logits take no more than `GROUP_BYTES`, one head at least.
 
-    The heads of a group have one weight, learn from the same rows and all have transitions or none: head 1 may be
-    alone.
+    The heads of a group have one weight, learn from the same rows by the same loss, and all have transitions or none:
+    head 1 may be alone.
     """
     far = objective.far_context
     size = max(1, GROUP_BYTES // (4 * PADDED_VOCAB_SIZE * len(far.ids) * far.length))
-    first_alone = first_alone or far is not objective.context
+    first_alone = first_alone or far is not objective.context or objective.laws is not None
     groups = [slice(0, 1)]
     for i in objective.heads[1:]:
         last = groups[-1]
@@ -409,9 +434,12 @@ def _head_nats(
     rows = len(hidden) * len(unembedding) // (heads.stop - heads.start)
     targets = objective.targets[heads, :rows].reshape(len(unembedding), len(hidden), -1)
     bias = _transition_bias(model, heads, targets, objective.context)
+    laws = None
+    if objective.laws is not None and heads.start not in model.path_to_first_head:
+        laws = objective.laws[heads].reshape(*targets.shape, -1)
     function = compile_once(_nats) if model.compiled else _nats
     with model.autocast():
-        parts = function(hidden, norm, unembedding, model.padding, targets, bias)
+        parts = function(hidden, norm, unembedding, model.padding, targets, bias, laws)
     return torch.stack([nats.view(heads.stop - heads.start, rows).sum(1) for nats in parts], -1)
 
 
@@ -430,15 +458,28 @@ def _transition_bias(
 
 
 def _nats(
-    hidden: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor, targets: Tensor, bias: Tensor | None
+    hidden: Tensor,
+    norm: Tensor,
+    unembedding: Tensor,
+    padding: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    laws: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s], bias [r s u v] -> nats of all, of
-    ends, [u r]."""
+    """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s], bias [r s u v], laws [u r s v] ->
+    nats of all, of ends, [u r]."""
     padding = padding.to(unembedding.dtype).repeat(len(unembedding))
     logits = F.linear(rms_norm(hidden, norm), unembedding.flatten(0, 1), padding).unflatten(-1, (len(unembedding), -1))
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    wide = wide if bias is None else wide + bias
+    wide = _wide(logits) if bias is None else _wide(logits) + bias
     ordered = targets.permute(1, 2, 0)  # [r s u], as the logits
     nats = F.cross_entropy(wide.flatten(0, 2), ordered.flatten(), ignore_index=IGNORED, reduction="none")
     nats = nats.view(ordered.shape)
+    if laws is not None:  # in place of its own gradient that of being refused
+        refused = 1 - torch.minimum(wide.softmax(-1), laws.permute(1, 2, 0, 3)).sum(-1)
+        refused = refused.where(ordered != IGNORED, 0)
+        nats = nats.detach() + (refused - refused.detach())
     return nats.sum(1).T, nats.detach().where(ordered == EOT, 0).sum(1).T
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

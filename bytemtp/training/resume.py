@@ -24,7 +24,7 @@ from bytemtp.common.settings import (
 from bytemtp.data.sources import absolute
 from bytemtp.model.checkpoint import TrainState, latest, load_state
 from bytemtp.model.model import ByteMTP
-from bytemtp.training.batches import far_rows_at, seq_len_at, share_done, with_steps_of_epochs
+from bytemtp.training.batches import far_rows_at, for_drafts_at, seq_len_at, share_done, with_steps_of_epochs
 from bytemtp.training.distributed import World, is_restarted, job
 from bytemtp.training.optimizer import learning_rate
 from bytemtp.training.repeats import repeating_rows
@@ -119,17 +119,18 @@ def warn_of_schedule(run: Path, old: Settings, new: Settings) -> None:
 
 def schedule(
     settings: Settings, times: Iterable[tuple[int, float]]
-) -> Iterator[tuple[float, int, int, float, list[float]]]:
-    """Learning rate, length of rows, how many of a batch repeat, the share of rows that far heads learn from, and
-    weights of heads, at each (step, seconds)."""
+) -> Iterator[tuple[float, int, int, float, bool, list[float]]]:
+    """Learning rate, length of rows, how many of a batch repeat, the share of rows that far heads learn from, whether
+    to be accepted as drafts, and weights of heads, at each (step, seconds)."""
     train = settings.train
     weights = head_weights(train.head_weights, settings.model.n_future)
     for time in times:
         done = share_done(train, *time)
         of_heads = scheduled_weights(weights, train.head_schedule, done)
         repeating = repeating_rows(train, train.batch_size, done)
-        far_rows = far_rows_at(train, done) if len(weights) > 1 else 0.0
-        yield learning_rate(train, *time), seq_len_at(train, *time), repeating, far_rows, of_heads
+        has_far_heads = len(weights) > 1
+        far_rows, for_drafts = far_rows_at(train, done) * has_far_heads, for_drafts_at(train, done) and has_far_heads
+        yield learning_rate(train, *time), seq_len_at(train, *time), repeating, far_rows, for_drafts, of_heads
 
 
 def warn_if_elsewhere(before: dict[str, Any], now: dict[str, Any]) -> None:

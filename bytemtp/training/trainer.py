@@ -41,6 +41,7 @@ from bytemtp.training.batches import (
     collect_valid,
     count_rows,
     far_rows_at,
+    for_drafts_at,
     grouped,
     seq_len_at,
     share_done,
@@ -164,7 +165,7 @@ class Trainer:
         if self.unlogged is not None and not world.is_first:  # which has what was summed over all
             self.unlogged = self._no_losses()
         self.lr = 0.0
-        self.repeating = 0
+        self.repeating, self.for_drafts = 0, False
         self.watch = Watch(model.device)
         self.flops = {share: Flops.of_model(model, share) for share in (0.0, self.train.far_rows)}
         self.peak = peak_flops(model.device, model.dtype)
@@ -292,6 +293,14 @@ class Trainer:
             self.state = replace(self.state, far_heads=True)
             self._look_ahead()
 
+    def _begin_drafts(self, done: float) -> None:
+        """Heads 2 to n learn to be accepted at this step, if it is time."""
+        is_time = self.state.far_heads and for_drafts_at(self.train, done)
+        if is_time and not self.for_drafts and len(self.model.path_to_first_head) < len(self.head_weights):
+            step, n = self.state.step + 1, len(self.head_weights)
+            self.progress.say(f"heads 2 to {n} learn to be accepted as drafts from step {step} on, whatever their bits")
+        self.for_drafts = is_time
+
     def _look_ahead(self) -> None:
         """Sharded layers are gathered in the order in which they will run."""
         if self.train.backward == "sequential":
@@ -311,6 +320,7 @@ class Trainer:
         layouts = [self.model.layout(rows, length, ids, part=self.part) for ids in documents]
         done = share_done(self.train, self.state.step, self.state.elapsed_s)
         self._begin_far_heads(done)
+        self._begin_drafts(done)
         share = self._far_rows
         positions, pairs = len(batch.octets) * length, sum(x.pairs for x in layouts)
         self._timed_flops += self.flops[share].of(positions, pairs) / self.part.size
@@ -329,6 +339,7 @@ class Trainer:
                 mode=self.train.backward,
                 weights=weights,
                 far_rows=share,
+                for_drafts=self.for_drafts,
                 layout=layout,
             )
             rounds.append(losses)
