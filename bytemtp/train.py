@@ -7,6 +7,7 @@ The loop is in `bytemtp.training.trainer`; here are the command line and the sam
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -162,10 +163,10 @@ def show(model: ByteMTP, settings: Settings) -> bytes:
 
 def report(outcome: TrainOutcome, out: Path) -> None:
     """Say how it ended and what to do next."""
-    step = outcome.state.step
+    step, run = outcome.state.step, shlex.quote(str(out))
     if not outcome.finished:
         log(f"stopped at step {step}, saved in {outcome.checkpoint}")
-        log(f"go on with: python -m bytemtp.train --out {out} --resume")
+        log(f"go on with: python -m bytemtp.train --out {run} --resume")
         return
     if outcome.valid is not None:
         heads = ("-" if math.isnan(bits) else f"{bits:.3f}" for bits in outcome.valid.bits_per_byte)
@@ -173,8 +174,8 @@ def report(outcome: TrainOutcome, out: Path) -> None:
     log(f"finished at step {step}, saved in {outcome.checkpoint}")
     if (folder := best(out)) not in (None, outcome.checkpoint):
         log(f"validation was best at {folder.name}, kept too: {out / 'checkpoints' / 'best'}")
-    log(f'next: python -m bytemtp.generate {out} --prompt "The " --max-bytes 200')
-    log(f"      python -m bytemtp.evaluate bpb {out} PATH...")
+    log(f'next: python -m bytemtp.generate {run} --prompt "The " --max-bytes 200')
+    log(f"      python -m bytemtp.evaluate bpb {run} PATH...")
 
 
 if __name__ == "__main__":

@@ -116,6 +116,12 @@ def test_servers_are_told_no_limit_of_length(tmp_path, length):
     assert getattr(config, "sliding_window", None) == (length or None)
 
 
+def test_a_window_may_be_longer_than_that(tmp_path):
+    folder = written(trained_on(100_000), tmp_path)
+    assert transformers.AutoConfig.from_pretrained(folder).max_position_embeddings == 100_000
+    assert transformers.AutoTokenizer.from_pretrained(folder).model_max_length == 100_000
+
+
 def test_a_pipeline_continues_a_document_from_its_start(tmp_path):
     """The tokenizer puts id 256 in front, as our decoding does, so a pipeline writes our bytes."""
     folder = written(trained_on(32), tmp_path)
@@ -237,6 +243,18 @@ def test_a_full_folder_is_left_alone(tmp_path):
     with pytest.raises(UserError, match=r"out exists and is no empty folder"):
         export.export(tiny(), tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "thesis.txt"]
+
+
+def test_a_folder_stays_the_one_that_it_is(tmp_path):
+    """It may be a mounted disk, or where a shell stands; what lies beside it is somebody else's."""
+    out, beside = tmp_path / "out", tmp_path / "out.partial"
+    out.mkdir()
+    beside.mkdir()
+    before = out.stat().st_ino
+    export.export(tiny(), out)
+    assert out.stat().st_ino == before and beside.is_dir()
+    names = ["README.md", "config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "tokenizer.json", "tokenizer_config.json"]
 
 
 def test_an_unwritable_place_is_one_line_and_leaves_nothing(tmp_path):

@@ -62,10 +62,11 @@ def run_main(main: Callable[[], None]) -> None:
         _discard_output()
         sys.exit(0)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.ENAMETOOLONG):
             raise
-        print(f"error: cannot write: {error.strerror}", file=sys.stderr)
-        _discard_output()
+        print(f"error: {error.filename or 'cannot write'}: {error.strerror}", file=sys.stderr)
+        if error.errno == errno.ENOSPC:
+            _discard_output()
         sys.exit(2)
 
 

@@ -133,6 +133,28 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Inside, fill the folder that is given: what is in it then moves into `folder`, which is new or empty.
+
+    An empty one stays the folder that it is: a shell may be in it, or a disk mounted there.  An error leaves nothing.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder, suffix=PARTIAL))
+    try:
+        yield partial
+        for path in partial.iterdir():
+            sync(path)
+            path.rename(folder / path.name)
+        partial.rmdir()
+        sync(folder)
+    except Exception:
+        with suppress(OSError):
+            remove_folder(folder if is_new else partial)
+        raise
+
+
 def remove_folder(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import BFloat16, Bool, Float, Int, Int32
 from torch import Tensor
 
@@ -350,29 +350,13 @@ def _attend_runs(qkv: list[Tensor], window: int) -> Tensor:
 
 
 def _attend_windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Cut runs into chunks of `window` queries; each chunk sees at most itself and the chunk before it."""
-    runs, length = q.shape[:2]
-    chunks = -(-length // window)
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, chunks * window - length)) for x in (q, k, v))
-    queries = rearrange(q, "m (c w) h k -> (m c) w h k", w=window)
-    keys, values = (_with_previous_chunk(x, window) for x in (k, v))
-    out = _sdpa(queries, keys, values, attn_mask=_window_mask(runs, chunks, window, q.device))
-    return rearrange(out, "(m c) w h k -> m (c w) h k", m=runs)[:, :length]
-
-
-def _with_previous_chunk(x: Tensor, window: int) -> Tensor:
-    chunks = rearrange(x, "m (c w) g k -> m c w g k", w=window)
-    previous = F.pad(chunks, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
-    return rearrange(torch.cat([previous, chunks], dim=2), "m c w2 g k -> (m c) w2 g k")
-
-
-def _window_mask(runs: int, chunks: int, window: int, device: torch.device) -> Bool[Tensor, "mc 1 w w2"]:
-    query = torch.arange(window, device=device)[:, None] + window
-    key = torch.arange(2 * window, device=device)
-    seen = (key <= query) & (key > query - window)
-    mask = repeat(seen, "w w2 -> c w w2", c=chunks).clone()
-    mask[0, :, :window] = False  # nothing comes before the first chunk
-    return repeat(mask, "c w w2 -> (m c) 1 w w2", m=runs)
+    """`QUERIES` at a time; keys that none of them sees are left out."""
+    places, parts = torch.arange(q.shape[1], device=q.device), []
+    for start in range(0, q.shape[1], QUERIES):
+        own, seen = slice(start, start + QUERIES), slice(max(0, start - window + 1), start + QUERIES)
+        back = places[own, None] - places[seen]
+        parts.append(_sdpa(q[:, own], k[:, seen], v[:, seen], attn_mask=(back >= 0) & (back < window)))
+    return torch.cat(parts, dim=1)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:

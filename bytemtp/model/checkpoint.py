@@ -90,7 +90,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> ByteMTP:
     """
     folder = checkpoint_of(path)
     settings = settings_of(path)
-    model = ByteMTP(settings.model)
+    model = ByteMTP(settings.model, seed=None)
     grown = load_state(folder).seq_len if (folder / STATE).exists() else 0
     model.trained_length = grown or settings.train.seq_len
     _load_weights(model, folder / WEIGHTS)
@@ -102,7 +102,7 @@ def checkpoint_of(path: Path | str) -> Path:
     path = Path(path)
     if (named := _named_by(path)) is not None:
         return named
-    folder = find_latest(path, (WEIGHTS,))
+    folder = find_latest(path, (WEIGHTS, STATE))
     if folder is None:
         lack = f"holds no checkpoint ({WEIGHTS} or checkpoints/latest)" if path.exists() else "does not exist"
         raise UserError(f"{path} {lack}; {GIVE_A_RUN}")
@@ -246,7 +246,7 @@ def load_state(folder: Path) -> TrainState:
         record = json.loads(path.read_text())
         record.setdefault("unlogged", record.pop("window", {}))  # its name until version 0.1
         return TrainState(**record)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error}; {ANOTHER}") from error
 
 

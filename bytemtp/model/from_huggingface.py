@@ -2,7 +2,7 @@
 
     config.json         LlamaForCausalLM, MistralForCausalLM or Qwen3ForCausalLM; 256 to 264 ids, 0-255 the bytes
     model.safetensors   or its parts, which model.safetensors.index.json names
-    tokenizer.json      optional: if it is there, it must say the same about the bytes
+    tokenizer.json      it must say the same about the bytes; a folder without any tokenizer needs none
 
 The model has one head, so that its layers are the folder's.  Rows of ids that the folder lacks (256, the end of text,
 if it has only the bytes) are drawn anew; rows beyond 256 are left behind.
@@ -42,8 +42,10 @@ def load_folder(folder: Path, seed: int = 0) -> ByteMTP:
     config = config_of_folder(folder)
     _check_tokenizer(folder)
     model = ByteMTP(config, seed)
-    tensors = _tensors(folder)
-    if _json(folder / "config.json").get("tie_word_embeddings"):
+    tensors, found = _tensors(folder), _json(folder / "config.json")
+    if SLIDING in _layer_types(found):
+        model.trained_length = found.get("sliding_window") or 0
+    if found.get("tie_word_embeddings"):
         tensors["lm_head.weight"] = tensors.get(ROWS[0], torch.empty(0))
     _fill(llama_views(model), tensors, folder)
     if len(tensors[ROWS[0]]) == BYTES:
@@ -109,8 +111,8 @@ def _architecture(found: dict[str, Any]) -> str:
 
 
 def _kv_heads(found: dict[str, Any]) -> int:
-    heads = found["num_key_value_heads"]
-    return 0 if heads == found["num_attention_heads"] else heads
+    heads = found.get("num_key_value_heads")
+    return 0 if heads in (None, found["num_attention_heads"]) else heads
 
 
 def _window(found: dict[str, Any]) -> int:
@@ -147,7 +149,10 @@ def _check_tokenizer(folder: Path) -> None:
     """Many a byte vocabulary begins with special ids, so that byte b is not id b."""
     path = folder / "tokenizer.json"
     if not path.exists():
-        log(f"{folder} has no tokenizer.json: its ids 0-255 are taken for the bytes 0-255")
+        if (kind := folder / "tokenizer_config.json").exists():  # as of ByT5 and Perceiver, whose ids are shifted
+            name = _json(kind).get("tokenizer_class")
+            raise UserError(f"{kind} names a {name}, and without {path.name} its ids are not known; {NEEDED}")
+        log(f"{folder} has no {path.name}: its ids 0-255 are taken for the bytes 0-255")
         return
     found = _json(path).get("model")
     vocabulary = found.get("vocab") if isinstance(found, dict) else None
@@ -180,7 +185,7 @@ def _copy_rows(view: Tensor, tensor: Tensor, name: str, folder: Path) -> None:
 def _tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     parts = {"model.safetensors"}
-    if index.exists():
+    if not (folder / "model.safetensors").exists() and index.exists():
         places = _json(index).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise UserError(f"{index} names no weights; {NEEDED}")

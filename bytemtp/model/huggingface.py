@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import new_folder
+from bytemtp.common.files import filling
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
 from bytemtp.model.layers import NORM_EPSILON, Block, RMSNorm
 from bytemtp.model.model import ByteMTP
@@ -40,8 +40,8 @@ WINDOW = "bytemtp_window"
 """Key of config.json for model.window, which sliding_window need not be.  transformers keeps what it does not know."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 LONGEST = 32768
-"""Positions that config.json and the tokenizer name: those of the first Mistral.  The window sets no limit, but servers
-cut or refuse what is longer than this."""
+"""Positions that config.json and the tokenizer name, or more if the window has more: those of the first Mistral.  The
+window sets no limit, but servers cut or refuse what is longer than this."""
 CHECK_TOLERANCE = 1e-4
 """Largest difference of two float32 logits that rounding explains, relative to the largest logit (at least 1)."""
 CHECK_STRINGS = 1000
@@ -52,10 +52,10 @@ def export(model: ByteMTP, folder: Path) -> None:
 
     UserError if the folder holds something or cannot be written; then nothing is left behind.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no empty folder; give --out a new one")
     try:
-        with new_folder(folder.resolve()) as new:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is no empty folder; give --out a new one")
+        with filling(folder) as new:
             save_file(llama_weights(model), new / "model.safetensors", metadata={"format": "pt"})
             for name, text in _texts(model):
                 (new / name).write_text(text, encoding="utf-8")
@@ -71,7 +71,7 @@ def _texts(model: ByteMTP) -> Iterator[tuple[str, str]]:
         "config.json": llama_config(model) | tokens,
         "generation_config.json": tokens,
         "tokenizer.json": byte_tokenizer(),
-        "tokenizer_config.json": tokenizer_config(),
+        "tokenizer_config.json": tokenizer_config(longest(model)),
     }
     for name, value in objects.items():
         yield name, json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -109,7 +109,7 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
         "rms_norm_eps": NORM_EPSILON,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "rope_theta": config.rope_theta,
-        "max_position_embeddings": LONGEST,
+        "max_position_embeddings": longest(model),
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": False,
@@ -217,7 +217,12 @@ def byte_tokenizer() -> dict[str, Any]:
     }
 
 
-def tokenizer_config() -> dict[str, Any]:
+def longest(model: ByteMTP) -> int:
+    """Positions that the folder says a text may have."""
+    return max(LONGEST, model.reach)
+
+
+def tokenizer_config(positions: int) -> dict[str, Any]:
     """Content of tokenizer_config.json.  With `split_special_tokens` the text "<|endoftext|>" stays thirteen bytes."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -227,7 +232,7 @@ def tokenizer_config() -> dict[str, Any]:
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": LONGEST,
+        "model_max_length": positions,
     }
 
 

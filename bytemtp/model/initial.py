@@ -123,13 +123,15 @@ def take(model: ByteMTP, source: ByteMTP) -> str:
         _copy(model.links[1], model.links[0])
     for i in range(1, len(model.unembed)):
         _copy(model.unembed[i], source.unembed[i if i < shared else 0])
+    has_tables, had_tables = (one.transitions is not None for one in (model, source))
     tabled = _copy_tables(model, source, shared)
     copies = "begin as copies of head 1"
     new = {"anticausal": "read layers of that path", "replicated": copies, "branched": copies}
     parts = {
         "taken": f"embedding, {path_layers(model.config)} layers, norm, {_heads(0, shared)}",
         new.get(model.config.topology, "drawn anew"): _heads(shared, n),
-        "transitions begin at zero": _heads(tabled, n) if model.transitions is not None else "",
+        "transitions begin at zero": _heads(tabled, n) if has_tables else "",
+        "transitions dropped": _heads(1, shared) if had_tables and not has_tables else "",
         "dropped": _heads(shared, theirs_n),
         "order head": _take_order_head(model.order_head, source.order_head),
     }

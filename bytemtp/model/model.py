@@ -34,11 +34,14 @@ T = TypeVar("T")
 
 
 class ByteMTP(nn.Module):
-    """Byte-level transformer with `config.n_future` heads.  Weights are drawn from `seed` alone."""
+    """Byte-level transformer with `config.n_future` heads.
+
+    Weights are drawn from `seed` alone; with None they are not, since others will take their place.
+    """
 
     padding: Tensor
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(PADDED_VOCAB_SIZE, config.dim)
@@ -240,15 +243,17 @@ def unembed(x: Tensor, norm: Tensor, unembedding: Tensor, padding: Tensor) -> Fl
 
 
 @torch.no_grad()
-def init_weights(model: ByteMTP, seed: int) -> None:
+def init_weights(model: ByteMTP, seed: int | None) -> None:
     """Truncated normal with std 1/sqrt(fan-in); matrices that write to the residual stream are scaled by 1/sqrt(2 L).
 
     The fan-in scale is LeCun 1998's, cut at three deviations as in Meta's Lingua; the depth scale is GPT-2's (Radford
     et al. 2019, section 2.3): the residual stream, a sum of 2 L terms at most, keeps a variance near one.
     """
+    model.padding.zero_()[VOCAB_SIZE:] = -torch.inf
+    if seed is None:
+        return
     generator = torch.Generator().manual_seed(seed)
     depth = (2 * model.config.layers) ** -0.5
-    model.padding.zero_()[VOCAB_SIZE:] = -torch.inf
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2 or parameter is model.transitions:
             parameter.fill_(0.0 if parameter is model.transitions else 1.0)  # or scales of norms

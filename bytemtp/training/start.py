@@ -60,8 +60,9 @@ def start_from(model: ByteMTP, source: Path, train: TrainConfig) -> None:
     there = load_source(source, train.seed)
     log(f"init: {source}: {take(model, there)}")
     reach = min(model.config.window or train.seq_len, train.seq_len)
-    if train.freeze != "none" and there.reach not in (0, reach):
-        log(f"warning: the source looks {there.reach} bytes back, and frozen or not this run will look {reach}")
+    if train.freeze != "none" and there.reach != reach:
+        far = f"{there.reach} bytes back" if there.reach else "back without limit"
+        log(f"warning: the source looks {far}, and frozen or not this run will look {reach}")
 
 
 def check_frozen(train: TrainConfig, *, has_source: bool) -> None:

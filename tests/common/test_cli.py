@@ -1,5 +1,6 @@
 """Command lines: which words are values, whatever they look like."""
 
+import errno
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytemtp.common.cli import OPTION, parse
+from bytemtp.common.cli import OPTION, parse, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.generate import generate
 from bytemtp.evaluation.choice import Command as Choice
@@ -125,6 +126,15 @@ def test_options_of_real_commands(tmp_path):
 def test_a_prompt_of_dashes_is_continued(trained_run, capsysbinary):
     generate_main([str(trained_run), "--prompt", "-- x", "--max-bytes", "3", "--stop", "--"])
     assert capsysbinary.readouterr().out == generate(load_model(trained_run), b"-- x", 3, stop=[b"--"]).data
+
+
+def test_a_folder_that_nobody_may_read_is_one_line(capsys):
+    def refuse():
+        raise PermissionError(errno.EACCES, "Permission denied", "of another/run")
+
+    with pytest.raises(SystemExit, match="2"):
+        run_main(refuse)
+    assert capsys.readouterr().err == "error: of another/run: Permission denied\n"
 
 
 def test_streams_that_the_caller_has_closed():

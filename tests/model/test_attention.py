@@ -263,7 +263,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("documents", [1, 3])
-@pytest.mark.parametrize("window", [0, 64])
+@pytest.mark.parametrize("window", [0, 64, 1000])
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("backend", ["sdpa", "matmul"])
 def test_memory_is_linear_in_length(documents, window, kv_heads, backend):

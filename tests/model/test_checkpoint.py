@@ -19,6 +19,7 @@ from bytemtp.model import checkpoint
 from bytemtp.model.checkpoint import (
     TrainState,
     best,
+    checkpoint_of,
     latest,
     load_model,
     load_training,
@@ -214,6 +215,18 @@ def test_damage_is_named(run: Path, name: str, damage: str) -> None:
     with pytest.raises(UserError, match=str(path)) as error:
         load_training(folder, *trained())
     assert "\n" not in str(error.value)
+
+
+def test_readers_take_the_checkpoint_that_a_resumed_run_takes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (1, 2):
+        save(run, TrainState(step=step), *trained(step), keep=2)
+    (step_folder(run, 2) / "state.json").write_bytes(b"")
+    assert checkpoint_of(run) == step_folder(run, 1)
+    assert "going on with" in capsys.readouterr().err
+    for step in (1, 2):
+        (step_folder(run, step) / "state.json").write_text("[]")
+    with pytest.raises(UserError, match=r"state\.json is damaged"):
+        load_model(run)
 
 
 @pytest.mark.parametrize("change", ["shape", "lack", "extra"])

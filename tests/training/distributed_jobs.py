@@ -54,6 +54,7 @@ CASES |= {
     "growing rows": {"train.first_seq_len": 4, "train.grow_at": 0.5, "model.order_head": True},
     "repeating rows": {"train.repeat_rows": 0.4},
     "far heads that wait": {"train.far_from": 0.6, "model.topology": "parallel"},
+    "for drafts": {"train.tv_from": 0.5, "model.topology": "parallel"},
     "frozen": {"train.freeze": "trunk", "model.topology": "parallel"},
     "transitions": {"model.transitions": True, "train.far_rows": 1.0},
 }

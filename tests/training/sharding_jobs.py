@@ -49,6 +49,7 @@ SLOW |= {  # the frozen ones start from the first
     "growing rows": {"train.first_seq_len": 4, "train.grow_at": 0.5},
     "far heads that wait": {"model.topology": "parallel", "train.optimizer": "muon", "train.far_from": 0.6},
     "transitions": {"model.transitions": True, "train.far_rows": 1.0},
+    "for drafts": {"train.tv_from": 0.5, "model.topology": "parallel"},
     "recomputed": {"train.activation_checkpointing": True},
     "frozen, parallel": {"model.topology": "parallel", "train.freeze": "trunk"},
     "frozen, linear": {"model.topology": "linear", "model.layers": 2, "train.freeze": "trunk"},

@@ -25,6 +25,7 @@ from bytemtp.training.batches import (
     collect_valid,
     count_rows,
     far_rows_at,
+    for_drafts_at,
     mean_batch_bytes,
     nothing,
     seq_len_at,
@@ -221,10 +222,11 @@ def test_rows_grow_and_a_cut_run_is_still_the_same(corpus: str, tmp_path: Path) 
         ({"first_seq_len": 8, "grow_at": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"head_schedule": "anneal", "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"far_from": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
+        ({"tv_from": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"repeat_rows": 0.3, "repeat_until": 0.5, "schedule": "wsd", "decay": 0.1}, {"steps": 24}),
         ({"first_seq_len": 8, "grow_at": 0.01, "minutes": 0.01}, {"minutes": 0.02}),
     ],
-    ids=["rows", "heads", "far heads", "repeats", "minutes"],
+    ids=["rows", "heads", "far heads", "drafts", "repeats", "minutes"],
 )
 def test_a_prolonged_run_keeps_long_rows_and_tells(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], longer: dict[str, Any]
@@ -250,6 +252,16 @@ def test_heads_wait_and_once_they_learn_go_on(corpus: str, tmp_path: Path, capsy
     assert [bits is None for bits in valid] == [True, False]  # after steps 5 and 10
     assert load_state(best(tmp_path / "run")).best_step == 10  # a model without its heads is no best one
     assert capsys.readouterr().err.count("heads 2 to 2 learn from step 7 on") == 1
+
+
+def test_heads_learn_to_be_accepted_when_it_is_time(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(settings(tv_from=0.5), [corpus], tmp_path / "run", device="cpu")
+    assert "heads 2 to 2 learn to be accepted as drafts from step 7 on" in capsys.readouterr().err
+    train(settings(tv_from=0.5, far_from=0.75), [corpus], tmp_path / "later", device="cpu")
+    assert "to be accepted as drafts from step 10 on" in capsys.readouterr().err
+    assert not for_drafts_at(settings().train, 1.0)  # a run by the clock may go beyond its end
 
 
 def test_far_heads_begin_when_it_is_time() -> None:

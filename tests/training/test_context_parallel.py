@@ -109,6 +109,7 @@ def test_a_whole_row_is_nobody_elses_business() -> None:
         ({"train.seq_len": 18}, "is 4, which does not divide train.seq_len, 18"),
         ({"train.first_seq_len": 6}, "is 4, which does not divide train.first_seq_len, 6"),
         ({"model.order_head": True}, "an order head looks beyond its part of a row"),
+        ({"train.tv_from": 0.5}, r"total variation \(train.tv_from\) looks beyond its part of a row"),
     ],
 )
 def test_rows_must_be_shared_out_evenly(values: dict[str, int], message: str) -> None:

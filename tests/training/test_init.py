@@ -122,7 +122,9 @@ def test_head_1_is_the_sources_in_any_topology(ours: ModelConfig, theirs: ModelC
         assert ("transitions begin at zero" in told) == (begun < ours.n_future)
     for head in range(shared if ours.transitions == theirs.transitions else 1):
         assert torch.equal(logits(model, head), logits(source, head))
-    assert ("dropped" in told) == (theirs.n_future > shared)
+    assert ("; dropped" in told) == (theirs.n_future > shared)
+    tables_go = shared > 1 and source.transitions is not None and model.transitions is None
+    assert ("transitions dropped" in told) == tables_go
     drawn_anew = ours.n_future > shared and ours.topology not in ("anticausal", "replicated", "branched")
     assert ("drawn anew" in told) == drawn_anew
 
@@ -285,7 +287,20 @@ def test_bytes_that_are_not_their_ids(exported: Path) -> None:
     with pytest.raises(UserError, match=r"tokenizer.json gives byte 0 the id 3, ours is 0"):
         load_folder(exported)
     path.unlink()
+    with pytest.raises(UserError, match=r"tokenizer_config.json names a \w+, and without tokenizer.json"):
+        load_folder(exported)  # so are ByT5's and Perceiver's, which write no other file
+    (exported / "tokenizer_config.json").unlink()
     assert load_folder(exported)
+
+
+def test_what_transformers_takes_for_granted(exported: Path) -> None:
+    """As many heads of keys as of queries, and one file of weights before a list of parts."""
+    expected = load_folder(exported)
+    (exported / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": "gone.safetensors"}}')
+    assert torch.equal(logits(load_folder(exported)), logits(expected))
+    export(drawn(replace(MODEL, kv_heads=0)), exported.with_name("all"))
+    rewrite(exported.with_name("all"), num_key_value_heads=None)
+    assert load_folder(exported.with_name("all")).config.kv_heads == 0
 
 
 @pytest.mark.parametrize("change", ["shape", "lack", "extra", "truncated", "missing"])
@@ -371,6 +386,22 @@ def test_a_run_starts_from_another_and_remembers_it(tmp_path: Path, corpus: str)
         assert torch.equal(logits(load_model(tmp_path / f"{i}-0")), logits(source))
 
 
+def test_a_frozen_trunk_that_looked_elsewhere_is_told(
+    tmp_path: Path, corpus: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the source is: a run, what it exports, or a Llama that looks back without limit."""
+    source = drawn(replace(MODEL, window=0))
+    source.trained_length = 16
+    export(source, tmp_path / "slides")
+    source.trained_length = 0
+    export(source, tmp_path / "llama")
+    for name, far in (("slides", "16 bytes back"), ("llama", "back without limit")):
+        frozen = changed(SETTINGS, **{"model.window": 0, "model.layers": 4, "train.freeze": "trunk"})
+        train(frozen, [corpus], tmp_path / "run", device="cpu", init=tmp_path / name, stop_after=1, overwrite=True)
+        told = f"the source looks {far}, and frozen or not this run will look {SETTINGS.train.seq_len}"
+        assert told in capsys.readouterr().err
+
+
 LEARNING = [topology for topology in TOPOLOGIES if topology != "anticausal"]
 
 
@@ -449,6 +480,7 @@ def test_tables_are_added_to_the_heads_of_a_run(tmp_path: Path, corpus: str) -> 
         one, other = (load_file(latest(folder) / name) for folder in (run, cut))  # type: ignore[operator]
         assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert "transitions/exp_avg" in one
+    assert "transitions dropped: heads 2 to 3" in take(source, model)
 
 
 @pytest.mark.parametrize(("topology", "n"), [("anticausal", 2), ("parallel", 1), ("replicated", 1)])

@@ -95,10 +95,14 @@ def test_losses_equal_the_full_forward_pass(batch, kind):
     checkpointing=st.booleans(),
     far=st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=3, max_size=3),
     far_rows=st.sampled_from([0.0, 0.3, 1.0]),
+    for_drafts=st.booleans(),
     qk_norm=st.booleans(),
 )
-def test_sequential_backward_equals_joint_in_float64(batch, kind, window, checkpointing, far, far_rows, qk_norm):
-    model, chosen = model_for(**kind, window=window, qk_norm=qk_norm), {"weights": [1.0, *far], "far_rows": far_rows}
+def test_sequential_backward_equals_joint_in_float64(
+    batch, kind, window, checkpointing, far, far_rows, for_drafts, qk_norm
+):
+    model = model_for(**kind, window=window, qk_norm=qk_norm)
+    chosen = {"weights": [1.0, *far], "far_rows": far_rows, "for_drafts": for_drafts}
     joint, expected = gradients(model, *batch, mode="joint", **chosen)
     model.use(checkpointing=checkpointing)
     sequential, found = gradients(model, *batch, mode="sequential", **chosen)
@@ -198,35 +202,37 @@ def test_far_heads_without_rows_are_not_run(topology, monkeypatch):
     assert losses.counts.tolist() == [3 * 24, *[3 * 24 if topology == "anticausal" else 0] * 3]
 
 
+@pytest.mark.parametrize("for_drafts", [False, True])
 @pytest.mark.parametrize("transitions", [False, True])
-@pytest.mark.parametrize("topology", ["linear", "replicated"])
-def test_heads_in_groups_equal_one_head_at_a_time(topology, transitions, monkeypatch):
+@pytest.mark.parametrize("topology", ["linear", "replicated", "branched"])
+def test_heads_in_groups_equal_one_head_at_a_time(topology, transitions, for_drafts, monkeypatch):
     model, ids = (
         model_for(topology, transitions=transitions),
         torch.randint(0, 256, (2, 28), generator=torch.Generator().manual_seed(7)),
     )
     batch = ids, torch.zeros_like(ids)
-    grouped, expected = gradients(model, *batch)
+    grouped, expected = gradients(model, *batch, for_drafts=for_drafts)
     for size in (3, 1):
         monkeypatch.setattr(loss_module, "GROUP_BYTES", size * 4 * 264 * 48)
-        alone, found = gradients(model, *batch)
+        alone, found = gradients(model, *batch, for_drafts=for_drafts)
         torch.testing.assert_close(alone.nats, grouped.nats, atol=1e-10, rtol=0)
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], atol=1e-10, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("for_drafts", [False, True])
 @pytest.mark.parametrize("order_head", [False, True])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_split_batch_adds_up_to_the_whole(topology, order_head):
+def test_split_batch_adds_up_to_the_whole(topology, order_head, for_drafts):
     """Also when the parts have different numbers of valid targets, which is why `counts` is the whole batch's."""
     model = model_for(topology, order_head=order_head)
     ids = torch.randint(0, 256, (4, 28), generator=torch.Generator().manual_seed(3))
     ids[0, 3], ids[1, 5:20:4] = EOT, EOT
     document_ids = (ids == EOT).cumsum(1)
-    whole, expected = gradients(model, ids, document_ids)
+    whole, expected = gradients(model, ids, document_ids, for_drafts=for_drafts)
     model.zero_grad()
-    counts = valid_counts(trained_targets(model, ids, document_ids))
-    parts = [backward(model, ids[i : i + 1], document_ids[i : i + 1], counts=counts) for i in range(4)]
+    chosen = {"counts": valid_counts(trained_targets(model, ids, document_ids)), "for_drafts": for_drafts}
+    parts = [backward(model, ids[i : i + 1], document_ids[i : i + 1], **chosen) for i in range(4)]
     total = parts[0] + parts[1] + parts[2] + parts[3]
     torch.testing.assert_close(total.nats, whole.nats)
     assert torch.equal(total.counts, whole.counts)
@@ -294,14 +300,15 @@ def test_bits_per_byte_leave_out_ends_of_documents():
 
 @pytest.mark.slow
 @pytest.mark.compiled
+@pytest.mark.parametrize("for_drafts", [False, True])
 @pytest.mark.parametrize(("topology", "transitions"), [*((name, False) for name in TOPOLOGIES), ("replicated", True)])
-def test_compiled_layers_train_alike(topology, transitions):
+def test_compiled_layers_train_alike(topology, transitions, for_drafts):
     model = model_for(topology, torch.float32, transitions=transitions)
     ids = torch.randint(0, 256, (2, 36), generator=torch.Generator().manual_seed(0))
     batch = ids, torch.zeros_like(ids)
-    _, expected = gradients(model, *batch)
+    _, expected = gradients(model, *batch, for_drafts=for_drafts)
     model.use(compiled=True)
-    _, found = gradients(model, *batch)
+    _, found = gradients(model, *batch, for_drafts=for_drafts)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-4, msg=name)
 
@@ -309,14 +316,15 @@ def test_compiled_layers_train_alike(topology, transitions):
 @pytest.mark.gpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
-def test_cuda_gradients_equal_the_cpu(topology, attention):
+@pytest.mark.parametrize("for_drafts", [False, True])
+def test_cuda_gradients_equal_the_cpu(topology, attention, for_drafts):
     ids = torch.randint(0, 256, (2, 68), generator=torch.Generator().manual_seed(0))
     ids[:, ::17] = EOT
     document_ids = (ids == EOT).cumsum(1)
     config = replace(TINY, dim=64, topology=topology)
-    _, expected = gradients(ByteMTP(config), ids, document_ids)
+    _, expected = gradients(ByteMTP(config), ids, document_ids, for_drafts=for_drafts)
     model = ByteMTP(config).cuda()
     model.use(attention=attention)
-    _, found = gradients(model, ids.cuda(), document_ids.cuda())
+    _, found = gradients(model, ids.cuda(), document_ids.cuda(), for_drafts=for_drafts)
     for name in expected:
         torch.testing.assert_close(found[name].cpu(), expected[name], atol=1e-4, rtol=1e-3, msg=name)

@@ -330,6 +330,7 @@ def test_a_cut_last_line_of_metrics_goes(tmp_path: Path) -> None:
         {"train.head_weights": "geometric:0.5"},
         {"train.optimizer": "muon", "model.qk_norm": True},
         {"train.optimizer": "muon", "model.topology": "parallel", "train.far_from": 0.7},
+        {"model.transitions": True, "train.tv_from": 0.6},
     ],
 )
 def test_resumed_is_the_same_run_with_other_recipes(corpus: str, tmp_path: Path, changes: dict[str, Any]) -> None:
