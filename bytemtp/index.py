@@ -40,7 +40,7 @@ class Command:
 
     Take text of the kind that will be decoded; that the run was trained on it does no harm.  Files are opened as for
     training: .zst .gz .xz .bz2 .tar .zip and .jsonl are decompressed.  An index changes the speed of decoding, never
-    the output.  It has five bytes for each byte of text; making it takes some 50 bytes of memory for each.
+    the output.  It has five bytes for each byte of text; making it takes some 70 bytes of memory for each.
     """
 
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
@@ -65,7 +65,7 @@ class Command:
         older = (glob.escape(os.path.abspath(path)) for path in (self.out, out))
         reading, skip_log = Reading(self.text_field, exclude=(*self.exclude, *older)), SkipLog("error")
         sources = find([*map(absolute, self.paths)], skip_log, reading.leave_out)  # as `older` is
-        print(write(out, IdStream(sources, skip_log, shuffle=False, reading=reading), self.bytes))
+        log(write(out, IdStream(sources, skip_log, shuffle=False, reading=reading), self.bytes))
 
 
 def index_run(run: Path) -> str:

@@ -67,22 +67,22 @@ def build(
         raise UserError(
             f"no {' or '.join(suffixes)} file below {', '.join(map(str, folders))}; name folders that have some"
         )
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
     files = [_describe(name, data) for name, data in contents.items()]
     manifest: dict[str, Any] = {**(about or {}), "archives": {}}
-    for split in ("train", "heldout"):
-        chosen = [file for file in files if file.split == split]
-        archive = _archive([(file.name, contents[file.name]) for file in chosen])
-        (out / f"{split}.tar.zst").write_bytes(archive)
-        manifest["archives"][f"{split}.tar.zst"] = {
-            "files": len(chosen),
-            "bytes": sum(file.bytes for file in chosen),
-            "compressed_bytes": len(archive),
-            "sha256": hashlib.sha256(archive).hexdigest(),
-        }
-    manifest["files"] = [asdict(file) for file in files]
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "heldout"):
+            chosen = [file for file in files if file.split == split]
+            archive = _archive([(file.name, contents[file.name]) for file in chosen])
+            (out / f"{split}.tar.zst").write_bytes(archive)
+            manifest["archives"][f"{split}.tar.zst"] = {
+                "files": len(chosen),
+                "bytes": sum(file.bytes for file in chosen),
+                "compressed_bytes": len(archive),
+                "sha256": hashlib.sha256(archive).hexdigest(),
+            }
+        manifest["files"] = [asdict(file) for file in files]
+        (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 

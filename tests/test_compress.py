@@ -36,7 +36,7 @@ def test_a_file_there_and_back(trained_run, files, capsys):
     assert bytemtp.decompress(model, Path(small).read_bytes()) == TEXT
     assert bytemtp.compress(model, TEXT) == Path(small).read_bytes()
     said = rf"796 bytes, compressed {size}, \d+\.\d{{3}} bits a byte, [\d,]+ bytes/s, \d+\.\d\d a pass"
-    there, back = capsys.readouterr().out.splitlines()
+    there, back = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"written: {small} \({said}\)", there) and re.fullmatch(rf"written: {again} \({said}\)", back)
 
 
@@ -46,13 +46,21 @@ def test_an_empty_file(trained_run, files, capsys):
     compress([str(trained_run), text, "--out", small])
     decompress([str(trained_run), small, "--out", again])
     assert Path(again).read_bytes() == b""
-    assert "(0 bytes, compressed 31)" in capsys.readouterr().out
+    assert "(0 bytes, compressed 31)" in capsys.readouterr().err
+
+
+def test_a_pipe_there_and_back(trained_run):
+    """Of bytes alone: what is said about them goes to standard error."""
+    there = [sys.executable, "-m", "bytemtp.compress", trained_run, "-", "--out", "/dev/stdout"]
+    back = [sys.executable, "-m", "bytemtp.decompress", trained_run, "-", "--out", "/dev/stdout"]
+    small = subprocess.run(there, input=TEXT, capture_output=True, check=True).stdout
+    assert subprocess.run(back, input=small, capture_output=True, check=True).stdout == TEXT
 
 
 def test_exit_statuses(trained_run, one_head_run, files):
     text, small, again = files
     done = command("compress", trained_run, text, "--out", small)
-    assert done.returncode == 0 and done.stdout.startswith(f"written: {small} (")
+    assert (done.returncode, done.stdout) == (0, "") and done.stderr.startswith(f"written: {small} (")
     refused = command("decompress", one_head_run, small, "--out", again)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert refused.stderr.startswith(f"error: {small} was compressed with another model")

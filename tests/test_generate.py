@@ -152,7 +152,7 @@ def test_bfloat16_is_for_both_models(trained_run, tmp_path, monkeypatch, engine,
         return used[-1]
 
     monkeypatch.setattr(module, "load_model", load)
-    monkeypatch.setattr(module, "write", lambda data: None)
+    monkeypatch.setattr(module, "write", lambda *_: None)
     monkeypatch.setattr(module, "log", logged.append)
     outputs = ["--stats", str(tmp_path / "stats.json"), "--html", str(tmp_path / "page.html"), "--compare", "ar"]
     draft = ["--mode", "draft", "--draft", str(trained_run)]

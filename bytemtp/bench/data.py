@@ -19,6 +19,7 @@ from bytemtp.bench.shapes import Shape
 from bytemtp.bench.turns import machine, markdown_table, measure
 from bytemtp.common.files import writing
 from bytemtp.data.stream import stream
+from bytemtp.training.progress import status_bytes
 
 RAW_READ_BYTES = 1 << 20
 SHAPES = {"16x512": (16, 512), "64x1024": (64, 1024), "32x8192": (32, 8192)}
@@ -112,12 +113,6 @@ def _read_batches(path: str, name: str, prefetch: int) -> int:
 def measure_memory(shape: Shape, *, path: str) -> dict[str, float]:
     """Bytes added by reading, in a process of its own (worker.py)."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, that of the imports, is forgotten
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     _read_batches(path, MEMORY_SHAPE, prefetch=2)
-    return {"bytes": _status_bytes("VmHWM") - before}
-
-
-def _status_bytes(field: str) -> int:
-    """A field of /proc/self/status, which counts in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
+    return {"bytes": status_bytes("VmHWM") - before}

@@ -109,11 +109,11 @@ def passes(shape: Shape, *, n_future: int = 1, topology: Topology = "linear") ->
 
 
 def read_rate(shape: Shape) -> dict[str, Any]:
-    """Bytes a second that the threads together read from memory, at best."""
-    numbers = torch.ones(1 << 26)
+    """Bytes a second that the device, or the threads together, read from memory at best."""
+    numbers = torch.ones(1 << 26, device=pick_device().value)
     times = []
     for _ in range(8):
         start = time.perf_counter()
-        numbers.sum()
+        numbers.sum().item()  # waits for the device
         times.append(time.perf_counter() - start)
     return {"bytes_per_s": numbers.numel() * 4 / min(times)}

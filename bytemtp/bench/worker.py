@@ -85,8 +85,8 @@ def x_transformers(shape: Shape, *, dtype: str = "float32", compiled: bool = Fal
 
     layers = Decoder(
         dim=shape.dim, depth=shape.layers, heads=shape.heads, attn_dim_head=shape.dim // shape.heads,
-        rotary_pos_emb=True, use_rmsnorm=True, ff_swish=True, ff_glu=True, ff_mult=shape.ffn / shape.dim,
-        ff_no_bias=True, attn_flash=True,
+        attn_kv_heads=shape.kv_heads or shape.heads, rotary_pos_emb=True, use_rmsnorm=True, ff_swish=True, ff_glu=True,
+        ff_mult=shape.ffn / shape.dim, ff_no_bias=True, attn_flash=True,
     )  # fmt: skip
     net = TransformerWrapper(num_tokens=PADDED_VOCAB_SIZE, max_seq_len=shape.seq, attn_layers=layers)
     model = AutoregressiveWrapper(net)

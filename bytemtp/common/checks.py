@@ -137,6 +137,13 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def numbers(name: str, value: Any) -> tuple[float, ...]:
+    """A list of numbers, not a single one."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise wrong(name, value, "a list of numbers, such as [1, 2.5]")
+    return tuple(real(f"{name}[{number}]", one) for number, one in enumerate(value))
+
+
 def wrong(name: str, value: Any, what: str) -> UserError:
     """The error for an argument of another kind."""
     return UserError(f"{name} is {shown(value)}, of type {type(value).__name__}; it must be {what}")

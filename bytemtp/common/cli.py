@@ -59,18 +59,18 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our standard output (say, `head`) has gone; there is nobody left to tell.
-        _discard_output()
+        discard_output()
         sys.exit(0)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.ENAMETOOLONG):
             raise
         print(f"error: {error.filename or 'cannot write'}: {error.strerror}", file=sys.stderr)
         if error.errno == errno.ENOSPC:
-            _discard_output()
+            discard_output()
         sys.exit(2)
 
 
-def _discard_output() -> None:
+def discard_output() -> None:
     """Of what is still to be written at exit nothing can go wrong."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -117,6 +117,7 @@ def parse(kind: type[T], program: str, arguments: Sequence[str], default: T = ty
     UserError for an unknown name (with the nearest known one) or a bad value.
     """
     words = with_texts_marked(kind, arguments)
+    check_lists(kind, words)
     check_names(map(option_of, filter(OPTION.match, words)), [*option_names(kind), "--help"], "the command line")
     printed = io.StringIO()
     try:
@@ -126,6 +127,15 @@ def parse(kind: type[T], program: str, arguments: Sequence[str], default: T = ty
         if not stop.code:
             raise  # --help has been printed
         raise UserError(one_line(printed.getvalue()).replace(TEXT, "")) from None
+
+
+def check_lists(kind: type[Any], words: Sequence[str]) -> None:
+    """UserError for an option that takes several words and is there twice: only those behind the last would count."""
+    given = [option_of(word) for word in words if OPTION.match(word)]
+    for name, hint in typed_options(kind):
+        hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        if get_origin(hint) is tuple and given.count(name) > 1:
+            raise UserError(f"{name} is given twice; name all that it takes behind one, as in {name} A B")
 
 
 def with_texts_marked(kind: type[Any], words: Sequence[str]) -> list[str]:

@@ -1,8 +1,10 @@
 """Writing files so that a kill, a full disk or a wrong path leaves nothing half done."""
 
+import atexit
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,7 +65,9 @@ def as_bytes(content: str | bytes) -> bytes:
 
 
 def read_input(path: Path | str) -> bytes:
-    """All of a file that the user named.  UserError if it cannot be read."""
+    """All of a file that the user named, or of standard input for "-".  UserError if it cannot be read."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -108,7 +112,9 @@ def cache_folder() -> Path:
 @cache
 def _instead() -> Path:
     """One for the whole process: what is measured in it has to be found again, else equal draws may differ."""
-    return Path(tempfile.mkdtemp(prefix="bytemtp-"))
+    folder = tempfile.mkdtemp(prefix="bytemtp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 @contextmanager

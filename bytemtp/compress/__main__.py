@@ -13,7 +13,7 @@ import tyro
 
 from bytemtp.common.cli import run, run_main
 from bytemtp.common.files import check_output, read_input, write_output
-from bytemtp.common.runtime import byte_progress, pick_device
+from bytemtp.common.runtime import byte_progress, log, pick_device
 from bytemtp.decoding.coding.codec import encode
 from bytemtp.model.checkpoint import load_model
 
@@ -50,7 +50,7 @@ class Command:
             coded = encode(model, data, bar.update)
         seconds = time.perf_counter() - begun
         write_output(self.out, coded.data)
-        print(f"written: {self.out} ({summary(len(data), len(coded.data), seconds, coded.passes)})")
+        log(f"written: {self.out} ({summary(len(data), len(coded.data), seconds, coded.passes)})")
 
 
 def summary(size: int, compressed: int, seconds: float, passes: int) -> str:

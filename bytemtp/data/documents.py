@@ -323,7 +323,9 @@ class JsonLines(Documents):
             raise self._damaged(f"is no JSON: {error}") from error
         if not isinstance(record, dict) or self._text_field not in record:
             fields = ", ".join(map(repr, record)) if isinstance(record, dict) else f"a {type(record).__name__}"
-            raise self._damaged(f"has no field {self._text_field!r}, but {fields[:200] or 'none'}; set data.text_field")
+            raise self._damaged(
+                f"has no field {self._text_field!r}, but {fields[:200] or 'none'}; name it (data.text_field)"
+            )
         text = record[self._text_field]
         if not isinstance(text, str):
             raise self._damaged(f"field {self._text_field!r} is a {type(text).__name__}, not a string")

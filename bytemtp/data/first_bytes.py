@@ -7,6 +7,7 @@ import json
 import re
 from typing import Literal
 
+from bytemtp.data.long_lines import LongLine
 from bytemtp.data.sources import ByteFile, Damaged
 
 HEAD_BYTES = 512
@@ -28,7 +29,7 @@ class PeekableFile(ByteFile):
     def peek(self, count: int) -> bytes:
         """The first `count` bytes, fewer if no more can be read.  Call it before anything is read."""
         try:
-            while len(self._head) < count and (more := self._file.read(count - len(self._head))):
+            while not self._damage and len(self._head) < count and (more := self._file.read(count - len(self._head))):
                 self._head += more
         except Damaged as damage:
             self._damage = damage  # to be told when the bytes before it have been read
@@ -84,7 +85,10 @@ def sniff_json_lines(head: bytes, text_field: str) -> Literal["yes", "without th
     first, newline, rest = head.removeprefix(BYTE_ORDER_MARK).lstrip().partition(b"\n")
     if not newline and len(head) >= JSON_HEAD_BYTES:
         field = re.escape(json.dumps(text_field).encode())
-        return "yes" if re.match(rb"\{", first) and re.search(rb"[{,]\s*" + field + rb'\s*:\s*"', first) else None
+        line = LongLine(text_field, len(first))  # has 0 for all other values, also for those that hold such a field
+        line.add(first)
+        outer = line.line() or b""
+        return "yes" if re.match(rb"\{", outer) and re.search(rb"[{,]\s*" + field + rb'\s*:\s*"', outer) else None
     try:
         record = json.loads(first)
     except (ValueError, RecursionError):

@@ -207,13 +207,16 @@ class IdStream:
         return keep if self.split != "all" else lambda document, section: True
 
     def _check_epoch(self, byte_count: int, id_count: int, row_width: int) -> None:
+        damaged = ""
+        if self.skip_log.count:
+            name, reason = self.skip_log.listed[0]
+            damaged = f" ({self.skip_log.count} damaged inputs are left out, the first {name}: {reason})"
         if byte_count == 0 and self.split == "all":
-            skipped = f" once {self.skip_log.count} damaged inputs are left out" if self.skip_log.count else ""
-            raise UserError(f"the corpus holds no byte{skipped}; give it files that do")
+            raise UserError(f"the corpus holds no byte{damaged}; give it files that do")
         if byte_count == 0:
             raise EmptySplit(
                 f"no document of the corpus fell into the split {self.split!r} with valid_fraction "
-                f"{self.valid_fraction}; give more documents or another fraction, such as 0"
+                f"{self.valid_fraction}{damaged}; give more documents or another fraction, such as 0"
             )
         if self.epochs is None and id_count < row_width:
             raise UserError(

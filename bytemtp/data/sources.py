@@ -242,9 +242,11 @@ def absolute(path: str) -> str:
 
 
 def real_name(source: Source) -> str:
-    """The same for a file however it is named; of standard input and URLs, their name."""
-    is_local = source.name != STANDARD_INPUT and not _is_url(source.name)
-    return os.path.realpath(source.name) if is_local else source.name
+    """The same for a file however it is named or linked to; of standard input and URLs elsewhere, their name."""
+    name = re.sub("^(file|local)://", "", source.name)
+    if name == STANDARD_INPUT or _is_url(name):
+        return name
+    return "{}:{}".format(*_identity(os.stat(name)))
 
 
 def spool_standard_input(path: Path) -> None:
@@ -291,7 +293,7 @@ class _Finder:
 
     def _glob(self, pattern: str) -> Iterator[Source]:
         """What a pattern matches, folders with all their files; `**` gives files at any depth by itself."""
-        hits = sorted(glob.glob(pattern, recursive=True))
+        hits = sorted({*glob.glob(pattern, recursive=True)})  # two ** find a file on several ways
         if not hits:
             raise Damaged(pattern, "no such file or folder, and nothing matches it as a pattern")
         key_start = _fixed_part(pattern)
@@ -331,6 +333,8 @@ class _Finder:
                         yield from self._walk(path, key_start, (*ancestors, _identity(status)))
 
     def _url(self, url: str) -> Iterator[Source]:
+        if "::" in url:
+            raise UserError(f"{url}: URLs in a chain (::) are not read; name the inner one")
         with reading_of(url):
             file_system, path = _file_system(url)
             if glob.has_magic(path) and not file_system.exists(path):

@@ -27,7 +27,7 @@ from jaxtyping import Int32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bytemtp.common.checks import Check, checked, choice, optional, share, texts, whole
+from bytemtp.common.checks import Check, checked, choice, instance, numbers, optional, share, texts, whole
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import MAX_FUTURE, MAX_SWEEPS, DataFormat, check_weights
 from bytemtp.common.vocab import EOT
@@ -125,6 +125,9 @@ CHECKS: dict[str, Check] = {
     "format": choice(*get_args(DataFormat)),
     "exclude": texts,
     "held_out": texts,
+    "weights": numbers,
+    "text_field": instance(str, "a text"),
+    **{name: instance(bool, "True or False") for name in ("shuffle", "decompress", "pin_memory")},
     "on_corrupt": choice(*get_args(OnCorrupt)),
 }
 """Of the arguments of `stream`, but those whose bounds depend on others."""
@@ -263,6 +266,7 @@ class Stream(Iterator[Batch]):
 
         It reads the whole corpus, apart from the batches; what is left out as damaged adds to `skipped`.
         """
+        _check_not_standard_input(self._ids.sources)
         once = replace(self._ids, epochs=1)
         # The last item is no id: it marks where the next epoch would start.
         return sum(len(ids.octets) or 1 for ids in once.read(Position(), row_width=1)) - 1

@@ -116,7 +116,7 @@ def same(one: bytes, other: bytes) -> int:
 def write_index(path: Path, documents: Sequence[bytes]) -> None:
     """Write the index of one document or more, MAX_BYTES at most: the same file on any machine.
 
-    Takes some 40 bytes of memory for each byte.  UserError if the file cannot be written.
+    Takes some 70 bytes of memory for each byte.  UserError if the file cannot be written.
     """
     counts = np.bincount(np.frombuffer(b"".join(documents), np.uint8), minlength=256)
     separator = bytes([counts.argmin()])

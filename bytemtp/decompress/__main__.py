@@ -15,7 +15,7 @@ import tyro
 from bytemtp.common.cli import run, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, read_input, write_output
-from bytemtp.common.runtime import byte_progress, pick_device
+from bytemtp.common.runtime import byte_progress, log, pick_device
 from bytemtp.compress.__main__ import summary
 from bytemtp.decoding.coding.codec import decode
 from bytemtp.decoding.coding.container import unpack
@@ -54,7 +54,7 @@ class Command:
             coded = decode(model, compressed, bar.update, name=str(self.file))
         seconds = time.perf_counter() - begun
         write_output(self.out, coded.data)
-        print(f"written: {self.out} ({summary(header.length, len(compressed), seconds, coded.passes)})")
+        log(f"written: {self.out} ({summary(header.length, len(compressed), seconds, coded.passes)})")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ import json
 import lzma
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -80,6 +80,8 @@ class Command:
     """also write the numbers to this file"""
     stride: tyro.conf.DisallowNone[int | None] = None
     """bytes scored in each window, the rest is context: fewer is slower and a little better; half unless given"""
+    text_field: str = ""
+    """of a .jsonl file's lines: where the text is; as in the run's training unless given"""
     contexts: tuple[int, ...] = ()
     """also score in windows of these lengths (--contexts 64 256 512), to see what a longer context is worth"""
     device: str = "auto"
@@ -98,7 +100,8 @@ class Command:
         if world.size > 1 and "-" in self.paths:
             raise UserError(f"{world.size} processes cannot all read standard input; name a file")
         world.share(lambda: check_output(self.json))
-        settings = settings_of(self.run)
+        data = settings_of(self.run).data
+        data = replace(data, text_field=self.text_field or data.text_field)
         device = pick_device(self.device)
         world.check_device(device.value)
         model = load_model(self.run, device.value)
@@ -107,8 +110,8 @@ class Command:
         log(f"device: {device}  dtype: {self.dtype}  attention: {attention}")
         seq_len = model.trained_length
         stride = max(1, seq_len // 2) if self.stride is None else self.stride
-        score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=settings.data, world=world)
-        contexts = by_context(model, self.paths, self.contexts, settings.data, world)
+        score = bits_per_byte(model, self.paths, seq_len=seq_len, stride=stride, data=data, world=world)
+        contexts = by_context(model, self.paths, self.contexts, data, world)
         if world.is_first:
             self._tell(score, contexts)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bytemtp.common.errors import UserError
 from bytemtp.decoding.generate import generate
 from bytemtp.decoding.tree import Shape, chain
 from bytemtp.model.model import ByteMTP
@@ -70,7 +71,9 @@ def _seconds_a_pass(model: ByteMTP, texts: Sequence[bytes], options: dict[str, A
     """What is read before the first byte does not count."""
     outs = [generate(model, text, NEW, **options) for text in texts]
     passes = sum(out.stats["forwards"] - 1 for out in outs)
-    return sum(out.stats["seconds"] - out.stats["prompt_seconds"] for out in outs) / max(passes, 1)
+    if not passes:
+        raise UserError("the model ends all texts at once, so no pass can be timed; name longer files, or give --nodes")
+    return sum(out.stats["seconds"] - out.stats["prompt_seconds"] for out in outs) / passes
 
 
 def shape_table(candidates: Sequence[Candidate]) -> str:

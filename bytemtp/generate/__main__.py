@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from bytemtp.common.cli import run, run_main
+from bytemtp.common.cli import discard_output, run, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import as_bytes, check_output, read_input, write_output
 from bytemtp.common.runtime import log, pick_device
@@ -131,7 +131,7 @@ def check(arguments: Command) -> None:
     for name in ("tree", "draft"):
         if getattr(arguments, name) is not None and arguments.mode != name:
             raise UserError(f"--{name} is for --mode {name}, but the mode is {arguments.mode}; leave one of them out")
-    if arguments.index is not None and arguments.mode not in COPYING:
+    if arguments.index not in (None, NO_INDEX) and arguments.mode not in COPYING:
         raise UserError(
             f"--index is for the modes auto and copy, but the mode is {arguments.mode}; leave one of them out"
         )
@@ -195,15 +195,21 @@ def decode(
 
     for piece in whole_characters(pieces()):
         if arguments.show is None:
-            write(piece)
+            write(piece, arguments)
     if arguments.show is not None:
-        write(coloured(result[0]))
+        write(coloured(result[0]), arguments)
     return result[0]
 
 
-def write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+def write(data: bytes, arguments: Command) -> None:
+    """BrokenPipeError if nobody reads any more, unless something else was asked for beside the text."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        if not (arguments.stats or arguments.html or arguments.compare):
+            raise
+        discard_output()
 
 
 def comparison(plain: Generation, fast: Generation, difference: Divergence | None, *, greedy: bool) -> str:
@@ -227,8 +233,6 @@ def read_prompt(arguments: Command) -> bytes:
         raise UserError("give either --prompt TEXT or --prompt-file FILE (- for standard input)")
     if arguments.prompt is not None:
         return as_bytes(arguments.prompt)
-    if arguments.prompt_file == "-":
-        return sys.stdin.buffer.read()
     return read_input(str(arguments.prompt_file))
 
 

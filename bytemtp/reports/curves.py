@@ -106,7 +106,8 @@ def plot_runs(histories: Sequence[History]) -> Figure:
         _draw_first_heads(curves, histories)
     for history, (dashes, colour) in zip(histories, cycle(RUN_STYLES)):
         _draw_by_head(by_head, history, dashes, colour)
-        speed.plot(history.train.minutes, history.train.bytes_per_s / 1000, dashes, color=colour, linewidth=1)
+        speeds = history.train.bytes_per_s / 1000
+        speed.plot(history.train.minutes, speeds, dashes, color=colour, marker=marker(history), linewidth=1)
     _limit_bits(curves, histories)
     describe(curves, "bytes seen (MB)", "bits per byte", "bits per byte (lines: training, dots: validation)")
     describe(by_head, "future offset (1 = next byte)", "bits per byte", "bits per byte by head, at the end")
@@ -183,9 +184,15 @@ def _draw_first_heads(axes: Axes, histories: Sequence[History]) -> None:
 def _draw_curve(axes: Axes, history: History, i: int, dashes: str, colour: Any, label: str) -> None:
     """Head i's training line and validation dots."""
     train, valid = history.train, history.valid
-    axes.plot(train.bytes_seen / 1e6, smooth(train.bpb[:, i]), dashes, color=colour, linewidth=1.2, label=label)
+    style = {"color": colour, "marker": marker(history), "linewidth": 1.2, "label": label}
+    axes.plot(train.bytes_seen / 1e6, smooth(train.bpb[:, i]), dashes, **style)
     if len(valid):
         axes.plot(valid.bytes_seen / 1e6, valid.bpb[:, i], "o", color=colour, markersize=3.5, markeredgewidth=0)
+
+
+def marker(history: History) -> str | None:
+    """Of training's lines: through a single point there is none to be seen."""
+    return "." if len(history.train) == 1 else None
 
 
 def _draw_by_head(axes: Axes, history: History, dashes: str, colour: str) -> None:

@@ -7,7 +7,6 @@ has a stripe for each.  What the pointer is on is told in a line at the foot of 
 Try:  python -m bytemtp.generate RUN --prompt "def add(" --max-bytes 500 --html page.html
 """
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -136,6 +135,11 @@ def octets_of(prompt: bytes, out: Generation) -> list[Byte]:
     return [*(Byte(value, position - len(prompt), 0, 0) for position, value in enumerate(prompt)), *new]
 
 
+IGNORABLE = {0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, 0xFFA0}
+IGNORABLE |= {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+"""Characters that Python calls printable and nobody sees: Unicode's Default_Ignorable_Code_Point."""
+
+
 def characters(octets: Sequence[Byte]) -> Iterator[Character]:
     """Cut into valid characters, and single bytes where there is none, or none to be shown."""
     start = 0
@@ -150,8 +154,7 @@ def characters(octets: Sequence[Byte]) -> Iterator[Character]:
 
 def _visible(symbol: str) -> bool:
     """Newline and tab are; what has no look of its own, or changes that of its neighbours, is not."""
-    category = unicodedata.category(symbol)
-    return symbol in "\n\t" or (category[0] != "C" and category not in ("Zl", "Zp"))
+    return symbol in "\n\t" or (symbol.isprintable() and ord(symbol) not in IGNORABLE)
 
 
 def acceptance_chart(rates: Sequence[float]) -> Figure:

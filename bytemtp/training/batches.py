@@ -4,7 +4,7 @@ Held out is a share of the documents of PATH (`data.valid_fraction`) or, if the 
 and nothing of PATH (`data.valid_paths`).
 
 Try:  python -c "from bytemtp.common.settings import *; from bytemtp.training.batches import *
-      print(with_steps_of_epochs(Settings(TrainConfig(epochs=2)), ['README.md']).train.steps)"
+      print(with_steps_of_epochs(Settings(train=TrainConfig(epochs=2)), ['README.md']).train.steps)"
 """
 
 import math
@@ -44,7 +44,7 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
     for pattern in set(settings.data.exclude) - skip_log.left_out.keys():
         log(f"{pattern!r} of data.exclude leaves out no file or folder by itself (members of archives are told later)")
     if settings.data.valid_paths:
-        _check_valid_paths(settings.data.valid_paths, sources)
+        _check_valid_paths(settings.data, sources)
 
 
 def grouped(settings: Settings, world: World) -> World:
@@ -287,10 +287,10 @@ def _valid_rows(settings: Settings, paths: Sequence[str], batch_size: int, pin_m
     )
 
 
-def _check_valid_paths(paths: Sequence[str], training: list[Source]) -> None:
-    """UserError if one is missing, or is trained on as well."""
+def _check_valid_paths(data: DataConfig, training: list[Source]) -> None:
+    """UserError if one is missing, unless it may be left out as damaged, or is trained on as well."""
     try:
-        sources = find(paths, SkipLog("error"))
+        sources = find(data.valid_paths, SkipLog(data.on_corrupt))
     except UserError as error:
         raise UserError(f"data.valid_paths: {error}") from None
     trained = {real_name(source) for source in training}
@@ -298,4 +298,4 @@ def _check_valid_paths(paths: Sequence[str], training: list[Source]) -> None:
         raise UserError(
             f"data.valid_paths: {both[0]} is also among the files to train on; name PATHs that leave it out"
         )
-    log(f"held out: {len(sources):,} files in {', '.join(paths)}")
+    log(f"held out: {len(sources):,} files in {', '.join(data.valid_paths)}")

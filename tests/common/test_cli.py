@@ -87,6 +87,7 @@ def test_a_list_of_texts_ends_where_the_next_option_is(first, others):
         (["--text"], "--text"),
         (["--text", "a", "--b"], "unknown setting '--b' in the command line"),
         (["-e"], "-e"),
+        (["--texts", "a", "--out", "b", "--texts=c"], "--texts is given twice; name all that it takes behind one"),
     ],
 )
 def test_what_is_none_is_told(words, message):

@@ -45,6 +45,14 @@ def test_what_cannot_be_kept_is_kept_for_the_process(tmp_path: Path, monkeypatch
     assert cache_folder() == cache_folder() != tmp_path / "file/bytemtp"
 
 
+def test_what_is_kept_for_the_process_goes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    code = "from bytemtp.common.files import cache_folder; print(cache_folder())"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith(str(tmp_path)) and not Path(done.stdout.strip()).exists()
+
+
 def test_a_full_disk_behind_standard_output_is_told() -> None:
     code = "from bytemtp.common.cli import run_main; run_main(lambda: print('buffered'))"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

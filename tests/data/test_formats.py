@@ -129,6 +129,17 @@ def test_first_line_beyond_the_head(tmp_path: Path) -> None:
     assert read(written(tmp_path / "a.json", line + b"\n")) == [line + b"\n"], "the field lies beyond what is looked at"
     line = json.dumps({"text": "a" * 2_000_000}).encode()
     assert read(written(tmp_path / "b.json", line + b"\n")) == [b"a" * 2_000_000]
+    for record in ({"posts": [{"text": "a"}] * 99_000}, {"meta": {"text": "q"}, "data": "x" * 2_000_000}):
+        whole = json.dumps(record).encode()
+        assert read(written(tmp_path / "c.json", whole)) == [whole], "a field further in is none of the line's"
+
+
+def test_damage_is_told_once_however_often_the_first_bytes_are_looked_at(tmp_path: Path) -> None:
+    """A decoder of bz2 that has failed has other errors for who asks again."""
+    damaged = bytearray(bz2.compress(b'{"text": "hello world"}\n' * 30))
+    damaged[-1] ^= 0x80
+    with pytest.raises(Damaged, match=r"crc.json.bz2: is damaged: Invalid data stream"):
+        read(written(tmp_path / "crc.json.bz2", bytes(damaged)))
 
 
 def test_format_is_said_for_all_files(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ def test_a_pattern_of_any_depth_reads_the_folders_that_it_matches(tree: Path) ->
     assert keys(f"{tree}/**/deep/") == ["a/deep/y.md"], "a slash at the end asks for folders"
     assert keys(f"{tree}/**/") == ["[a].txt", "a/.hidden", "a/deep/y.md", "a/x.txt", "b.txt"]
     assert keys(tree / "**" / "*") == ["[a].txt", "a/deep/y.md", "a/x.txt", "b.txt"]
+    assert keys(tree / "**" / "a" / "**" / "*.md") == keys(tree / "**" / "**" / "*.md") == ["a/deep/y.md"]
 
 
 @pytest.mark.parametrize("pattern", ["**", "**/*", "**/*.*"])
@@ -256,6 +257,8 @@ def test_urls(tmp_path: Path) -> None:
         memory.rm("/corpus", recursive=True)
     with pytest.raises(UserError, match=r"nonsense://corpus: .*nonsense"):
         keys("nonsense://corpus")
+    with pytest.raises(UserError, match=r"URLs in a chain \(::\) are not read; name the inner one"):
+        keys("simplecache::memory://corpus")
 
 
 def test_standard_input_stands_once() -> None:

@@ -466,6 +466,10 @@ BAD_ARGUMENTS = {
     "sweeps is 0; it must be 1 or more": {"sweeps": 0},
     "weights has 2 numbers for 1 paths; give one for each": {"weights": [1.0, 2.0]},
     "weights has 0; each must be above 0": {"weights": [0.0]},
+    "weights is 2, of type int; it must be a list of numbers": {"weights": 2},
+    r"weights\[0\] is '1', of type str; it must be a number": {"weights": ["1"]},
+    "shuffle is 'no', of type str; it must be True or False": {"shuffle": "no"},
+    "text_field is None, of type NoneType; it must be a text": {"text_field": None},
     "weights has 0.5 at most; it must have a number from 1 on": {"weights": [0.5]},
     "sweeps is 2; it must be 1 or less": {"sweeps": 2, "shuffle": False},
     "valid_fraction is 1.5; it must be from 0 to 1": {"valid_fraction": 1.5},
@@ -498,6 +502,15 @@ def test_corpus_without_a_byte(tmp_path: Path) -> None:
     for epochs in (1, None):
         with pytest.raises(UserError, match="the corpus holds no byte; give it files that do"):
             next(stream(tmp_path, epochs=epochs))
+
+
+def test_a_corpus_of_nothing_but_damage_says_what_is_wrong(tmp_path: Path) -> None:
+    """Also where there is a split, which is then not to blame."""
+    (tmp_path / "a.jsonl").write_text('{"content": "a"}\n' * 30)
+    reason = r"30 damaged inputs are left out, the first .*a.jsonl: line 1 has no field 'text', but 'content'"
+    for split in ("all", "train"):
+        with pytest.raises(UserError, match=reason):
+            next(stream(tmp_path, split=split, valid_fraction=0.1, on_corrupt="skip", epochs=None))
 
 
 def test_cursor_of_other_files(tmp_path: Path) -> None:
@@ -533,6 +546,8 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     with (tmp_path / "input").open() as file:
         monkeypatch.setattr(sys, "stdin", file)
         assert rows_of(stream("-", seq_len=8, n_future=2)) == twin([b"abc"], 8, 2)
+        with pytest.raises(UserError, match=r"- \(standard input\) can be read only once"):
+            stream("-").count_epoch()
     with pytest.raises(UserError, match=r"- \(standard input\) can be read only once; save it to a file"):
         stream("-", epochs=2)
 

@@ -81,6 +81,37 @@ def test_any_bytes_come_back_whatever_drafts(engine, topology, heads, transition
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_as_many_threads_as_you_like(engine, monkeypatch):
+    """Sums of tensor operations hang on their number: both sides have one."""
+    monkeypatch.setattr(codec, "engine_kind", lambda *_: ENGINES[engine])
+    model, there, seen = model_for("replicated", n_future=8), torch.get_num_threads(), set()
+    monkeypatch.setattr(codec.CodingLoop, "code", noting_threads(codec.CodingLoop.code, seen))
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            assert bytemtp.decompress(model, bytemtp.compress(model, TEXT)) == TEXT
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(there)
+    assert seen == ({1} if engine == "torch" else {1, 2, 3})
+
+
+def noting_threads(code, seen):
+    def noted(loop, tell):
+        seen.add(torch.get_num_threads())
+        return code(loop, tell)
+
+    return noted
+
+
+def test_without_a_compiler_the_engine_that_is_missing_is_named(monkeypatch):
+    compressed = bytemtp.compress(MODEL, TEXT)
+    monkeypatch.setattr(codec, "native_works", lambda: False)
+    with pytest.raises(UserError, match="was compressed by the native engine, which cannot be compiled here"):
+        bytemtp.decompress(MODEL, compressed)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_eight_heads(engine, monkeypatch):
     monkeypatch.setattr(codec, "engine_kind", lambda *_: ENGINES[engine])
     model = model_for("replicated", n_future=8)

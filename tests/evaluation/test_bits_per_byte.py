@@ -243,6 +243,15 @@ def test_bad_input_is_one_clear_line(trained_run, tmp_path, arguments, message):
     assert "\n" not in str(caught.value)
 
 
+def test_lines_of_json_may_name_their_text_otherwise(trained_run, tmp_path, capsys):
+    for field in ("text", "code"):
+        (tmp_path / f"{field}.jsonl").write_text(json.dumps({field: "a rose is a rose"}) + "\n")
+    evaluate.main(["bpb", str(trained_run), str(tmp_path / "text.jsonl")])
+    expected = capsys.readouterr().out
+    evaluate.main(["bpb", str(trained_run), str(tmp_path / "code.jsonl"), "--text-field", "code"])
+    assert capsys.readouterr().out == expected
+
+
 def test_exit_codes_and_streams(trained_run, tmp_path):
     """From outside: results on standard output, complaints on standard error, no traceback."""
     (tmp_path / "file").write_bytes(b"rose")

@@ -17,6 +17,7 @@ from bytemtp import evaluate
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig, Topology
 from bytemtp.common.vocab import EOT
+from bytemtp.decoding.generate import Generation
 from bytemtp.decoding.tree import chain, check
 from bytemtp.evaluation import shape_timing
 from bytemtp.evaluation.bits_per_byte import PADDING
@@ -205,6 +206,13 @@ def test_command_finds_the_fastest_shape(trained_run, tmp_path, capsys):
     assert [" ".join(row[:3]) for row in rows[:3]] == ["no drafts 0", "chain of 1", "chain of 2"]
     assert sum("fastest" in row for row in rows) == 1
     assert check(json.loads((tmp_path / "tree").read_text()))
+
+
+def test_passes_that_there_are_none_of_are_not_timed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shape_timing, "generate", lambda *_, **__: Generation(b"", {"forwards": 1}, []))
+        with pytest.raises(UserError, match="the model ends all texts at once"):
+            shape_timing.seconds_a_pass(ByteMTP(TINY), [b"a"], [()])
 
 
 @settings(max_examples=20)

@@ -89,6 +89,13 @@ def test_several_runs_show_the_first_head_of_each(tmp_path):
     assert [len(drawn.get_xdata()) for drawn in by_head.lines] == [1, 4, 32]
 
 
+def test_a_single_line_of_training_is_a_dot(tmp_path):
+    """A line through one point has no length."""
+    for steps, dot in ((1, "."), (2, "None")):
+        curves, _, speed = plot_runs([read_history(write_run(tmp_path / str(steps), 2, steps=steps))]).axes
+        assert {drawn.get_marker() for drawn in (*curves.lines, *speed.lines)} == {dot}
+
+
 NAMES = ["_run", "__", "a$b$c", "$x_1$", "a\\$b", "100%", "<b>&amp;", "two\nlines", "\udcff", "é\udcc3", "\ud800"]
 """Names of folders that matplotlib, HTML or a terminal would take for something else; some are no UTF-8."""
 

@@ -1,9 +1,12 @@
 """The page shows exactly the bytes, names each one's draft and pass, loads nothing, and can be read in any light."""
 
 import html
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
@@ -83,15 +86,22 @@ class Seen(HTMLParser):
                 self.text += data
 
 
+FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0"
+FILLERS += "".join(map(chr, [*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]))
+"""Letters and marks without any look."""
+
+
 def as_shown(data: bytes) -> str:
     """Decode; then everything that cannot be seen becomes escapes of its bytes."""
     shown = ""
     for symbol in data.decode("utf-8", "backslashreplace"):
-        hidden = unicodedata.category(symbol) in ("Cc", "Cf", "Cn", "Co", "Zl", "Zp") and symbol not in "\n\t"
+        hidden = unicodedata.category(symbol) in ("Cc", "Cf", "Cn", "Co", "Zl", "Zp", "Zs") and symbol not in "\n\t "
+        hidden = hidden or symbol in FILLERS
         shown += "".join(f"\\x{byte:02x}" for byte in symbol.encode()) if hidden else symbol
     return shown
 
 
+@example(made=(b"", []), prompt="a\u3164b\u00a0c\u2003d\u034fe\ufe0fe\u0301".encode())
 @example(made=(b"", []), prompt=b"\xe0\xc2\xa0")  # a lead byte, cut off by another whose bytes would have fitted it
 @given(made=generations(), prompt=TEXTS)
 def test_every_byte_is_shown_and_told_with_its_draft_and_pass(made, prompt):
@@ -243,7 +253,7 @@ def count(pixels: np.ndarray, colour: str) -> int:
 
 def test_the_command_writes_the_page_and_streams(trained_run, tmp_path, monkeypatch):
     pieces: list[bytes] = []
-    monkeypatch.setattr(command, "write", pieces.append)
+    monkeypatch.setattr(command, "write", lambda piece, _: pieces.append(piece))
     arguments = ["--prompt", "a <rose>", "--max-bytes", "40", "--html", str(tmp_path / "page.html"), "--compare", "ar"]
     command.main([str(trained_run), "--device", "cpu", *arguments])
     expected = bytemtp.generate(bytemtp.load(trained_run), b"a <rose>", 40, mode="speculative")
@@ -253,8 +263,18 @@ def test_the_command_writes_the_page_and_streams(trained_run, tmp_path, monkeypa
     assert "Identical: <strong>yes</strong>" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_what_is_asked_for_is_written_though_nobody_reads_the_text(trained_run, tmp_path):
+    program = [sys.executable, "-m", "bytemtp.generate", str(trained_run), "--prompt", "a", "--max-bytes", "300"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([*program, "--stats", str(tmp_path / "stats")], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "stats").read_text())["bytes"] == 300
+
+
 @pytest.mark.parametrize("option", ["--html", "--stats"])
 def test_a_file_that_cannot_be_written_is_one_line(trained_run, tmp_path, monkeypatch, option):
-    monkeypatch.setattr(command, "write", lambda data: None)
+    monkeypatch.setattr(command, "write", lambda *_: None)
     with pytest.raises(UserError, match=r"^cannot write .*file: No such file or directory$"):
         command.main([str(trained_run), "--prompt", "a", "--max-bytes", "3", option, str(tmp_path / "no" / "file")])

@@ -22,6 +22,7 @@ from bytemtp.model.checkpoint import best, load_model, load_state
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main
 from bytemtp.training.batches import (
+    check_paths,
     collect_valid,
     count_rows,
     far_rows_at,
@@ -145,9 +146,13 @@ def test_files_can_be_named_for_validation(corpus: str, tmp_path: Path) -> None:
 
 def test_wrong_validation_files_are_told_before_anything_is_written(corpus: str, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(Path(corpus) / "00.txt")
+    (tmp_path / "hard").hardlink_to(Path(corpus) / "00.txt")
+    also = "is also among the files to train on; name PATHs that leave"
     for path, message in {
         str(tmp_path / "misspelt"): "data.valid_paths: .*misspelt: no such file or folder",
-        str(tmp_path / "link"): "data.valid_paths: .*link is also among the files to train on; name PATHs that leave",
+        str(tmp_path / "link"): f"data.valid_paths: .*link {also}",
+        str(tmp_path / "hard"): f"data.valid_paths: .*hard {also}",
+        f"file://{corpus}/00.txt": f"data.valid_paths: .*00.txt {also}",
     }.items():
         with pytest.raises(UserError, match=message):
             train(changed(SETTINGS, **{"data.valid_paths": [path]}), [corpus], tmp_path / "run", device="cpu")
@@ -343,6 +348,9 @@ def test_validation_files_that_are_left_out_are_told(
     named = {"data.valid_paths": [str(tmp_path / "good.txt"), str(tmp_path / "bad.txt.gz")], "data.on_corrupt": "skip"}
     collect_valid(changed(settings(valid_bytes=10**6), **named), [corpus], pin_memory=False)
     assert re.search(r"left out of validation: .*bad.txt.gz: ", capsys.readouterr().err)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    named["data.valid_paths"] = [str(tmp_path / "good.txt"), str(tmp_path / "link")]
+    check_paths([corpus], changed(settings(), **named))
 
 
 def test_heads_on_head_1s_path_have_learned_from_the_start(corpus: str, tmp_path: Path) -> None:

@@ -340,6 +340,16 @@ def test_resumed_is_the_same_run_with_other_recipes(corpus: str, tmp_path: Path,
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the memory of who starts a program may count")
+def test_the_peak_is_this_programs_own() -> None:
+    """Not that of the one that started it, which the kernel's ru_maxrss keeps."""
+    held = bytearray(1 << 30)
+    held[:: 1 << 12] = bytes(1) * (1 << 18)
+    code = "import torch; from bytemtp.training.progress import *; print(peak_memory_bytes(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(held) > int(done.stdout) > 10**7
+
+
 def test_tensorboard(corpus: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(settings(steps=3, tensorboard=True), [corpus], tmp_path / "run", device="cpu")

@@ -18,7 +18,8 @@ Shapes:  c places, v vocabulary.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -35,7 +36,7 @@ from bytemtp.decoding.coding.container import Block, Header, header_for, pack, u
 from bytemtp.decoding.coding.laws import Damaged, Reading, Stream, Writing, counts_of
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.engines.native.engine import NativeEngine
-from bytemtp.decoding.engines.select import engine_kind
+from bytemtp.decoding.engines.select import engine_kind, native_works
 from bytemtp.decoding.generate import MODEL, EngineName, Options
 from bytemtp.decoding.loop import Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
@@ -94,7 +95,8 @@ def encode(model: ByteMTP, data: bytes, tell: Tell = lambda _: None) -> Coded:
                 tree.copies = Known(segment)
         else:
             loop = CodingLoop(model, streams, sizes, by_heads(model), "torch")
-        loop.code(tell)
+        with repeatable(arithmetic):
+            loop.code(tell)
         blocks.append(Block(crc32(data[place : ends[-1]]), [stream.stream for stream in streams]))
         passes, place = passes + loop.row_passes, ends[-1]
     return Coded(pack(header, blocks), passes)
@@ -113,24 +115,37 @@ def decode(
     header, blocks = unpack(compressed, name)
     check_model(model, header, name)
     is_native = header.arithmetic == "native"
-    others = "the C++ compiler" if is_native else "as many threads"
+    if is_native and not native_works():
+        raise UserError(f"{name} was compressed by the native engine, which cannot be compiled here")
     engine: EngineName = "native" if is_native else "torch"
     drafting = Options(mode=mode, engine=engine).drafting(model, header.rows) if is_native else by_heads(model)
     texts, passes = [], 0
     for sizes, block in zip(header.blocks(), blocks, strict=True):
         loop = CodingLoop(model, [Reading(stream) for stream in block.streams], sizes, drafting, engine)
         try:
-            text = loop.code(tell)
+            with repeatable(header.arithmetic):
+                text = loop.code(tell)
         except Damaged:
             text = b""
         if crc32(text) != block.checksum or len(text) != sum(sizes):
             raise UserError(
                 f"{name} does not come out as it went in: the model computes other numbers here; decompress on the "
-                f"kind of machine that compressed it, with the same versions of bytemtp, PyTorch, NumPy and {others}"
+                "kind of machine that compressed it, with the same versions of bytemtp, PyTorch, NumPy and C++ compiler"
             )
         texts.append(text)
         passes += loop.row_passes
     return Coded(b"".join(texts), passes)
+
+
+@contextmanager
+def repeatable(arithmetic: str) -> Iterator[None]:
+    """On one thread, where the order of a CPU's sums hangs on how many there are; the native engine's does not."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if arithmetic == "cpu" else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def by_heads(model: ByteMTP) -> Drafting:
