@@ -15,11 +15,11 @@ import bytemtp
 from bytemtp.bench.quality import bits_per_byte
 from bytemtp.evaluation.bits_per_byte import beginnings
 from bytemtp.model.checkpoint import settings_of
-from experiments.grid import Cell, Line, train
+from experiments.grid import Cell, Experiment, Line, cells_of, train
 from experiments.tables import by_cell, mean_and_sd, paired, table_of_used
 
 PROMPTS, PROMPT_BYTES, WRITTEN = 16, 128, 128
-"""Texts that are continued, their length, and how many bytes each gets."""
+"""Texts that are continued, unless a preset has other `texts`, their length, and how many bytes each gets."""
 TEMPERATURES = (0.0, 0.8)
 BYTES_A_PASS = [f"bytes a pass, T = {t:g}" for t in TEMPERATURES]
 BASE = "n=1"
@@ -46,11 +46,21 @@ def score(cell: Cell) -> dict[str, Any]:
     return train(cell, cell.options["train"]) | scores(cell)
 
 
+def train_behind(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """Train; the setting sweep.init names a cell from whose weights, of the same seed, the run starts."""
+    files = cell.options["train"]
+    if "sweep.init" not in cell.settings:
+        return train(cell, files)
+    (first,) = cells_of(experiment, cell.preset, [cell.seed], [cell.settings["sweep.init"]])
+    before, after = train(first, files), train(cell, files, init=first.folder)
+    return after | {name: before[name] + after[name] for name in ("steps", "bytes_seen", "minutes")}
+
+
 def scores(cell: Cell) -> dict[str, Any]:
     """Of a cell that is trained."""
     bits = bits_per_byte(cell.folder, [cell.options["heldout"]])
     data = settings_of(cell.folder).data
-    prompts = beginnings([cell.options["heldout"]], PROMPTS, PROMPT_BYTES, data)
+    prompts = beginnings([cell.options["heldout"]], cell.options.get("texts", PROMPTS), PROMPT_BYTES, data)
     decoded = drafting(bytemtp.load(cell.folder), prompts)
     return {name: bits[name] for name in ("bpb", "bpb_per_head")} | {"drafting": decoded}
 

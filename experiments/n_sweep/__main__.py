@@ -1,7 +1,4 @@
-"""How many bytes ahead should a small model predict, and at what price?  See README.md.
-
-The setting sweep.init names a cell: the run starts from its weights, of the same seed.
-"""
+"""How many bytes ahead should a small model predict, and at what price?  See README.md."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +9,14 @@ from matplotlib.figure import Figure
 from bytemtp.common.cli import run_main
 from bytemtp.reports.figures import COLOURS, describe
 from experiments import library
-from experiments.grid import Cell, Experiment, Line, cells_of, main, train
+from experiments.grid import Cell, Experiment, Line, main
 from experiments.tables import draw_curve
 
 HARMLESS, EQUAL = "far:0.02 (default)", "equal (the paper's)"
 
 
 def score(cell: Cell) -> dict[str, Any]:
-    if "sweep.init" not in cell.settings:
-        return library.score(cell)
-    (first,) = cells_of(EXPERIMENT, cell.preset, [cell.seed], [cell.settings["sweep.init"]])
-    files = cell.options["train"]
-    before, after = train(first, files), train(cell, files, init=first.folder)
-    both = {name: before[name] + after[name] for name in ("steps", "bytes_seen", "minutes")}
-    return after | both | library.scores(cell)
+    return library.train_behind(EXPERIMENT, cell) | library.scores(cell)
 
 
 def draw(lines: Sequence[Line]) -> Figure:

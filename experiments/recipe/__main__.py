@@ -13,9 +13,9 @@ from experiments.tables import by_cell, dots, mean_and_sd, paired, table_of_used
 
 
 def score(cell: Cell) -> dict[str, Any]:
-    trick = cell.settings.get("trick")
-    program = ["experiments.recipe.tricks", trick] if trick else ["bytemtp.train"]
-    return train(cell, cell.options["train"], program=program) | library.scores(cell)
+    if trick := cell.settings.get("trick"):
+        return train(cell, cell.options["train"], program=["experiments.recipe.tricks", trick]) | library.scores(cell)
+    return library.train_behind(EXPERIMENT, cell) | library.scores(cell)
 
 
 def table(lines: Sequence[Line]) -> str:
