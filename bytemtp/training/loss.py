@@ -10,7 +10,7 @@ run at all, and their own parameters get no gradient.
 With an order head there is one more term, which needs no weight (`bytemtp.training.order`).
 
 Heads off head 1's path may learn to be accepted as drafts instead: then the gradient, and it alone, is that of
-    1 - sum over v of min(P_1(v | ids to p + i), P_i(v | ids to p))
+    1 - sum over v of min(P_0(v | ids to p + i), P_i(v | ids to p))
 which is the total variation of the two laws, and the probability that speculative sampling refuses the draft (Leviathan
 et al. 2023, arXiv 2211.17192, definition 3.1).  Head 1's law is taken as given.
 
