@@ -45,7 +45,7 @@ from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.int8 import in_int8
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.distributed import ALONE, World
-from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of
+from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of, verifying_laws
 from bytemtp.training.progress import finite
 
 T = TypeVar("T")
@@ -143,6 +143,7 @@ class Score:
             "documents": int(self.losses.end_counts[0]),
             "bpb": per_head[0],
             "bpb_per_head": per_head,
+            "accepted_per_head": finite(self.losses.acceptance),
             "bits_per_document_end": self.losses.bits_per_end[0],
             "bpb_with_ends": self.losses.bits_per_target[0],
             **{name: 8 * size / self.byte_count for name, size in self.compressed.items()},
@@ -151,13 +152,17 @@ class Score:
 
     def __str__(self) -> str:
         record = self.as_dict()
-        heads = " ".join("-" if bits is None else f"{bits:.3f}" for bits in record["bpb_per_head"])
+        heads, accepted = (
+            " ".join("-" if number is None else f"{number:.3f}" for number in record[name])
+            for name in ("bpb_per_head", "accepted_per_head")
+        )
         rows = [
             ("bytes", f"{self.byte_count:,}"),
             ("documents", f"{record['documents']:,}"),
             ("bpb", f"{record['bpb']:.4f}"),
             *((name, f"{record[name]:.4f}  ({size:,} bytes)") for name, size in self.compressed.items()),
             ("bpb_per_head", heads),
+            *([("accepted", f"{accepted}, of drafts at temperature 1")] if self.losses.drafts.any() else []),
             ("document ends", f"{record['bits_per_document_end']:.2f} bits each, not part of bpb"),
             ("bpb_with_ends", f"{record['bpb_with_ends']:.4f}"),
         ]
@@ -289,19 +294,23 @@ def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> He
         context = model.context(ids, ids.shape[1] - n, document_ids)
         hidden = model.heads(model.run_trunk(context), context)
     parts, targets = [], targets_of(ids, document_ids, n)[:, :, -stride:]
+    laws = verifying_laws(model, hidden[0][:, -stride:])
     for i, x in enumerate(hidden):
         with model.autocast():
             logits = model.logits(i, x[:, -stride:], context.ahead(i)[:, -stride:])
-        parts.append(_nats(logits, targets[i]))
+        parts.append(_sums(logits, targets[i], laws[i]))
     return losses_of(torch.stack(parts), targets)
 
 
-def _nats(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> Float[Tensor, "2"]:
-    """Summed nats in float64: of all targets, and of ends of documents."""
+def _sums(
+    logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"], laws: Float[Tensor, "b s v"]
+) -> Float[Tensor, "3"]:
+    """In float64: nats of all targets, and of ends of documents, and what head 1's laws accept of these drafts."""
     flat = targets.flatten()
     wide = logits if logits.dtype == torch.float64 else logits.float()
     nats = F.cross_entropy(wide.flatten(0, 1), flat, ignore_index=IGNORED, reduction="none").double()
-    return torch.stack([nats.sum(), nats[flat == EOT].sum()])
+    overlap = torch.minimum(wide.softmax(-1), laws).sum(-1).double()
+    return torch.stack([nats.sum(), nats[flat == EOT].sum(), overlap[targets != IGNORED].sum()])
 
 
 COMPRESSORS: dict[str, Callable[[], Any]] = {

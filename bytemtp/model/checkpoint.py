@@ -68,7 +68,8 @@ class TrainState:
     best_step: int = 0
     """step of the best validation so far; its checkpoint is kept"""
     best_bpb: float | None = None
-    """bits per byte of that validation; None before the first"""
+    """bits per byte of that validation, or, with a frozen trunk, the share of drafts that were refused; None before the
+    first"""
     seq_len: int = 0
     """bytes of the rows that the cursor is for; 0 in checkpoints from before rows could grow"""
     epochs_before: int = 0

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
 from bytemtp.model.attention import Layout
+from bytemtp.model.context_parallel import WHOLE
 from bytemtp.model.heads import Context, scale_gradient
 from bytemtp.model.layers import compile_once, rms_norm
 from bytemtp.model.model import ByteMTP
@@ -65,12 +66,16 @@ class HeadLosses:
     """the part of `counts` whose target is the end of a document"""
     order_nats: Float[Tensor, ""]
     """of the order head, summed over head 1's valid positions, in float64; 0 without one"""
+    accepted: Float[Tensor, " n"]
+    """sum over `drafts` of the probability that head 1 accepts the head's draft, in float64"""
+    drafts: Int[Tensor, " n"]
+    """valid positions for which head 1's law of the same byte was known: none of head 1, nor where nobody asked"""
 
     @staticmethod
     def none(n: int, device: torch.device) -> "HeadLosses":
         """Those of no row."""
         nats = torch.zeros(n, dtype=torch.float64, device=device)
-        return HeadLosses(nats, nats.long(), nats, nats.long(), nats.new_zeros(()))
+        return HeadLosses(nats, nats.long(), nats, nats.long(), nats.new_zeros(()), nats, nats.long())
 
     def __add__(self, other: "HeadLosses") -> "HeadLosses":
         return HeadLosses(**{name: x + getattr(other, name) for name, x in vars(self).items()})
@@ -78,7 +83,7 @@ class HeadLosses:
     def of(self, heads: Sequence[int]) -> "HeadLosses":
         """Those of `heads` alone, as if the others had no target."""
         chosen = torch.tensor([i in heads for i in range(len(self.counts))], device=self.counts.device)
-        names = ("nats", "counts", "end_nats", "end_counts")
+        names = ("nats", "counts", "end_nats", "end_counts", "accepted", "drafts")
         return replace(self, **{name: getattr(self, name).where(chosen, 0) for name in names})
 
     @property
@@ -121,6 +126,11 @@ class HeadLosses:
         return (self.per_head / math.log(2)).tolist()
 
     @property
+    def acceptance(self) -> list[float]:
+        """Mean probability, at temperature 1 behind the true bytes, that a head's draft is accepted; nan for head 1."""
+        return (self.accepted / self.drafts).tolist()
+
+    @property
     def bits_per_end(self) -> list[float]:
         """Mean bits of an end of a document; nan for a head that predicts none."""
         return (self.end_nats / self.end_counts / math.log(2)).tolist()
@@ -161,13 +171,24 @@ def valid_counts(targets: Int[Tensor, "n b s"]) -> Int[Tensor, " n"]:
     return (targets != IGNORED).sum((1, 2))
 
 
+def draft_counts(targets: Int[Tensor, "n b s"]) -> Int[Tensor, " n"]:
+    """Valid targets of each further head before whose byte the row has an input of head 1."""
+    n, _, s = targets.shape
+    return torch.stack([(targets[i, :, : max(0, s - i)] != IGNORED).sum() * (i > 0) for i in range(n)])
+
+
 def losses_of(
-    nats: Float[Tensor, "n 2"], targets: Int[Tensor, "n b s"], order: Float[Tensor, ""] | None = None
+    sums: Float[Tensor, "n 3"],
+    targets: Int[Tensor, "n b s"],
+    order: Float[Tensor, ""] | None = None,
+    *,
+    with_drafts: bool = True,
 ) -> HeadLosses:
-    """nats: of all targets and of ends of documents (`_nats`); order: the order head's."""
-    wide = nats.double()
+    """sums: nats of all targets and of ends of documents, and what is accepted (`_sums`); order: the order head's."""
+    wide = sums.double()
     order = wide.new_zeros(()) if order is None else order.double()
-    return HeadLosses(wide[:, 0], valid_counts(targets), wide[:, 1], (targets == EOT).sum((1, 2)), order)
+    ends, drafts = (targets == EOT).sum((1, 2)), draft_counts(targets) * with_drafts
+    return HeadLosses(wide[:, 0], valid_counts(targets), wide[:, 1], ends, order, wide[:, 2] * (drafts > 0), drafts)
 
 
 def backward(
@@ -204,10 +225,10 @@ def backward(
         context,
         far,
         range(n) if rows else model.path_to_first_head,
-        verifying_laws(model, z, far) if for_drafts and rows else None,
+        laws_of_far_rows(model, z, far) if for_drafts and rows and len(model.path_to_first_head) < n else None,
     )
-    nats, order = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
-    return losses_of(nats, targets, order)
+    sums, order = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
+    return losses_of(sums, targets, order, with_drafts=objective.laws is not None)
 
 
 def far_context(context: Context, rows: int) -> Context:
@@ -218,17 +239,24 @@ def far_context(context: Context, rows: int) -> Context:
 
 
 @torch.no_grad()
-def verifying_laws(model: ByteMTP, z: Float[Tensor, "b s d"], far: Context) -> Float[Tensor, "n r s v"]:
-    """What head 1 says of the byte that each head predicts, once it has read the bytes before it.
-
-    All zeros where the row ends before: no draft overlaps with that, and none has a gradient.
-    """
-    x, n, s = z[: len(far.ids)], model.config.n_future, far.length
+def laws_of_far_rows(model: ByteMTP, z: Float[Tensor, "b s d"], far: Context) -> Float[Tensor, "n r s v"]:
+    """`verifying_laws` for the rows of a context, head 1's links run once more for them."""
+    x = z[: len(far.ids)]
     with model.autocast():
         for i in model.path_to_first_head:
             x = model.link(i, x, far)
-        logits = model.logits(0, x)
-    laws = _wide(logits).softmax(-1)
+    return verifying_laws(model, x)
+
+
+@torch.no_grad()
+def verifying_laws(model: ByteMTP, first: Float[Tensor, "r s d"]) -> Float[Tensor, "n r s v"]:
+    """What head 1, whose link gave `first`, says of the byte that each head predicts, with the bytes before it read.
+
+    All zeros where the row ends before: no draft overlaps with that, and none has a gradient.
+    """
+    n, s = model.config.n_future, first.shape[1]
+    with model.autocast():
+        laws = _wide(model.logits(0, first)).softmax(-1)
     return F.pad(laws, (0, 0, 0, n - 1)).unfold(1, s, 1).permute(1, 0, 3, 2)  # a view
 
 
@@ -236,15 +264,19 @@ def verifying_laws(model: ByteMTP, z: Float[Tensor, "b s d"], far: Context) -> F
 def evaluate(
     model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], layout: Layout | None = None
 ) -> HeadLosses:
-    """Losses without gradients, one head's logits at a time.  layout: see `backward`."""
+    """Losses without gradients, one head's logits at a time.  layout: see `backward`.
+
+    What is accepted is not counted where the ids are a part of rows, beyond which head 1's laws are not known.
+    """
     n = model.config.n_future
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         hidden = model.heads(model.run_trunk(context), context)
     targets = targets_of(ids, document_ids, n)
-    objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context, range(n))
-    nats = [_head_nats(model, slice(i, i + 1), x, objective) for i, x in enumerate(hidden)]
-    return losses_of(torch.cat(nats), targets)
+    laws = verifying_laws(model, hidden[0]) if n > 1 and context.layout.part is WHOLE else None
+    objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context, range(n), laws)
+    sums = [_head_sums(model, slice(i, i + 1), x, objective) for i, x in enumerate(hidden)]
+    return losses_of(torch.cat(sums), targets, with_drafts=laws is not None)
 
 
 @dataclass(frozen=True)
@@ -268,8 +300,8 @@ class Objective:
         """Chains as far as their heads learn; head 1's path is where its chain begins."""
         return [learning for chain in chains if (learning := [i for i in chain if i in self.heads])]
 
-    def loss(self, heads: slice, nats: Float[Tensor, "g 2"]) -> Float[Tensor, ""]:
-        return (nats[:, 0] / self.counts[heads].clamp_min(1)).sum()
+    def loss(self, heads: slice, sums: Float[Tensor, "g 3"]) -> Float[Tensor, ""]:
+        return (sums[:, 0] / self.counts[heads].clamp_min(1)).sum()
 
     def order_loss(self, nats: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The order head has something to learn wherever head 1 has."""
@@ -278,7 +310,7 @@ class Objective:
     def entry_weight(self, chain: list[int], place: int, path: list[int]) -> float:
         """Factor of the gradient that leaves a head's link for what it reads.
 
-        Links on head 1's path are shared, and there each loss is scaled where it enters (`_head_nats`).  Off the path
+        Links on head 1's path are shared, and there each loss is scaled where it enters (`_head_sums`).  Off the path
         the factors along a chain multiply to the head's own weight where the chain leaves the path.
         """
         i, before = chain[place], chain[place - 1] if place else None
@@ -289,40 +321,40 @@ class Objective:
         return self.weights[i] / self.weights[before] if self.weights[before] else 1.0
 
 
-def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> tuple[Float[Tensor, "n 2"], Float[Tensor, ""]]:
+def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> tuple[Float[Tensor, "n 3"], Float[Tensor, ""]]:
     """Nats of the heads and of the order head."""
     hidden: dict[int, Tensor] = {}
     for chain in objective.learning(model.chains):
         x = z
         for place, i in enumerate(chain):
             x = hidden[i] = _run_link(model, chain, place, x, objective)
-    nats = z.new_zeros(len(objective.counts), 2)
+    sums = z.new_zeros(len(objective.counts), 3)
     for i, x in hidden.items():
-        nats[i] = _head_nats(model, slice(i, i + 1), x, objective)[0]
+        sums[i] = _head_sums(model, slice(i, i + 1), x, objective)[0]
     order = sum(order_nats(model, z, objective.targets[0], GROUP_BYTES), z.new_zeros(()))
-    (objective.loss(slice(None), nats) + objective.order_loss(order)).backward()
-    return nats.detach(), order.detach()
+    (objective.loss(slice(None), sums) + objective.order_loss(order)).backward()
+    return sums.detach(), order.detach()
 
 
 def _backward_sequential(
     model: ByteMTP, z: Tensor, objective: Objective
-) -> tuple[Float[Tensor, "n 2"], Float[Tensor, ""]]:
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, ""]]:
     leaf = z.detach().requires_grad_(z.requires_grad)  # a frozen trunk (train.freeze) needs no gradient
-    nats, order = z.new_zeros(len(objective.counts), 2), z.new_zeros(())
+    sums, order = z.new_zeros(len(objective.counts), 3), z.new_zeros(())
     with _more_to_come(model) if z.requires_grad else nullcontext():
         if model.config.topology in ("linear", "replicated"):
             for heads in groups_of(objective, first_alone=model.transitions is not None):
-                nats[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
+                sums[heads] = _loss_backward(model, heads, _run_group(model, heads, leaf, objective), objective)
         else:
             for chain in objective.learning(model.chains):
                 walk = _walk_branch if model.config.topology == "branched" and 0 not in chain else _walk_chain
-                walk(model, chain, leaf, objective, nats)
+                walk(model, chain, leaf, objective, sums)
         for piece in order_nats(model, leaf, objective.targets[0], GROUP_BYTES):
             objective.order_loss(piece).backward()
             order += piece.detach()
     if z.requires_grad:
         z.backward(leaf.grad)
-    return nats, order
+    return sums, order
 
 
 @contextmanager
@@ -366,7 +398,7 @@ def _run_group(
         return torch.cat([model.link(i, x, context) for i in range(heads.start, heads.stop)])
 
 
-def _walk_chain(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objective, nats: Tensor) -> None:
+def _walk_chain(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objective, sums: Tensor) -> None:
     """Forward along the chain with a cut after every link, then loss and backward link by link from its far end."""
     links: list[tuple[int, Tensor, Tensor]] = []
     x = leaf
@@ -376,20 +408,20 @@ def _walk_chain(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objec
         links.append((i, out, x))
     while links:
         i, out, x = links.pop()
-        nats[i] = _loss_backward(model, slice(i, i + 1), x, objective)[0]
+        sums[i] = _loss_backward(model, slice(i, i + 1), x, objective)[0]
         if out.requires_grad:
             out.backward(x.grad)
         del out, x  # frees this link's activations before the next link's backward
 
 
-def _walk_branch(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objective, nats: Tensor) -> None:
+def _walk_branch(model: ByteMTP, chain: list[int], leaf: Tensor, objective: Objective, sums: Tensor) -> None:
     """The same where no link but the first computes anything: heads in groups behind it."""
     out = _run_link(model, chain, 0, leaf, objective)
     x = out.detach().requires_grad_(out.requires_grad)
     for heads in groups_of(objective, first_alone=True)[1:]:
         weights = (objective.entry_weight(chain, place, model.path_to_first_head) for place in range(1, heads.start))
         weight = math.prod(weights, start=1.0)
-        nats[heads] = _loss_backward(model, heads, scale_gradient(x, weight), objective)
+        sums[heads] = _loss_backward(model, heads, scale_gradient(x, weight), objective)
     if out.requires_grad:
         out.backward(x.grad)
 
@@ -407,17 +439,17 @@ def _run_link(
 
 def _loss_backward(
     model: ByteMTP, heads: slice, hidden: Float[Tensor, "r s d"], objective: Objective
-) -> Float[Tensor, "g 2"]:
-    nats = _head_nats(model, heads, hidden, objective)
-    loss = objective.loss(heads, nats)
+) -> Float[Tensor, "g 3"]:
+    sums = _head_sums(model, heads, hidden, objective)
+    loss = objective.loss(heads, sums)
     if loss.requires_grad:
         loss.backward()
-    return nats.detach()
+    return sums.detach()
 
 
-def _head_nats(
+def _head_sums(
     model: ByteMTP, heads: slice, hidden: Float[Tensor, "r s d"], objective: Objective
-) -> Float[Tensor, "g 2"]:
+) -> Float[Tensor, "g 3"]:
     """Summed cross-entropy of each of `heads`, which have one weight; gradients into what is shared are scaled by it.
 
     The second column is the share of ends of documents, without gradient.
@@ -435,12 +467,12 @@ def _head_nats(
     targets = objective.targets[heads, :rows].reshape(len(unembedding), len(hidden), -1)
     bias = _transition_bias(model, heads, targets, objective.context)
     laws = None
-    if objective.laws is not None and heads.start not in model.path_to_first_head:
+    if objective.laws is not None and heads.start > 0:
         laws = objective.laws[heads].reshape(*targets.shape, -1)
-    function = compile_once(_nats) if model.compiled else _nats
+    function = compile_once(_sums) if model.compiled else _sums
     with model.autocast():
         parts = function(hidden, norm, unembedding, model.padding, targets, bias, laws)
-    return torch.stack([nats.view(heads.stop - heads.start, rows).sum(1) for nats in parts], -1)
+    return torch.stack([sums.view(heads.stop - heads.start, rows).sum(1) for sums in parts], -1)
 
 
 def _transition_bias(
@@ -457,7 +489,7 @@ def _transition_bias(
     return F.embedding(torch.stack(before).view(targets.shape).permute(1, 2, 0), model.transitions.flatten(0, 1))
 
 
-def _nats(
+def _sums(
     hidden: Tensor,
     norm: Tensor,
     unembedding: Tensor,
@@ -465,20 +497,21 @@ def _nats(
     targets: Tensor,
     bias: Tensor | None,
     laws: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """hidden [r s d], norm [d], unembeddings [u v d], padding [v], targets [u r s], bias [r s u v], laws [u r s v] ->
-    nats of all, of ends, [u r]."""
+    nats of all, of ends, and what is accepted, [u r]."""
     padding = padding.to(unembedding.dtype).repeat(len(unembedding))
     logits = F.linear(rms_norm(hidden, norm), unembedding.flatten(0, 1), padding).unflatten(-1, (len(unembedding), -1))
     wide = _wide(logits) if bias is None else _wide(logits) + bias
     ordered = targets.permute(1, 2, 0)  # [r s u], as the logits
     nats = F.cross_entropy(wide.flatten(0, 2), ordered.flatten(), ignore_index=IGNORED, reduction="none")
     nats = nats.view(ordered.shape)
+    accepted = torch.zeros_like(nats)
     if laws is not None:  # in place of its own gradient that of being refused
-        refused = 1 - torch.minimum(wide.softmax(-1), laws.permute(1, 2, 0, 3)).sum(-1)
-        refused = refused.where(ordered != IGNORED, 0)
-        nats = nats.detach() + (refused - refused.detach())
-    return nats.sum(1).T, nats.detach().where(ordered == EOT, 0).sum(1).T
+        overlap = torch.minimum(wide.softmax(-1), laws.permute(1, 2, 0, 3)).sum(-1)
+        accepted = overlap.where(ordered != IGNORED, 0)
+        nats = nats.detach() + (accepted.detach() - accepted)
+    return nats.sum(1).T, nats.detach().where(ordered == EOT, 0).sum(1).T, accepted.detach().sum(1).T
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -58,16 +58,21 @@ class MetricsLine:
     """most memory held so far: of the device on CUDA, else of the process"""
     mfu: float | None = None
     """share of what the device could compute that training needed; left out where that is not known"""
+    accepted_per_head: list[float | None] | None = None
+    """of a validation: mean probability, at temperature 1 behind the true bytes, that head 1 accepts a head's draft;
+    null for head 1, left out where no head drafts"""
     order_loss: float | None = None
     """of training with an order head, its cross-entropy in nats; left out where there is none"""
 
     def as_dict(self) -> dict[str, Any]:
-        optional = ("mfu", "order_loss")
+        optional = ("mfu", "accepted_per_head", "order_loss")
         known = {name: value for name, value in asdict(self).items() if name not in optional or value is not None}
         return known | {"bpb": self.bpb_per_head[0]}
 
     def __str__(self) -> str:
         bpb = " ".join("-" if x is None else f"{x:.3f}" for x in self.bpb_per_head)
+        if self.accepted_per_head:
+            bpb += "  accepted " + " ".join("-" if x is None else f"{x:.2f}" for x in self.accepted_per_head)
         loss = "-" if self.loss is None else f"{self.loss:.4f}"
         speed = f"{self.bytes_per_s / 1000:.1f} kB/s"
         used = "" if self.mfu is None else f"  mfu {self.mfu:.1%}"

@@ -16,6 +16,7 @@ Try:  python -m bytemtp.train --help
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -453,6 +454,7 @@ class Trainer:
     def _write(
         self, split: Literal["train", "valid"], losses: HeadLosses, bytes_per_s: float, mfu: float | None = None
     ) -> None:
+        is_valid, has_order_head = split == "valid", self.model.order_head is not None
         numbers = losses.mean, losses.bits_per_target[0], losses.order_loss, *losses.bits_per_byte
         loss, with_ends, order_loss, *bits = finite(numbers)
         state = self.state
@@ -471,7 +473,8 @@ class Trainer:
                 elapsed_s=time.monotonic() - self._started,
                 peak_memory_bytes=peak_memory_bytes(self.model.device),
                 mfu=mfu,
-                order_loss=order_loss if split == "train" and self.model.order_head is not None else None,
+                accepted_per_head=finite(losses.acceptance) if is_valid and bool(losses.drafts.any()) else None,
+                order_loss=order_loss if has_order_head and not is_valid else None,
             )
         )
 
@@ -507,8 +510,12 @@ class Trainer:
 
 
 def to_compare(losses: HeadLosses, train: TrainConfig) -> float:
-    """Bits per byte by which two validations of a run are compared: head 1's, or the mean where head 1 is frozen."""
-    return losses.bits_per_byte[0] if train.freeze == "none" else losses.mean / math.log(2)
+    """By what two validations of a run are compared, the less the better: head 1's bits per byte, or, where head 1 is
+    frozen, the mean share of drafts that it refuses (the mean of all heads' bits if that is not known)."""
+    if train.freeze == "none":
+        return losses.bits_per_byte[0]
+    accepted = [share for share in losses.acceptance if math.isfinite(share)]
+    return 1 - statistics.mean(accepted) if accepted else losses.mean / math.log(2)
 
 
 def _pack(losses: HeadLosses) -> dict[str, Any]:
@@ -520,6 +527,7 @@ def _unpack(unlogged: dict[str, Any], device: torch.device) -> HeadLosses | None
     if not unlogged:
         return None
     none = [0] * len(unlogged["counts"])
-    fields = {"end_nats": none, "end_counts": none, "order_nats": 0.0} | unlogged
-    kinds = {name: torch.float64 if name.endswith("nats") else torch.int64 for name in fields}
+    fields = {"end_nats": none, "end_counts": none, "order_nats": 0.0, "accepted": none, "drafts": none} | unlogged
+    whole = ("counts", "end_counts", "drafts")
+    kinds = {name: torch.int64 if name in whole else torch.float64 for name in fields}
     return HeadLosses(**{name: torch.tensor(x, dtype=kinds[name], device=device) for name, x in fields.items()})

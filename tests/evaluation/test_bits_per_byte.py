@@ -111,6 +111,8 @@ def test_validation_in_training_counts_alike(tmp_path):
     assert record["bpb"] == pytest.approx(validated.bits_per_byte[0], rel=1e-6)
     assert record["bits_per_document_end"] == pytest.approx(validated.bits_per_end[0], rel=1e-6)
     assert record["bpb_with_ends"] == pytest.approx(validated.bits_per_target[0], rel=1e-6)
+    assert record["accepted_per_head"][0] is None
+    assert record["accepted_per_head"][1:] == pytest.approx(validated.acceptance[1:], rel=1e-6)
     assert record["bpb_with_ends"] == pytest.approx((14 * 8 + 3 * record["bits_per_document_end"]) / 17)
 
 
@@ -189,6 +191,8 @@ def test_command_prints_and_writes_the_same_numbers(trained_run, tmp_path, capsy
     assert results[0]["bpb"] == results[0]["bpb_per_head"][0]
     assert results[0].keys() >= {"bytes", "bpb", "bpb_per_head", "zstd-19", "xz-9"}
     printed = capsys.readouterr().out
+    accepted = " ".join(f"{share:.3f}" for share in results[0]["accepted_per_head"][1:])
+    assert f"accepted       - {accepted}, of drafts at temperature 1" in printed
     assert f"{results[0]['bpb']:.4f}" in printed and f"{results[0]['zstd-19']:.4f}" in printed
 
 

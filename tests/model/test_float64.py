@@ -130,8 +130,10 @@ def test_losses_of_the_backward_pass_too(topology: str, qk_norm: bool) -> None:
     model = model_for(topology, 0, qk_norm=qk_norm)
     expected = evaluate(model, IDS, DOCUMENT_IDS)
     for mode in ("sequential", "joint"):
-        found = backward(model, IDS, DOCUMENT_IDS, mode=mode)  # type: ignore[arg-type]
+        found = backward(model, IDS, DOCUMENT_IDS, mode=mode, for_drafts=True)  # type: ignore[arg-type]
         for name, value in vars(expected).items():
+            if topology == "anticausal" and name in ("accepted", "drafts"):
+                value = value * 0  # these heads are trained on no law of head 1's
             torch.testing.assert_close(getattr(found, name), value, rtol=1e-13, atol=1e-12)
 
 

@@ -1,12 +1,14 @@
 """Heads that learn to be accepted as drafts: their gradient against a loop over what speculative sampling refuses."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytemtp.model.initial import freeze_path
-from bytemtp.training.loss import IGNORED, trained_targets
+from bytemtp.training.loss import IGNORED, evaluate, targets_of, trained_targets
 from tests.training.test_loss import KINDS, TOPOLOGIES, gradients, model_for, rows
 
 
@@ -49,6 +51,23 @@ def test_the_gradient_is_that_of_being_refused(batch, kind, mode, far_rows):
     for name, parameter in model.named_parameters():
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(found.get(name, torch.zeros_like(parameter)), expected, atol=1e-10, rtol=0, msg=name)
+
+
+@settings(max_examples=40)
+@given(batch=rows(), kind=KINDS)
+@torch.no_grad()
+def test_validation_tells_how_often_drafts_are_accepted(batch, kind):
+    """Counted for all drafts of a byte that the row has an input before; no draft is head 1's."""
+    model, (ids, document_ids) = model_for(**kind), batch
+    s, found = ids.shape[1] - 4, evaluate(model, ids, document_ids)
+    targets = targets_of(ids, document_ids, 4)
+    laws = model(ids[:, :-1], document_ids[:, :-1])[:, :, :s, :257].softmax(-1)
+    for i in range(4):
+        places = [(b, p) for b, p in (targets[i] != IGNORED).nonzero().tolist() if i and p + i < s]
+        kept = [laws[i, b, p].minimum(laws[0, b, p + i]).sum() for b, p in places]
+        assert found.drafts[i] == len(places)
+        assert float(found.accepted[i]) == pytest.approx(float(sum(kept)), abs=1e-10)
+    assert math.isnan(found.acceptance[0])
 
 
 @pytest.mark.parametrize("topology", [name for name in TOPOLOGIES if name != "anticausal"])

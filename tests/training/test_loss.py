@@ -278,7 +278,9 @@ def test_documents_shorter_than_a_head_reaches_leave_it_without_targets():
 
 def losses_from(nats, counts, end_nats=(0, 0, 0), end_counts=(0, 0, 0)):
     wide, ends = (torch.tensor(x, dtype=torch.float64) for x in (nats, end_nats))
-    return HeadLosses(wide, torch.tensor(counts), ends, torch.tensor(end_counts), wide.new_zeros(()))
+    none = torch.zeros_like(wide)
+    sums, numbers = (wide, torch.tensor(counts)), (ends, torch.tensor(end_counts))
+    return HeadLosses(*sums, *numbers, wide.new_zeros(()), none, none.long())
 
 
 def test_a_loss_that_is_not_finite_is_not_averaged_away():
