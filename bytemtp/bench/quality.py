@@ -108,11 +108,12 @@ def check(plan: Plan) -> DataConfig:
     recipes = [recipe(plan, seed, n) for seed in plan.seeds for n in plan.heads]
     settings = [parse(_Recipe, "--ours", words, _Recipe(preset(plan.preset))).settings for words in recipes]
     training, heldout = (
-        {real_name(source) for source in find(paths, SkipLog("error"))} for paths in (plan.train, plan.heldout)
+        {real_name(source): source.name for source in find(paths, SkipLog("error"))}
+        for paths in (plan.train, plan.heldout)
     )
-    if STANDARD_INPUT in training | heldout:
+    if STANDARD_INPUT in (*training, *heldout):
         raise UserError("- (standard input) can be read only once; save it to a file, for every contestant reads it")
-    if both := sorted(training & heldout):
+    if both := sorted(heldout[file] for file in training.keys() & heldout.keys()):
         raise UserError(f"{both[0]} is to be trained on and held out; it can only be one of them")
     return settings[0].data
 

@@ -141,24 +141,29 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """Inside, fill the folder that is given: what is in it then moves into `folder`, which is new or empty.
+    """Inside, fill the folder that is given: it becomes `folder`, if that is new, or what is in it moves there.
 
-    An empty one stays the folder that it is: a shell may be in it, or a disk mounted there.  An error leaves nothing.
+    An empty one stays the folder that it is: a shell may be in it, or a disk mounted there.  Whatever ends the filling
+    before its time leaves nothing.
     """
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder, suffix=PARTIAL))
+    partial = partial_of(folder.resolve() if is_new else folder / folder.resolve().name)
+    partial.mkdir(parents=True)
     try:
         yield partial
-        for path in partial.iterdir():
+        for path in [*partial.iterdir(), partial]:
             sync(path)
+        for path in () if is_new else [*partial.iterdir()]:
             path.rename(folder / path.name)
-        partial.rmdir()
-        sync(folder)
-    except Exception:
+        if is_new:
+            partial.rename(folder)
+        else:
+            partial.rmdir()
+    except BaseException:
         with suppress(OSError):
-            remove_folder(folder if is_new else partial)
+            remove_folder(partial)
         raise
+    sync(folder if not is_new else folder.resolve().parent)
 
 
 def remove_folder(path: Path) -> None:

@@ -45,7 +45,7 @@ from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.int8 import in_int8
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.distributed import ALONE, World
-from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of, verifying_laws
+from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of, verifying_laws, wide
 from bytemtp.training.progress import finite
 
 T = TypeVar("T")
@@ -293,12 +293,15 @@ def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> He
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids)
         hidden = model.heads(model.run_trunk(context), context)
-    parts, targets = [], targets_of(ids, document_ids, n)[:, :, -stride:]
-    laws = verifying_laws(model, hidden[0][:, -stride:])
-    for i, x in enumerate(hidden):
+    targets = targets_of(ids, document_ids, n)[:, :, -stride:]
+
+    def logits(i: int) -> Float[Tensor, "b s v"]:
         with model.autocast():
-            logits = model.logits(i, x[:, -stride:], context.ahead(i)[:, -stride:])
-        parts.append(_sums(logits, targets[i], laws[i]))
+            return model.logits(i, hidden[i][:, -stride:], context.ahead(i)[:, -stride:])
+
+    first = logits(0)
+    laws = verifying_laws(first, n)
+    parts = [_sums(logits(i) if i else first, targets[i], laws[i]) for i in range(n)]
     return losses_of(torch.stack(parts), targets)
 
 
@@ -306,10 +309,9 @@ def _sums(
     logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"], laws: Float[Tensor, "b s v"]
 ) -> Float[Tensor, "3"]:
     """In float64: nats of all targets, and of ends of documents, and what head 1's laws accept of these drafts."""
-    flat = targets.flatten()
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    nats = F.cross_entropy(wide.flatten(0, 1), flat, ignore_index=IGNORED, reduction="none").double()
-    overlap = torch.minimum(wide.softmax(-1), laws).sum(-1).double()
+    flat, logits = targets.flatten(), wide(logits)
+    nats = F.cross_entropy(logits.flatten(0, 1), flat, ignore_index=IGNORED, reduction="none").double()
+    overlap = torch.minimum(logits.softmax(-1), laws).sum(-1).double()
     return torch.stack([nats.sum(), nats[flat == EOT].sum(), overlap[targets != IGNORED].sum()])
 
 

@@ -323,10 +323,7 @@ def attend_packed(
 def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
-    repeats = q.shape[2] // k.shape[2]
-    if repeats > 1:
-        k, v = (x.repeat_interleave(repeats, dim=2) for x in (k, v))
-    packed = [x.flatten(0, 1)[None] for x in (q, k, v)]
+    packed = [x.flatten(0, 1)[None] for x in (q, *_like_queries(q, k, v))]
     return memory_efficient_attention(*packed, attn_bias=layout.xformers_mask).reshape(q.shape)
 
 
@@ -350,18 +347,32 @@ def _attend_runs(qkv: list[Tensor], window: int) -> Tensor:
 
 
 def _attend_windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """`QUERIES` at a time; keys that none of them sees are left out."""
-    places, parts = torch.arange(q.shape[1], device=q.device), []
-    for start in range(0, q.shape[1], QUERIES):
-        own, seen = slice(start, start + QUERIES), slice(max(0, start - window + 1), start + QUERIES)
-        back = places[own, None] - places[seen]
-        parts.append(_sdpa(q[:, own], k[:, seen], v[:, seen], attn_mask=(back >= 0) & (back < window)))
+    """`QUERIES` at a time, with as many blocks of keys before their own as the first of them sees.
+
+    Split and joined, since the gradient of a slice is as long as the row.  One mask serves all blocks.
+    """
+    before = -(-(window - 1) // QUERIES)
+    place = torch.arange((before + 1) * QUERIES, device=q.device)
+    back = place[-QUERIES:, None] - place
+    mask = torch.zeros(back.shape, dtype=q.dtype, device=q.device)
+    mask.masked_fill_((back < 0) | (back >= window), -torch.inf)
+    queries, keys, values = (x.split(QUERIES, dim=1) for x in (q, *_like_queries(q, k, v)))
+    parts = []
+    for i, own in enumerate(queries):
+        first, length = max(0, i - before), own.shape[1]
+        key, value = (torch.cat(x[first : i + 1], dim=1) for x in (keys, values))
+        columns = slice((before - i + first) * QUERIES, before * QUERIES + length)
+        parts.append(_sdpa(own, key, value, attn_mask=mask[:length, columns]))
     return torch.cat(parts, dim=1)
+
+
+def _like_queries(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of each head by itself: PyTorch's fast kernels know no shared heads under a mask."""
+    repeats = q.shape[2] // k.shape[2]
+    return (k, v) if repeats == 1 else (k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2))
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, **mask: Any) -> Tensor:
     q, k, v = (rearrange(x, "m l h k -> m h l k") for x in (q, k, v))
-    if "attn_mask" in mask and q.shape[1] != k.shape[1]:  # PyTorch's fast kernels know no shared heads under a mask
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     out = F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **mask)
     return rearrange(out, "m h l k -> m l h k")

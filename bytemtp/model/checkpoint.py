@@ -64,7 +64,7 @@ class TrainState:
     grad_norm: float | None = None
     """gradient norm of the last step"""
     unlogged: dict[str, Any] = field(default_factory=dict)
-    """losses summed since the last line of metrics.jsonl: `nats` and `counts` of each head, `order_nats`"""
+    """losses summed since the last line of metrics.jsonl: the fields of `HeadLosses`"""
     best_step: int = 0
     """step of the best validation so far; its checkpoint is kept"""
     best_bpb: float | None = None

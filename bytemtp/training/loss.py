@@ -51,7 +51,7 @@ GROUP_BYTES = 32 * 2**20
 
 @dataclass(frozen=True)
 class HeadLosses:
-    """Cross-entropy of each head, summed, so that losses of several batches add up exactly.
+    """Cross-entropy of each head, and what its drafts are worth, summed, so that several batches add up exactly.
 
     Targets are bytes and ends of documents.  The loss is the mean over both; bits per byte are of the bytes alone.
     """
@@ -185,10 +185,10 @@ def losses_of(
     with_drafts: bool = True,
 ) -> HeadLosses:
     """sums: nats of all targets and of ends of documents, and what is accepted (`_sums`); order: the order head's."""
-    wide = sums.double()
-    order = wide.new_zeros(()) if order is None else order.double()
+    nats, end_nats, accepted = sums.double().unbind(1)
+    order = nats.new_zeros(()) if order is None else order.double()
     ends, drafts = (targets == EOT).sum((1, 2)), draft_counts(targets) * with_drafts
-    return HeadLosses(wide[:, 0], valid_counts(targets), wide[:, 1], ends, order, wide[:, 2] * (drafts > 0), drafts)
+    return HeadLosses(nats, valid_counts(targets), end_nats, ends, order, accepted * (drafts > 0), drafts)
 
 
 def backward(
@@ -225,7 +225,7 @@ def backward(
         context,
         far,
         range(n) if rows else model.path_to_first_head,
-        laws_of_far_rows(model, z, far) if for_drafts and rows and len(model.path_to_first_head) < n else None,
+        laws_of_far_rows(model, z, far) if for_drafts and rows and model.has_far_heads else None,
     )
     sums, order = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
     return losses_of(sums, targets, order, with_drafts=objective.laws is not None)
@@ -245,26 +245,23 @@ def laws_of_far_rows(model: ByteMTP, z: Float[Tensor, "b s d"], far: Context) ->
     with model.autocast():
         for i in model.path_to_first_head:
             x = model.link(i, x, far)
-    return verifying_laws(model, x)
+        return verifying_laws(model.logits(0, x), model.config.n_future)
 
 
-@torch.no_grad()
-def verifying_laws(model: ByteMTP, first: Float[Tensor, "r s d"]) -> Float[Tensor, "n r s v"]:
-    """What head 1, whose link gave `first`, says of the byte that each head predicts, with the bytes before it read.
+def verifying_laws(logits: Float[Tensor, "r s v"], n: int) -> Float[Tensor, "n r s v"]:
+    """What head 1, whose logits these are, says of the byte that each head predicts, with the bytes before it read.
 
     All zeros where the row ends before: no draft overlaps with that, and none has a gradient.
     """
-    n, s = model.config.n_future, first.shape[1]
-    with model.autocast():
-        laws = _wide(model.logits(0, first)).softmax(-1)
-    return F.pad(laws, (0, 0, 0, n - 1)).unfold(1, s, 1).permute(1, 0, 3, 2)  # a view
+    laws = wide(logits).softmax(-1)
+    return F.pad(laws, (0, 0, 0, n - 1)).unfold(1, logits.shape[1], 1).permute(1, 0, 3, 2)  # a view
 
 
 @torch.no_grad()
 def evaluate(
     model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], layout: Layout | None = None
 ) -> HeadLosses:
-    """Losses without gradients, one head's logits at a time.  layout: see `backward`.
+    """Losses without gradients, one head's logits at a time beside head 1's laws.  layout: see `backward`.
 
     What is accepted is not counted where the ids are a part of rows, beyond which head 1's laws are not known.
     """
@@ -272,8 +269,9 @@ def evaluate(
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         hidden = model.heads(model.run_trunk(context), context)
+        is_drafting = n > 1 and context.layout.part is WHOLE
+        laws = verifying_laws(model.logits(0, hidden[0]), n) if is_drafting else None
     targets = targets_of(ids, document_ids, n)
-    laws = verifying_laws(model, hidden[0]) if n > 1 and context.layout.part is WHOLE else None
     objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context, range(n), laws)
     sums = [_head_sums(model, slice(i, i + 1), x, objective) for i, x in enumerate(hidden)]
     return losses_of(torch.cat(sums), targets, with_drafts=laws is not None)
@@ -322,7 +320,7 @@ class Objective:
 
 
 def _backward_joint(model: ByteMTP, z: Tensor, objective: Objective) -> tuple[Float[Tensor, "n 3"], Float[Tensor, ""]]:
-    """Nats of the heads and of the order head."""
+    """Sums of the heads, and nats of the order head."""
     hidden: dict[int, Tensor] = {}
     for chain in objective.learning(model.chains):
         x = z
@@ -452,7 +450,7 @@ def _head_sums(
 ) -> Float[Tensor, "g 3"]:
     """Summed cross-entropy of each of `heads`, which have one weight; gradients into what is shared are scaled by it.
 
-    The second column is the share of ends of documents, without gradient.
+    The second column is the share of ends of documents, the third what head 1 accepts of drafts; both have no gradient.
     hidden: the rows of each head, below each other, or one set of rows for all heads.
     """
     weight = objective.weights[heads.start]
@@ -502,17 +500,18 @@ def _sums(
     nats of all, of ends, and what is accepted, [u r]."""
     padding = padding.to(unembedding.dtype).repeat(len(unembedding))
     logits = F.linear(rms_norm(hidden, norm), unembedding.flatten(0, 1), padding).unflatten(-1, (len(unembedding), -1))
-    wide = _wide(logits) if bias is None else _wide(logits) + bias
+    logits = wide(logits) if bias is None else wide(logits) + bias
     ordered = targets.permute(1, 2, 0)  # [r s u], as the logits
-    nats = F.cross_entropy(wide.flatten(0, 2), ordered.flatten(), ignore_index=IGNORED, reduction="none")
+    nats = F.cross_entropy(logits.flatten(0, 2), ordered.flatten(), ignore_index=IGNORED, reduction="none")
     nats = nats.view(ordered.shape)
     accepted = torch.zeros_like(nats)
     if laws is not None:  # in place of its own gradient that of being refused
-        overlap = torch.minimum(wide.softmax(-1), laws.permute(1, 2, 0, 3)).sum(-1)
+        overlap = torch.minimum(logits.softmax(-1), laws.permute(1, 2, 0, 3)).sum(-1)
         accepted = overlap.where(ordered != IGNORED, 0)
         nats = nats.detach() + (accepted.detach() - accepted)
     return nats.sum(1).T, nats.detach().where(ordered == EOT, 0).sum(1).T, accepted.detach().sum(1).T
 
 
-def _wide(logits: Tensor) -> Tensor:
+def wide(logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
+    """In float32 at least, as softmax and sums need them."""
     return logits if logits.dtype == torch.float64 else logits.float()

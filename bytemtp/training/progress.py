@@ -87,9 +87,9 @@ def finite(values: Sequence[float]) -> list[float | None]:
 def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":
-        return status_bytes("VmHWM")  # ru_maxrss is at least that of the program that started this one
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    with suppress(OSError, StopIteration):  # not Linux, or one that leaves it out
+        return status_bytes("VmHWM")  # the other is at least that of the program that started this one
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def status_bytes(field: str) -> int:

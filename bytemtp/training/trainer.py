@@ -166,7 +166,10 @@ class Trainer:
         if self.unlogged is not None and not world.is_first:  # which has what was summed over all
             self.unlogged = self._no_losses()
         self.lr = 0.0
-        self.repeating, self.for_drafts = 0, False
+        self.repeating = 0
+        self.for_drafts = self.state.far_heads and for_drafts_at(
+            self.train, share_done(self.train, max(0, self.state.step - 1), self.state.elapsed_s)
+        )
         self.watch = Watch(model.device)
         self.flops = {share: Flops.of_model(model, share) for share in (0.0, self.train.far_rows)}
         self.peak = peak_flops(model.device, model.dtype)
@@ -284,7 +287,7 @@ class Trainer:
     @property
     def _heads_wait(self) -> bool:
         """Whether there are heads that have not begun to learn; those on head 1's path do so at once."""
-        return not self.state.far_heads and len(self.model.path_to_first_head) < len(self.head_weights)
+        return not self.state.far_heads and self.model.has_far_heads
 
     def _begin_far_heads(self, done: float) -> None:
         """Heads 2 to n learn from this step on, if it is time: once they have begun, they go on."""
@@ -297,7 +300,7 @@ class Trainer:
     def _begin_drafts(self, done: float) -> None:
         """Heads 2 to n learn to be accepted at this step, if it is time."""
         is_time = self.state.far_heads and for_drafts_at(self.train, done)
-        if is_time and not self.for_drafts and len(self.model.path_to_first_head) < len(self.head_weights):
+        if is_time and not self.for_drafts and self.model.has_far_heads:
             step, n = self.state.step + 1, len(self.head_weights)
             self.progress.say(f"heads 2 to {n} learn to be accepted as drafts from step {step} on, whatever their bits")
         self.for_drafts = is_time
@@ -431,9 +434,9 @@ class Trainer:
         return HeadLosses.none(self.settings.model.n_future, self.model.device)
 
     def _note_best(self, losses: HeadLosses) -> None:
-        bits, so_far = to_compare(losses, self.train), self.state.best_bpb
-        if math.isfinite(bits) and (so_far is None or bits < so_far):
-            self.state = replace(self.state, best_step=self.state.step, best_bpb=bits)
+        score, so_far = to_compare(losses, self.train), self.state.best_bpb
+        if math.isfinite(score) and (so_far is None or score < so_far):
+            self.state = replace(self.state, best_step=self.state.step, best_bpb=score)
 
     def _log_unlogged(self) -> None:
         self._catch_up()
@@ -511,11 +514,11 @@ class Trainer:
 
 def to_compare(losses: HeadLosses, train: TrainConfig) -> float:
     """By what two validations of a run are compared, the less the better: head 1's bits per byte, or, where head 1 is
-    frozen, the mean share of drafts that it refuses (the mean of all heads' bits if that is not known)."""
+    frozen, the mean share of drafts that it refuses; nan where that is not known (parts of rows)."""
     if train.freeze == "none":
         return losses.bits_per_byte[0]
     accepted = [share for share in losses.acceptance if math.isfinite(share)]
-    return 1 - statistics.mean(accepted) if accepted else losses.mean / math.log(2)
+    return 1 - statistics.mean(accepted) if accepted else math.nan
 
 
 def _pack(losses: HeadLosses) -> dict[str, Any]:

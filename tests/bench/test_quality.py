@@ -149,6 +149,15 @@ def files(tmp_path: Path) -> list[str]:
 SMALL = ["--minutes", "0.005", "--preset", "nano", "--seeds", "0", "1", "2", "--heads", "1", "2"]
 
 
+def instead(words, options):
+    """`options` behind those of `words` that they do not name again."""
+    kept, is_kept = [], True
+    for word in words:
+        is_kept = word not in options if word.startswith("--") else is_kept
+        kept += [word] * is_kept
+    return [*kept, *options]
+
+
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Commands are called, not started: importing torch takes seconds.  Gives the list of their names."""
@@ -243,14 +252,14 @@ def test_cells_of_other_bytes_are_not_compared():
 )
 def test_a_mistake_is_one_line_before_anything_is_trained(files, in_this_process, options, message):
     with pytest.raises(UserError) as error:
-        bench.main(["quality", *files, *SMALL, *options])
+        bench.main(["quality", *instead([*files, *SMALL], options)])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not in_this_process
 
 
 def test_a_file_cannot_be_trained_on_and_held_out(files, in_this_process):
     with pytest.raises(UserError, match=r"train.txt is to be trained on and held out"):
-        bench.main(["quality", *files, *SMALL, "--heldout", *files[1:4:2]])
+        bench.main(["quality", *instead([*files, *SMALL], ["--heldout", *files[1:4:2]])])
 
 
 def test_the_peer_needs_more_than_its_context():
@@ -266,7 +275,8 @@ def test_a_command_that_fails_is_told_with_its_last_words(tmp_path):
 @pytest.mark.slow
 def test_from_outside(files):
     """In processes of its own, as users call it."""
-    program = [sys.executable, "-m", "bytemtp.bench", "quality", *files, *SMALL, "--seeds", "4", "--heads", "2"]
+    words = instead([*files, *SMALL], ["--seeds", "4", "--heads", "2"])
+    program = [sys.executable, "-m", "bytemtp.bench", "quality", *words]
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ours n=2 - peer" in done.stdout and "2/2  peer, seed 4: " in done.stderr

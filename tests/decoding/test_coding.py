@@ -21,6 +21,7 @@ from bytemtp.decoding.coding import codec, container, laws
 from bytemtp.decoding.coding.codec import decode, encode
 from bytemtp.decoding.coding.container import MOST, NUMBER, ROWS, header_for, pack, sealed, unpack
 from bytemtp.decoding.coding.laws import TOTAL, Reading, Writing, counts_of
+from bytemtp.decoding.engines.native import library as native_library
 from bytemtp.decoding.engines.tensor import TensorEngine
 from bytemtp.decoding.generate import generate
 
@@ -106,8 +107,9 @@ def noting_threads(code, seen):
 
 def test_without_a_compiler_the_engine_that_is_missing_is_named(monkeypatch):
     compressed = bytemtp.compress(MODEL, TEXT)
-    monkeypatch.setattr(codec, "native_works", lambda: False)
-    with pytest.raises(UserError, match="was compressed by the native engine, which cannot be compiled here"):
+    monkeypatch.setattr(native_library, "compiler", lambda: None)
+    monkeypatch.setattr(codec, "library", native_library.library.__wrapped__)
+    with pytest.raises(UserError, match=r"was compressed by the native engine, which does not work here: no C\+\+ com"):
         bytemtp.decompress(MODEL, compressed)
 
 

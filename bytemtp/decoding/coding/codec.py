@@ -36,7 +36,8 @@ from bytemtp.decoding.coding.container import Block, Header, header_for, pack, u
 from bytemtp.decoding.coding.laws import Damaged, Reading, Stream, Writing, counts_of
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.engines.native.engine import NativeEngine
-from bytemtp.decoding.engines.select import engine_kind, native_works
+from bytemtp.decoding.engines.native.library import library
+from bytemtp.decoding.engines.select import engine_kind
 from bytemtp.decoding.generate import MODEL, EngineName, Options
 from bytemtp.decoding.loop import Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
@@ -115,8 +116,12 @@ def decode(
     header, blocks = unpack(compressed, name)
     check_model(model, header, name)
     is_native = header.arithmetic == "native"
-    if is_native and not native_works():
-        raise UserError(f"{name} was compressed by the native engine, which cannot be compiled here")
+    if is_native:
+        try:
+            library()
+        except UserError as error:
+            reason = str(error).partition("; ")[0]
+            raise UserError(f"{name} was compressed by the native engine, which does not work here: {reason}") from None
     engine: EngineName = "native" if is_native else "torch"
     drafting = Options(mode=mode, engine=engine).drafting(model, header.rows) if is_native else by_heads(model)
     texts, passes = [], 0
