@@ -146,8 +146,9 @@ def filling(folder: Path) -> Iterator[Path]:
     An empty one stays the folder that it is: a shell may be in it, or a disk mounted there.  Whatever ends the filling
     before its time leaves nothing.
     """
+    folder = folder.resolve()
     is_new = not folder.exists()
-    partial = partial_of(folder.resolve() if is_new else folder / folder.resolve().name)
+    partial = partial_of(folder if is_new else folder / folder.name)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -163,7 +164,7 @@ def filling(folder: Path) -> Iterator[Path]:
         with suppress(OSError):
             remove_folder(partial)
         raise
-    sync(folder if not is_new else folder.resolve().parent)
+    sync(folder.parent if is_new else folder)
 
 
 def remove_folder(path: Path) -> None:
