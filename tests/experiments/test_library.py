@@ -39,8 +39,8 @@ def test_a_cell_is_trained_and_scored(name: str, files: dict[str, str]) -> None:
 
 def test_heads_can_be_added_to_another_cell_s_run(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Head 1 is then that run's, and the minutes and bytes are those of both."""
-    monkeypatch.setattr(sweep, "cells_of", lambda *which: [small(cell, **files) for cell in cells_of(*which)])
-    first, added = sweep.cells_of(sweep.EXPERIMENT, "cpu", [0], ["n=1", "n=8, added to n=1"])
+    monkeypatch.setattr(library, "cells_of", lambda *which: [small(cell, **files) for cell in cells_of(*which)])
+    first, added = library.cells_of(sweep.EXPERIMENT, "cpu", [0], ["n=1", "n=8, added to n=1"])
     alone, both = sweep.score(first), sweep.score(added)
     for name in ("commit", "hardware", "threads"):  # were added up, too
         assert both[name] == alone[name]
