@@ -103,7 +103,7 @@ def checkpoint_of(path: Path | str) -> Path:
     path = Path(path)
     if (named := _named_by(path)) is not None:
         return named
-    folder = find_latest(path, (WEIGHTS, STATE))
+    folder = find_latest(path, (WEIGHTS,))
     if folder is None:
         lack = f"holds no checkpoint ({WEIGHTS} or checkpoints/latest)" if path.exists() else "does not exist"
         raise UserError(f"{path} {lack}; {GIVE_A_RUN}")

@@ -232,7 +232,7 @@ JSON_LINES = {
     b'{"text": "cut': r"a\.jsonl: line 2 is no JSON: ",
     b"\xff": r"a\.jsonl: line 2 is no JSON: ",
     b"[" * 10**6: r"a\.jsonl: line 2 is no JSON: ",
-    b'{"content": "a", "id": 1}': r"a\.jsonl: line 2 has no field 'text', but 'content', 'id'; set data\.text_field",
+    b'{"content": "a", "id": 1}': r"a\.jsonl: line 2 has no field 'text', but 'content', 'id'; name it \(data\.text_f",
     b"[]": r"a\.jsonl: line 2 has no field 'text', but a list",
     b"{}": r"a\.jsonl: line 2 has no field 'text', but none",
     b'{"text": 5}': r"a\.jsonl: line 2 field 'text' is a int, not a string",
