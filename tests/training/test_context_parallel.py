@@ -18,6 +18,9 @@ from tests.training.context_jobs import FAST, KILLED, PARTED, WAYS, cases_of
 from tests.training.test_distributed import assert_runs_alike, ended, lines, run_jobs
 from tests.training.test_sharding import largest_difference
 
+NOT_COUNTED = "accepted_per_head"
+"""Head 1's law of a byte may lie in another part of the row than the draft."""
+
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,14 +36,14 @@ def slow_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("job", ["two", "sharded"])
 def test_processes_with_parts_of_rows_take_the_steps_of_one(jobs: Path, job: str, case: str) -> None:
     """In float64: packed documents, several of them in a part and some across the cut."""
-    assert_runs_alike(jobs / "one" / case, jobs / job / case)
+    assert_runs_alike(jobs / "one" / case, jobs / job / case, but=NOT_COUNTED)
     assert [line["bytes_seen"] for line in lines(jobs / job / case) if line["split"] == "train"][-1] == 10 * 256
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("job", "case"), [(job, case) for job in WAYS for case in cases_of(job)])
 def test_they_do_so_whatever_the_model(slow_jobs: Path, job: str, case: str) -> None:
-    assert_runs_alike(slow_jobs / "one" / case, slow_jobs / job / case)
+    assert_runs_alike(slow_jobs / "one" / case, slow_jobs / job / case, but=NOT_COUNTED)
 
 
 @pytest.mark.slow
@@ -58,7 +61,7 @@ def test_neighbours_that_read_other_rows_end_the_run(jobs: Path) -> None:
 
 def test_a_run_goes_from_parts_of_rows_to_whole_ones(jobs: Path) -> None:
     """Four processes with sharded weights, one alone, two again: no row is seen twice or left out."""
-    assert_runs_alike(jobs / "whole", jobs / "relay")
+    assert_runs_alike(jobs / "whole", jobs / "relay", but=NOT_COUNTED)
 
 
 def test_what_a_step_holds_and_sends_is_foreseen_within_a_tenth(jobs: Path) -> None:

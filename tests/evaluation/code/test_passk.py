@@ -82,7 +82,8 @@ def without_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(trained_run: Path, problem_file: Path, out: Path, *extra: str) -> None:
-    small = ["--samples", "5", "--batch", "2", "--max-bytes", "6", "--device", "cpu", "--temperature", "0.5", "1.0"]
+    small = ["--samples", "5", "--batch", "2", "--max-bytes", "6", "--device", "cpu"]
+    small += [] if "--temperature" in extra else ["--temperature", "0.5", "1.0"]
     evaluate.main(["passk", str(trained_run), "--problems", str(problem_file), "--out", str(out), *small, *extra])
 
 
