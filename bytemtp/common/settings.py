@@ -105,6 +105,11 @@ class ModelConfig:
         return self.n_future - 1 if self.transitions and self.topology != "deepseek" else 0
 
     @property
+    def has_far_heads(self) -> bool:
+        """Whether there are heads that head 1's logits do not come from: anticausal ones are all on the way to it."""
+        return self.n_future > 1 and self.topology != "anticausal"
+
+    @property
     def least_parameters(self) -> int:
         """Parameters of the layers, embedding and one unembedding; some topologies have more."""
         attention = 2 * self.dim * (self.attention_heads + self.key_value_heads) * self.head_dim

@@ -90,11 +90,6 @@ class ByteMTP(nn.Module):
         chain = next(chain for chain in self.chains if 0 in chain)
         return chain[: chain.index(0) + 1]
 
-    @property
-    def has_far_heads(self) -> bool:
-        """Whether there are heads that head 1's logits do not come from."""
-        return len(self.path_to_first_head) < self.config.n_future
-
     def first_modules(self) -> list[nn.Module]:
         """All modules that head 1's logits come from, in order of computation; the other heads' own are left out."""
         links = [self.links[i] for i in self.path_to_first_head]

@@ -83,9 +83,7 @@ def check_shares(settings: Settings, world: World) -> None:
                 f"each, which {sharers} cannot share evenly; make it a multiple of {train.accumulate * size}, "
                 f"or lower train.accumulate"
             )
-        # Of an anticausal model all heads are on the path to head 1.
-        has_far_heads = settings.model.n_future > 1 and settings.model.topology != "anticausal"
-        if has_far_heads and (far := rows_of(rows, train.far_rows)) % size:
+        if settings.model.has_far_heads and (far := rows_of(rows, train.far_rows)) % size:
             raise UserError(
                 f"train.far_rows {train.far_rows} of {rows} rows are {far}, which {sharers} cannot share "
                 f"evenly; make it a multiple of {size / rows:g}"

@@ -187,8 +187,9 @@ def losses_of(
     """sums: nats of all targets and of ends of documents, and what is accepted (`_sums`); order: the order head's."""
     nats, end_nats, accepted = sums.double().unbind(1)
     order = nats.new_zeros(()) if order is None else order.double()
-    ends, drafts = (targets == EOT).sum((1, 2)), draft_counts(targets) * with_drafts
-    return HeadLosses(nats, valid_counts(targets), end_nats, ends, order, accepted * (drafts > 0), drafts)
+    counts, ends = valid_counts(targets), (targets == EOT).sum((1, 2))
+    drafts = draft_counts(targets) if with_drafts else torch.zeros_like(counts)
+    return HeadLosses(nats, counts, end_nats, ends, order, accepted * (drafts > 0), drafts)
 
 
 def backward(
@@ -225,7 +226,7 @@ def backward(
         context,
         far,
         range(n) if rows else model.path_to_first_head,
-        laws_of_far_rows(model, z, far) if for_drafts and rows and model.has_far_heads else None,
+        laws_of_far_rows(model, z, far) if for_drafts and rows and model.config.has_far_heads else None,
     )
     sums, order = (_backward_joint if mode == "joint" else _backward_sequential)(model, z, objective)
     return losses_of(sums, targets, order, with_drafts=objective.laws is not None)

@@ -287,7 +287,7 @@ class Trainer:
     @property
     def _heads_wait(self) -> bool:
         """Whether there are heads that have not begun to learn; those on head 1's path do so at once."""
-        return not self.state.far_heads and self.model.has_far_heads
+        return not self.state.far_heads and self.settings.model.has_far_heads
 
     def _begin_far_heads(self, done: float) -> None:
         """Heads 2 to n learn from this step on, if it is time: once they have begun, they go on."""
@@ -300,7 +300,7 @@ class Trainer:
     def _begin_drafts(self, done: float) -> None:
         """Heads 2 to n learn to be accepted at this step, if it is time."""
         is_time = self.state.far_heads and for_drafts_at(self.train, done)
-        if is_time and not self.for_drafts and self.model.has_far_heads:
+        if is_time and not self.for_drafts and self.settings.model.has_far_heads:
             step, n = self.state.step + 1, len(self.head_weights)
             self.progress.say(f"heads 2 to {n} learn to be accepted as drafts from step {step} on, whatever their bits")
         self.for_drafts = is_time

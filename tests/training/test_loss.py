@@ -139,6 +139,7 @@ def test_the_modules_of_head_1_are_all_that_its_logits_depend_on(topology):
     model = model_for(topology)
     first = {id(parameter) for module in model.first_modules() for parameter in module.parameters()}
     assert {name for name, parameter in model.named_parameters() if id(parameter) in first} == path_parameters(model)
+    assert model.config.has_far_heads == (len(model.path_to_first_head) < 4)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
