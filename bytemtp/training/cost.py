@@ -11,14 +11,15 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log, pick_dtype
-from bytemtp.common.settings import ModelConfig, Settings, TrainConfig, changed
+from bytemtp.common.settings import ModelConfig, Settings, TrainConfig
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 from bytemtp.model.initial import freeze_path
 from bytemtp.model.layers import Block
@@ -198,10 +199,10 @@ def _more_parts(settings: Settings, processes: int) -> int:
     return 0
 
 
-def can_share(settings: Settings, processes: int, **train: int) -> bool:
+def can_share(settings: Settings, processes: int, **train: Any) -> bool:
     """Whether so many processes could train with these settings of `train` in place of those named."""
     try:
-        own = changed(settings, **{f"train.{name}": value for name, value in train.items()})
+        own = replace(settings, train=replace(settings.train, **train))
         check_shares(own, grouped(own, World(0, processes)))
     except UserError:
         return False
