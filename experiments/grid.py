@@ -34,7 +34,7 @@ import bytemtp
 from bytemtp.bench.quality import end_of, run_module
 from bytemtp.bench.turns import machine
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_file
+from bytemtp.common.files import alone, read_object, write_file
 from bytemtp.common.jsonl import JsonLinesFile, read_lines
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.model.checkpoint import step_folders, step_of
@@ -56,8 +56,6 @@ Line = dict[str, Any]
 """Of results.jsonl: `key` (preset as `grid`, cell, seed, settings, options), figures, and of the training commit,
 hardware, threads and minutes; of the score the commit (`scored`)."""
 _writing = Lock()
-_training: dict[Path, Lock] = {}
-"""One for each folder: two cells may want the same run."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +220,7 @@ def train(
     start = ["--init", str(init)] if init else []
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     begun = cell.folder.with_suffix(".json")  # kept for experiments that take the same run later
-    with _training.setdefault(cell.folder, Lock()):
+    with alone(cell.folder.with_suffix(".lock")):  # two cells, even of two commands, may want the same run
         is_begun = (cell.folder / "config.toml").exists()
         if not (is_begun and begun.exists()):  # a training that failed at once, or was deleted, leaves its file
             about = {"commit": commit(), "hardware": machine()["device"], "threads": torch.get_num_threads()}
@@ -231,7 +229,7 @@ def train(
         run_module(cell.folder, *program, *map(str, paths), "--out", str(cell.folder), *more, *words)
     state = end_of(cell.folder)
     took = {"steps": state["step"], "bytes_seen": state["bytes_seen"], "minutes": round(state["elapsed_s"] / 60, 2)}
-    return json.loads(begun.read_text()) | took
+    return read_object(begun) | took
 
 
 def train_along(cell: Cell, path: Path, ask: Callable[[bytemtp.ByteMTP], dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,6 @@
 Each prints a Markdown table and, with --json FILE, keeps everything that was measured.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
 from bytemtp.common.cli import run_main, run_verb
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output, write_output
+from bytemtp.common.files import check_output, write_json
 from bytemtp.common.settings import DataConfig, Topology
 from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.sampling import Rule
@@ -64,7 +63,7 @@ class Benchmark:
         self._check()
         report = self.measure()
         if self.json is not None:
-            write_output(self.json, json.dumps(report, indent=2) + "\n")
+            write_json(self.json, report)
 
     def _check(self) -> None:
         """UserError for a bad option, before anything is measured."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,11 @@ from bytemtp.common.runtime import log
 from bytemtp.evaluation.code.execute import Sample, jobs, judge
 from bytemtp.evaluation.code.problems import Problem, read_problems
 from bytemtp.sandbox.launch import Limits
-from bytemtp.sandbox.prepare import prepare
+from bytemtp.sandbox.prepare import EMPTY, prepare
 from bytemtp.sandbox.worker import Worker
 
 TURNS = 3
 """Of each part."""
-EMPTY = {"kind": "tests", "source": "", "prelude": "", "remote": [], "program": ""}
 TIMEOUT = 30.0
 """Seconds; none of these programs needs one."""
 THEIRS = """
@@ -140,14 +140,11 @@ def _indented(program: str) -> str:
 
 
 def _mean_ms(todo: list[dict[str, Any]], *, unsafe: bool = False) -> float:
-    worker = Worker(prepare(Limits(TIMEOUT), unsafe=unsafe))
-    try:
+    with closing(Worker(prepare(Limits(TIMEOUT), unsafe=unsafe))) as worker:
         worker.run(EMPTY)
         begun = time.perf_counter()
         wrong = [result for job in todo if not (result := worker.run(job)).passed]
         seconds = time.perf_counter() - begun
-    finally:
-        worker.close()
     if wrong:
         raise UserError(f"{len(wrong)} of {len(todo)} programs did not pass: {wrong[0].result}")
     return round(1000 * seconds / len(todo), 3)

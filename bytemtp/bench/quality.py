@@ -21,7 +21,7 @@ import tyro
 from bytemtp.bench.turns import machine, markdown_table
 from bytemtp.common.cli import parse
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_output, writing
+from bytemtp.common.files import read_object, write_json, writing
 from bytemtp.common.presets import preset
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import DataConfig, Settings
@@ -151,7 +151,7 @@ def cell(plan: Plan, directory: Path, seed: int, name: str, n: int, data: DataCo
     log(f"{name}, seed {seed}: {plan.minutes:g} minutes, progress in {place.with_suffix('.log')}")
     measured = train_ours(plan, place, seed, n) if n else train_peer(plan, place, seed, data)
     result = {"contestant": name, "seed": seed, "asked": question, **measured}
-    write_output(place.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    write_json(place.with_suffix(".json"), result)
     return result
 
 
@@ -193,15 +193,14 @@ def end_of(place: Path) -> Report:
     """What the newest checkpoint says of a training that has ended well."""
     folder = latest(place)
     assert folder is not None
-    state: Report = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return state
+    return read_object(folder / "state.json")
 
 
 def bits_per_byte(place: Path, heldout: Sequence[str]) -> Report:
     """What `python -m bytemtp.evaluate bpb` says of a run.  UserError if it fails."""
     score = place.with_suffix(".bpb.json")
     run_module(place, "bytemtp.evaluate", "bpb", str(place), *heldout, "--json", str(score))
-    bits: Report = json.loads(score.read_text(encoding="utf-8"))
+    bits = read_object(score)
     score.unlink()
     return bits
 

@@ -2,14 +2,17 @@
 
 import atexit
 import errno
+import fcntl
+import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from bytemtp.common.errors import UserError
 
@@ -58,6 +61,22 @@ def write_output(path: Path, content: str | bytes, note: str = "") -> None:
             write_file(path, content)
         else:
             path.write_bytes(as_bytes(content))
+
+
+def write_json(path: Path, record: Mapping[str, Any], note: str = "") -> None:
+    """`write_output` of an object as JSON."""
+    write_output(path, json.dumps(record, indent=1) + "\n", note)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.  UserError if it cannot be read, or holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no JSON object")
+    return value
 
 
 def as_bytes(content: str | bytes) -> bytes:
@@ -165,6 +184,15 @@ def filling(folder: Path) -> Iterator[Path]:
             remove_folder(partial)
         raise
     sync(folder.parent if is_new else folder)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Inside is one thread of one process at a time, of all that name this file, which is made."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
+        yield
 
 
 def remove_folder(path: Path) -> None:

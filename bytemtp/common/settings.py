@@ -1,4 +1,4 @@
-"""Settings: three frozen dataclasses, and TOML files of them; an unknown name or a value of the wrong type is refused.
+"""Settings: four frozen dataclasses, and TOML files of them; an unknown name or a value of the wrong type is refused.
 
 Order of strength: preset < `--config FILE.toml` < command line.  What the first two say is the default of the third.
 

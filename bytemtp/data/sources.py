@@ -1,6 +1,6 @@
 """Where bytes come from: paths, folders, globs, standard input and URLs become a list of files to read.
 
-Listing happens once and at the start, so that a wrong path is an error before anything is trained.  What is listed is
+Listing happens at the start, so that a wrong path is an error before anything is trained.  What is listed is
 only names: 10 million files are some 2 GB of names, so put very many small files into a .tar first.
 
 Try:  python -c "from bytemtp.data.sources import *; print(*find(['bytemtp'], SkipLog('error')), sep='\\n')"

@@ -7,14 +7,13 @@ with many texts or small models, what is done for a draft outside the engine is 
 Try:  python -c "import bytemtp; from bytemtp.decoding.costs import *; print(costs_of(bytemtp.load('RUN'), 1, 'auto'))"
 """
 
-import fcntl
 import hashlib
 import json
 import platform
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from bytemtp.common.files import cache_folder, write_file
+from bytemtp.common.files import alone, cache_folder, write_file
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.chains import CopiedChain
 from bytemtp.decoding.chooser import Costs
@@ -93,15 +92,6 @@ def read_costs(path: Path) -> Costs:
     if not (len(costs.passes) == 1 + DRAFTS[-1] and min(costs.passes) > 0):
         raise ValueError
     return costs
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One process at a time: those that measure beside each other measure each other."""
-    with ExitStack() as stack:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(stack.enter_context(path.open("w")), fcntl.LOCK_EX)
-        yield
 
 
 def fingerprint(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: CorpusIndex | None) -> str:

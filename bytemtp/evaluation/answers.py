@@ -27,7 +27,7 @@ import tyro
 
 from bytemtp.common.checks import shown
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output, write_output
+from bytemtp.common.files import check_output, write_json
 from bytemtp.common.runtime import log, pick_device, progress
 from bytemtp.decoding.generate import generate
 from bytemtp.evaluation.code.problems import Record, records
@@ -79,7 +79,7 @@ class Command:
         answers = ask(model, questions, examples, self.max_bytes)
         print(answers)
         if self.json is not None:
-            write_output(self.json, json.dumps(answers.as_dict(), indent=1) + "\n")
+            write_json(self.json, answers.as_dict())
 
     def _examples(self) -> "list[Question]":
         """UserError unless there are as many as --shots says."""

@@ -18,7 +18,6 @@ order of the windows, whoever has scored them, so that the numbers are those of 
 Try:  python -m bytemtp.evaluate bpb RUN PATH
 """
 
-import json
 import lzma
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output, write_output
+from bytemtp.common.files import check_output, write_json
 from bytemtp.common.runtime import byte_progress, log, pick_device
 from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
@@ -119,7 +118,7 @@ class Command:
         print("\n".join([str(score), *(f"context {length:<6} {bits:.4f}" for length, bits in contexts.items())]))
         if self.json is not None:
             record = score.as_dict() | {"dtype": self.dtype} | ({"bpb_by_context": contexts} if contexts else {})
-            write_output(self.json, json.dumps(record, indent=1) + "\n")
+            write_json(self.json, record)
 
 
 @dataclass(frozen=True)

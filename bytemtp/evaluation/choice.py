@@ -14,7 +14,6 @@ A tie goes to the choice that stands first.
 Try:  python -m bytemtp.evaluate choice RUN --tasks tasks.jsonl
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import check_output, write_output
+from bytemtp.common.files import check_output, write_json
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.vocab import EOT
 from bytemtp.evaluation.tasks import Task, read_tasks
@@ -75,7 +74,7 @@ class Command:
         score = answer(model, tasks)
         print(score)
         if self.json is not None:
-            write_output(self.json, json.dumps(score.as_dict(), indent=1) + "\n")
+            write_json(self.json, score.as_dict())
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import tyro
 
 from bytemtp.common.cli import discard_output, run, run_main
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import as_bytes, check_output, read_input, write_output
+from bytemtp.common.files import as_bytes, check_output, read_input, write_json, write_output
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.decoding.corpus_index import RUN_INDEX, CorpusIndex
 from bytemtp.decoding.divergence import Divergence, divergence
@@ -114,7 +114,7 @@ class Command:
                 difference = divergence(model, prompt, plain, out, stop=options["stop"], utf8=self.utf8)
             log(comparison(plain, out, difference, greedy=greedy))
         if self.stats:
-            write_output(self.stats, json.dumps(out.stats | {"dtype": self.dtype}, indent=2) + "\n")
+            write_json(self.stats, out.stats | {"dtype": self.dtype})
         if self.html:
             from bytemtp.reports.page import page  # here, since matplotlib takes half a second to import
 

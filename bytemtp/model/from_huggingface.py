@@ -10,7 +10,6 @@ if it has only the bytes) are drawn anew; rows beyond 256 are left behind.
 Try:  python -c "from bytemtp.model.from_huggingface import load_folder; print(load_folder('DIR'))"
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.files import read_object
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import ModelConfig
 from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
@@ -42,7 +42,7 @@ def load_folder(folder: Path, seed: int = 0) -> ByteMTP:
     config = config_of_folder(folder)
     _check_tokenizer(folder)
     model = ByteMTP(config, seed)
-    tensors, found = _tensors(folder), _json(folder / "config.json")
+    tensors, found = _tensors(folder), read_object(folder / "config.json")
     if SLIDING in _layer_types(found):
         model.trained_length = found.get("sliding_window") or 0
     if found.get("tie_word_embeddings"):
@@ -56,7 +56,7 @@ def load_folder(folder: Path, seed: int = 0) -> ByteMTP:
 def config_of_folder(folder: Path) -> ModelConfig:
     """Shape of the model in a Hugging Face folder, with one head.  UserError if bytemtp has no such model."""
     path = folder / "config.json"
-    found = _json(path)
+    found = read_object(path)
     try:
         _refuse(_differences(found))
         return ModelConfig(
@@ -150,11 +150,11 @@ def _check_tokenizer(folder: Path) -> None:
     path = folder / "tokenizer.json"
     if not path.exists():
         if (kind := folder / "tokenizer_config.json").exists():  # as of ByT5 and Perceiver, whose ids are shifted
-            name = _json(kind).get("tokenizer_class")
+            name = read_object(kind).get("tokenizer_class")
             raise UserError(f"{kind} names a {name}, and without {path.name} its ids are not known; {NEEDED}")
         log(f"{folder} has no {path.name}: its ids 0-255 are taken for the bytes 0-255")
         return
-    found = _json(path).get("model")
+    found = read_object(path).get("model")
     vocabulary = found.get("vocab") if isinstance(found, dict) else None
     ids = vocabulary if isinstance(vocabulary, dict) else {}
     for byte, character in enumerate(byte_alphabet()):
@@ -186,7 +186,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     parts = {"model.safetensors"}
     if not (folder / "model.safetensors").exists() and index.exists():
-        places = _json(index).get("weight_map")
+        places = read_object(index).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise UserError(f"{index} names no weights; {NEEDED}")
         parts = set(places.values())
@@ -199,13 +199,3 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{folder / part} is damaged ({error})") from error
     return tensors
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object")
-    return value

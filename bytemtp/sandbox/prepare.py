@@ -3,15 +3,18 @@
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 from bytemtp.common.errors import UserError
 from bytemtp.sandbox.launch import START_SECONDS, Launch, Limits
-from bytemtp.sandbox.worker import Worker
+from bytemtp.sandbox.worker import Outcome, Worker
 
 UNSAFE = "run the programs unprotected with --unsafe"
+EMPTY = {"kind": "tests", "source": "", "prelude": "", "remote": [], "program": ""}
+"""A program of nothing, and its tests."""
 
 
 def prepare(limits: Limits, *, unsafe: bool = False, packages: Path | None = None) -> Launch:
@@ -59,13 +62,16 @@ def interpreters() -> Iterator[tuple[str, str]]:
 
 def try_out(launch: Launch) -> None:
     """Run an empty program.  UserError if that does not work."""
-    worker = Worker(replace(launch, limits=replace(launch.limits, seconds=START_SECONDS)))
-    try:
-        outcome = worker.run({"kind": "tests", "source": "", "prelude": "", "remote": [], "program": ""})
-    finally:
-        worker.close()
+    [outcome] = tried(launch, [""])
     if not outcome.passed:
         raise UserError(outcome.result)
+
+
+def tried(launch: Launch, tests: Sequence[str]) -> list[Outcome]:
+    """How each of these tests of an empty program ends."""
+    patient = replace(launch, limits=replace(launch.limits, seconds=START_SECONDS))
+    with closing(Worker(patient)) as worker:
+        return [worker.run(EMPTY | {"program": program}) for program in tests]
 
 
 def hint() -> str:

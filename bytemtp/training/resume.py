@@ -54,6 +54,10 @@ MAY_CHANGE = frozenset(
 but for rounding.  (What a damaged file would have added to it, nobody knows.)"""
 
 
+OPEN = {"train.dtype": "auto", "train.compile": "auto", "train.parallel": "auto", "data.sweeps": 0}
+"""Values that a run resolves when it begins."""
+
+
 def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tuple[Settings, dict[str, Any]]:
     """The settings to go on with, and the run's `[run]` table.
 
@@ -63,7 +67,7 @@ def check_resumable(run: Path, settings: Settings, info: dict[str, Any]) -> tupl
     saved, saved_info = load_settings(run / "config.toml")
     saved = for_frozen_trunk(saved)  # in runs of older versions presets stand as they are
     old, new = flatten(with_absolute_paths(saved)), flatten(settings)
-    new |= {name: old[name] for name, value in new.items() if value == "auto" or (name, value) == ("data.sweeps", 0)}
+    new |= {name: old[name] for name, value in OPEN.items() if new[name] == value}
     for name, value in new.items():
         if value != old[name] and name not in MAY_CHANGE:
             raise UserError(

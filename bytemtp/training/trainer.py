@@ -1,6 +1,6 @@
 """The training loop: batches in; checkpoints, metrics and a model out.
 
-    step:  batch -> backward in `accumulate` rounds -> clip -> AdamW
+    step:  batch -> backward in `accumulate` rounds -> clip -> optimiser's step
     after: a train line every log_every steps, a validation every valid_every, a checkpoint every checkpoint_every and
            after each validation that is the best so far
 

@@ -1,5 +1,6 @@
 """Experiments on the Python library: runs that are shared, runs that start from others, and scores of decoding."""
 
+import fcntl
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -55,21 +56,29 @@ def test_cells_that_train_alike_are_one_run() -> None:
 
 
 def test_two_cells_do_not_train_one_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second waits, and then finds it finished."""
+    """The second waits, even in another process, and then finds it finished."""
     monkeypatch.chdir(tmp_path)
     cell = Cell("toy", "cpu", "a", 0, {"model.dim": 8}, {"runs": "shared"})
     other = replace(cell, experiment="another", name="b")
     assert cell.folder == other.folder
     running = []
 
+    def is_locked() -> bool:
+        with cell.folder.with_suffix(".lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def run_module(*words: str) -> None:
-        running.append(grid._training[cell.folder].locked())
+        running.append(is_locked())
 
     monkeypatch.setattr(grid, "run_module", run_module)
     monkeypatch.setattr(grid, "end_of", lambda place: {"step": 1, "bytes_seen": 1, "elapsed_s": 1.0})
     grid.train(cell, "a.txt")
     grid.train(other, "a.txt")
-    assert running == [True, True] and not grid._training[cell.folder].locked()
+    assert running == [True, True] and not is_locked()
 
 
 def test_cells_differ_in_what_is_asked_about_alone() -> None:

@@ -104,6 +104,8 @@ def test_settings_that_shape_the_result_cannot_change_on_resume(corpus: str, tmp
     for name, value in {"lr": 0.5, "seed": 3, "batch_size": 2}.items():
         with pytest.raises(UserError, match=f"train.{name} is {value}"):
             train(settings(**{name: value}), [], run, device="cpu", resume=True)
+    with pytest.raises(UserError, match=r"data.text_field is 'auto'"):  # a name like any other
+        train(changed(SETTINGS, **{"data.text_field": "auto"}), [], run, device="cpu", resume=True)
     train(settings(steps=3, log_every=1, keep_checkpoints=1, dtype="auto"), [], run, device="cpu", resume=True)
     saved, _ = load_settings(run / "config.toml")
     assert (saved.train.steps, saved.train.log_every, saved.train.dtype) == (3, 1, "float32")

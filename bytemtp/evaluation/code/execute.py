@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_output
+from bytemtp.common.files import read_object, write_json
 from bytemtp.common.runtime import log
 from bytemtp.evaluation.code.imports import checked
 from bytemtp.evaluation.code.problems import Cases, Problem, judgeable, read_problems, records
@@ -111,8 +111,7 @@ def verdicts(launch: Launch, problems: Sequence[Problem], samples: Iterable[Samp
     """As `judge`, of problems that are `checked`."""
     known = {problem.task_id: problem for problem in problems}
     pending: deque[Future[Verdict]] = deque()
-    pool = Pool(launch, workers)
-    try:
+    with closing(Pool(launch, workers)) as pool:
         for sample in samples:
             if sample.task_id not in known:
                 raise UserError(f"a sample is of {sample.task_id!r}, which is not among the problems")
@@ -121,8 +120,6 @@ def verdicts(launch: Launch, problems: Sequence[Problem], samples: Iterable[Samp
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        pool.close()
 
 
 class Pool:
@@ -309,7 +306,7 @@ class Command:
         summary = summarised(problems, judged, ks)
         path = self.out / "summary.json"
         summary |= speed(new, seconds, path)
-        write_output(path, json.dumps(summary, indent=1) + "\n")
+        write_json(path, summary)
         print(json.dumps(summary, indent=1))
 
 
@@ -327,9 +324,8 @@ def judged_lines(
     sources = ((known[s.task_id], known[s.task_id].source(s.completion, whole=s.whole)) for s in samples)
 
     def judge_these(numbers: list[int]) -> Iterator[dict[str, Any]]:
-        if numbers:
-            for verdict in verdicts(launch, problems, [samples[i] for i in numbers], workers):
-                yield verdict.fields_of_line()
+        for verdict in verdicts(launch, problems, [samples[i] for i in numbers], workers) if numbers else ():
+            yield verdict.fields_of_line()
 
     return completed(results, lines, digests(launch, sources), judge_these)
 
@@ -338,7 +334,7 @@ def speed(new: int, seconds: float, summary: Path) -> dict[str, float]:
     """Of the programs just judged; if none were, what the summary of an earlier run says."""
     if new:
         return {"seconds": round(seconds, 3), "programs_per_s": round(new / seconds, 3)}
-    old = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+    old = read_object(summary) if summary.exists() else {}
     return {name: old[name] for name in ("seconds", "programs_per_s") if name in old}
 
 

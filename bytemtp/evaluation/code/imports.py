@@ -15,8 +15,8 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.runtime import log
 from bytemtp.evaluation.code.apart import parsed
 from bytemtp.evaluation.code.problems import Cases, Problem, judgeable
-from bytemtp.sandbox.launch import START_SECONDS, Launch
-from bytemtp.sandbox.worker import Worker
+from bytemtp.sandbox.launch import Launch
+from bytemtp.sandbox.prepare import tried
 
 MOST_NAMED = 10
 """Problems that the log names; the summary names all."""
@@ -42,16 +42,8 @@ def checked(launch: Launch, problems: Sequence[Problem]) -> list[Problem]:
 
 def missing(launch: Launch, imports: Sequence[str]) -> dict[str, str]:
     """Those import statements that fail in the sandbox, and how."""
-    errors: dict[str, str] = {}
-    worker = Worker(replace(launch, limits=replace(launch.limits, seconds=START_SECONDS)))
-    try:
-        for statement in imports:
-            outcome = worker.run({"kind": "tests", "source": "", "prelude": "", "remote": [], "program": statement})
-            if not outcome.passed:
-                errors[statement] = outcome.result
-    finally:
-        worker.close()
-    return errors
+    outcomes = zip(imports, tried(launch, imports), strict=True)
+    return {statement: outcome.result for statement, outcome in outcomes if not outcome.passed}
 
 
 def settled(problem: Problem, errors: Mapping[str, str]) -> Problem:
@@ -98,8 +90,9 @@ def statements(problem: Problem) -> set[str]:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
-        match node:
+    todo = [tree]  # a sum of a thousand terms is a thousand levels deep: too many for recursion
+    while todo:
+        match node := todo.pop():
             case ast.Import() | ast.ImportFrom():
                 yield ast.unparse(node)
             case ast.Call(
@@ -111,4 +104,4 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             case ast.List() | ast.Tuple() | ast.Dict() | ast.Set():
                 pass  # data, of which tests may have a lot
             case _:
-                yield from _imports(node)
+                todo.extend(ast.iter_child_nodes(node))

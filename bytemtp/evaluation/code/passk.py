@@ -10,7 +10,6 @@ The steps, each of which goes on where a killed run stopped:
 Try:  python -m bytemtp.evaluate passk RUN --problems data/tinycode/heldout.jsonl --out DIR --samples 10
 """
 
-import json
 import math
 import re
 import time
@@ -24,7 +23,7 @@ import torch
 import tyro
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_output
+from bytemtp.common.files import write_json
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.evaluation.code.execute import DEFAULT_K, judged_lines, launched, sample_of, scored, speed
 from bytemtp.evaluation.code.imports import checked
@@ -129,7 +128,7 @@ def finish(plan: Plan, problems: Sequence[Problem], options: Command, ks: Sequen
     measured = speed(new, time.perf_counter() - start, options.out / SUMMARY)
     problems, results, faults = scored(problems, judged)
     summary = summarise(problems, results, ks) | {"not_judged": faults} | measured
-    write_output(options.out / SUMMARY, json.dumps(summary, indent=1) + "\n", "; samples and results are kept")
+    write_json(options.out / SUMMARY, summary, "; samples and results are kept")
     write_report(options.out, summary, results, problems)
     print(passk_table(summary))
     print(f"\nreport: {options.out / 'report.html'}")

@@ -125,7 +125,7 @@ def read_problems(path: Path) -> list[Problem]:
         place = f"{path}, line {number}"
         try:
             problem = problem_of(record, number)
-        except Unjudgeable as fault:
+        except (Unjudgeable, RecursionError) as fault:
             problem = faulty(record, number, str(fault))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{place}: {error}") from None

@@ -12,7 +12,6 @@ DIR/
 """
 
 import hashlib
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.files import write_file
+from bytemtp.common.files import read_object, write_file, write_json
 from bytemtp.common.jsonl import JsonLinesFile, line_of, read_lines
 from bytemtp.common.runtime import progress
 from bytemtp.decoding.engines.native.engine import NativeEngine
@@ -76,12 +75,12 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     try:
         has_samples = folder.is_dir() and any(folder.glob("samples*.jsonl"))  # before: another shard may begin just now
         if path.exists():
-            _compare(json.loads(path.read_text(encoding="utf-8")), settings, folder)
+            _compare(read_object(path), settings, folder)
             return
         if has_samples:
             raise UserError(f"{folder} holds samples but no {SETTINGS}, so what they are is not known; choose another")
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(settings, indent=1) + "\n")
+        write_json(path, settings)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; --out must name a folder that can be") from error
 

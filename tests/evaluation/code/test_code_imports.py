@@ -41,6 +41,10 @@ def test_imports_that_tests_come_to_are_found(imports, body, found):
     assert statements(problem("a", *imports, body=body)) == found
 
 
+def test_tests_may_have_an_expression_of_a_thousand_terms():
+    assert statements(problem("a", "import math", body="s = " + "+".join(["1"] * 1200))) == {"import math"}
+
+
 def test_imports_of_the_prompt_and_of_mbpps_solution_count_too():
     assert statements(problem("a", prompt="import numpy\n")) == {"import numpy"}
     record = {"task_id": 1, "text": "", "code": "import numpy as np\ndef f(x): return x", "test_list": ["assert f(1)"]}

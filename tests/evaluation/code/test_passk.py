@@ -476,6 +476,14 @@ def test_samples_of_somebody_else_are_left_alone(trained_run: Path, problem_file
         run(trained_run, problem_file, tmp_path / "out")
 
 
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_damaged_settings(trained_run: Path, problem_file: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings.json").write_text(text)
+    with pytest.raises(UserError, match=r"settings\.json"):
+        run(trained_run, problem_file, tmp_path / "out")
+
+
 @pytest.mark.usefixtures("judged")
 def test_results_of_other_samples(trained_run: Path, problem_file: Path, tmp_path: Path) -> None:
     run(trained_run, problem_file, tmp_path / "out")

@@ -275,6 +275,7 @@ def test_mbpp_plus_is_judged_by_its_test():
         (APPS_SCRIPT | {"input_output": "{}"}, "line 2: input_output must have the lists"),
         (APPS_SCRIPT | {"input_output": "[1"}, "line 2: input_output is no JSON"),
         (APPS_SCRIPT | {"input_output": {"inputs": ["1"], "outputs": []}}, "line 2: input_output has 1 inputs and 0"),
+        (APPS_SCRIPT | {"input_output": "[" * 1200 + "]" * 1200}, "line 2: maximum recursion depth exceeded"),
         (MBPP | {"test_list": []}, "line 2: test_list is empty"),
         (MBPP | {"test_list": ["assert"]}, "line 2: the tests are no Python"),
         (MBPP | {"test_list": ["\0"]}, "line 2: the tests are no Python"),
