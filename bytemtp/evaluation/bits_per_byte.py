@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 import zstandard
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
@@ -44,7 +44,7 @@ from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.int8 import in_int8
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.distributed import ALONE, World
-from bytemtp.training.loss import IGNORED, HeadLosses, losses_of, targets_of, verifying_laws, wide
+from bytemtp.training.loss import HeadLosses, evaluate
 from bytemtp.training.progress import finite
 
 T = TypeVar("T")
@@ -282,36 +282,12 @@ def windows(chunks: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int, n: i
         ids = ids[stride:]
 
 
-@torch.no_grad()
 def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> HeadLosses:
     """Losses of the last `stride` inputs of each window."""
-    n = model.config.n_future
     rows = rows.to(model.device)
     ids = rows.masked_fill(rows == PADDING, EOT)
     document_ids = (ids == EOT).cumsum(1).masked_fill(rows == PADDING, PADDING)
-    with model.autocast():
-        context = model.context(ids, ids.shape[1] - n, document_ids)
-        hidden = model.heads(model.run_trunk(context), context)
-    targets = targets_of(ids, document_ids, n)[:, :, -stride:]
-
-    def logits(i: int) -> Float[Tensor, "b s v"]:
-        with model.autocast():
-            return model.logits(i, hidden[i][:, -stride:], context.ahead(i)[:, -stride:])
-
-    first = logits(0)
-    laws = verifying_laws(first, n)
-    parts = [_sums(logits(i) if i else first, targets[i], laws[i]) for i in range(n)]
-    return losses_of(torch.stack(parts), targets)
-
-
-def _sums(
-    logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"], laws: Float[Tensor, "b s v"]
-) -> Float[Tensor, "3"]:
-    """In float64: nats of all targets, and of ends of documents, and what head 1's laws accept of these drafts."""
-    flat, logits = targets.flatten(), wide(logits)
-    nats = F.cross_entropy(logits.flatten(0, 1), flat, ignore_index=IGNORED, reduction="none").double()
-    overlap = torch.minimum(logits.softmax(-1), laws).sum(-1).double()
-    return torch.stack([nats.sum(), nats[flat == EOT].sum(), overlap[targets != IGNORED].sum()])
+    return evaluate(model, ids, document_ids, last=stride)
 
 
 COMPRESSORS: dict[str, Callable[[], Any]] = {

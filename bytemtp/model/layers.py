@@ -49,9 +49,14 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Float[Tensor, "*b d"], weight: Float[Tensor, "*w d"]) -> Float[Tensor, "*b d"]:
-    wide = x if x.dtype == torch.float64 else x.float()
-    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPSILON)
+    exact = wide(x)
+    normed = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + NORM_EPSILON)
     return weight * normed.to(x.dtype)
+
+
+def wide(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """In float32 at least, as norms, softmax and sums need it."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Block(nn.Module):

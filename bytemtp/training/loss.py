@@ -39,7 +39,7 @@ from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
 from bytemtp.model.attention import Layout
 from bytemtp.model.context_parallel import WHOLE
 from bytemtp.model.heads import Context, scale_gradient
-from bytemtp.model.layers import compile_once, rms_norm
+from bytemtp.model.layers import compile_once, rms_norm, wide
 from bytemtp.model.model import ByteMTP
 from bytemtp.training.order import order_nats
 
@@ -260,22 +260,44 @@ def verifying_laws(logits: Float[Tensor, "r s v"], n: int) -> Float[Tensor, "n r
 
 @torch.no_grad()
 def evaluate(
-    model: ByteMTP, ids: Int[Tensor, "b sn"], document_ids: Int[Tensor, "b sn"], layout: Layout | None = None
+    model: ByteMTP,
+    ids: Int[Tensor, "b sn"],
+    document_ids: Int[Tensor, "b sn"],
+    layout: Layout | None = None,
+    last: int | None = None,
 ) -> HeadLosses:
-    """Losses without gradients, one head's logits at a time beside head 1's laws.  layout: see `backward`.
+    """Losses without gradients, one head's logits at a time beside head 1's laws.
 
+    layout: see `backward`.  last: that many inputs of each row count, the last ones; all unless given.
     What is accepted is not counted where the ids are a part of rows, beyond which head 1's laws are not known.
     """
     n = model.config.n_future
     with model.autocast():
         context = model.context(ids, ids.shape[1] - n, document_ids, layout=layout)
         hidden = model.heads(model.run_trunk(context), context)
-        is_drafting = n > 1 and context.layout.part is WHOLE
-        laws = verifying_laws(model.logits(0, hidden[0]), n) if is_drafting else None
-    targets = targets_of(ids, document_ids, n)
-    objective = Objective(targets, valid_counts(targets), [1.0] * n, context, context, range(n), laws)
-    sums = [_head_sums(model, slice(i, i + 1), x, objective) for i, x in enumerate(hidden)]
-    return losses_of(torch.cat(sums), targets, with_drafts=laws is not None)
+    counted = slice(-(last or context.length), None)
+    targets = targets_of(ids, document_ids, n)[:, :, counted]
+
+    def logits(i: int) -> Float[Tensor, "b s v"]:
+        with model.autocast():
+            return model.logits(i, hidden[i][:, counted], context.ahead(i)[:, counted])
+
+    first = logits(0)
+    laws = verifying_laws(first, n) if n > 1 and context.layout.part is WHOLE else [None] * n
+    sums = [_scored(logits(i) if i else first, targets[i], laws[i]) for i in range(n)]
+    return losses_of(torch.stack(sums), targets, with_drafts=laws[0] is not None)
+
+
+def _scored(
+    logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"], laws: Float[Tensor, "b s v"] | None
+) -> Float[Tensor, "3"]:
+    """In float64: nats of all targets, and of ends of documents, and what head 1's laws accept of these drafts."""
+    flat, logits = targets.flatten(), wide(logits)
+    nats = F.cross_entropy(logits.flatten(0, 1), flat, ignore_index=IGNORED, reduction="none").double()
+    accepted = nats.new_zeros(())
+    if laws is not None:
+        accepted = torch.minimum(logits.softmax(-1), laws).sum(-1).double()[targets != IGNORED].sum()
+    return torch.stack([nats.sum(), nats[flat == EOT].sum(), accepted])
 
 
 @dataclass(frozen=True)
@@ -511,8 +533,3 @@ def _sums(
         accepted = overlap.where(ordered != IGNORED, 0)
         nats = nats.detach() + (accepted.detach() - accepted)
     return nats.sum(1).T, nats.detach().where(ordered == EOT, 0).sum(1).T, accepted.detach().sum(1).T
-
-
-def wide(logits: Float[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
-    """In float32 at least, as softmax and sums need them."""
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
-from bytemtp.model.layers import rms_norm
+from bytemtp.model.layers import rms_norm, wide
 from bytemtp.model.model import ByteMTP
 
 NEVER = 2**30
@@ -77,5 +77,5 @@ def _nats(
 ) -> Float[Tensor, ""]:
     with model.autocast():
         logits = F.linear(rms_norm(z, model.norm.weight), matrix)[..., :VOCAB_SIZE]
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return -(shares_of(places, start, wide.dtype) * F.log_softmax(wide, -1)).sum()
+    log_shares = F.log_softmax(wide(logits), -1)
+    return -(shares_of(places, start, log_shares.dtype) * log_shares).sum()
