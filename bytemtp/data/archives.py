@@ -175,7 +175,9 @@ class ZipMembers(Cells, Members):
         self.name = file.name
         self._file = file
         try:
-            self._zip = _zip_file(file)
+            seekable = file.seekable()
+            with _decoding(file.name):
+                self._zip = zipfile.ZipFile(seekable)
         except Damaged:
             file.close()
             raise
@@ -197,27 +199,20 @@ class ZipMembers(Cells, Members):
     def _decode(self) -> bytes:
         """The next cell of the member, from its start on: as with `Decompressed`, one that breaks is left out whole."""
         cell = bytearray()
-        with _decoding(f"{self.name}: {self.member}", _ZIP_ERRORS):
+        with _decoding(f"{self.name}: {self.member}"):
             self._open = self._open or self._zip.open(self._info)
             while len(cell) < CELL_BYTES and (data := self._open.read(_ZIP_READ_BYTES)):
                 cell += data
         return bytes(cell)
 
 
-def _zip_file(file: RawFile) -> zipfile.ZipFile:
-    """Its list is read.  Damaged if that is not possible."""
-    seekable = file.seekable()
-    with _decoding(file.name, (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)):
-        return zipfile.ZipFile(seekable)
-
-
 @contextmanager
-def _decoding(name: str, errors: tuple[type[Exception], ...]) -> Iterator[None]:
-    """These errors, which zipfile raises, are Damaged, and those of reading a URL."""
+def _decoding(name: str) -> Iterator[None]:
+    """What zipfile raises for a damaged file is Damaged, as are errors of reading a URL."""
     with reading_of(name):
         try:
             yield
-        except errors as error:
+        except _ZIP_ERRORS as error:
             raise Damaged(name, f"is damaged: {error}") from error
 
 

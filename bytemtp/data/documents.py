@@ -11,6 +11,7 @@ Try:  python -c "from bytemtp.data.documents import *; d = open_documents(Source
 import io
 import json
 from abc import abstractmethod
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,7 +22,6 @@ from bytemtp.common.settings import DataFormat
 from bytemtp.data.archives import Member, Members, TarMembers, ZipMembers
 from bytemtp.data.compression import LATER_NAMES, Format, decompress, format_of
 from bytemtp.data.first_bytes import (
-    BYTE_ORDER_MARK,
     HEAD_BYTES,
     JSON_HEAD_BYTES,
     PeekableFile,
@@ -288,7 +288,7 @@ class JsonLines(Documents):
         for line in self._lines:
             self.index += 1
             if line and self.index == 0:
-                line = line.removeprefix(BYTE_ORDER_MARK)
+                line = line.removeprefix(BOM_UTF8)
             if self.index >= at_least and (line is None or (line and not line.isspace())):
                 with self._skip_log.reporting(self.name):
                     self._text = io.BytesIO(self._parse(line))

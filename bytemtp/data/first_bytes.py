@@ -5,6 +5,7 @@ Try:  python -c "from bytemtp.data.first_bytes import *; print(unopened_kind(ope
 
 import json
 import re
+from codecs import BOM_UTF8
 from typing import Literal
 
 from bytemtp.data.long_lines import LongLine
@@ -14,7 +15,6 @@ HEAD_BYTES = 512
 """Enough to know a compression or an archive by."""
 JSON_HEAD_BYTES = 1 << 20
 """Enough for the first line of nearly any file of JSON lines."""
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class PeekableFile(ByteFile):
@@ -82,7 +82,7 @@ def unopened_kind(head: bytes) -> str | None:
 
 def sniff_json_lines(head: bytes, text_field: str) -> Literal["yes", "without the field"] | None:
     """Whether the first JSON_HEAD_BYTES of a file begin with a line that is a JSON object, and has the text field."""
-    first, newline, rest = head.removeprefix(BYTE_ORDER_MARK).lstrip().partition(b"\n")
+    first, newline, rest = head.removeprefix(BOM_UTF8).lstrip().partition(b"\n")
     if not newline and len(head) >= JSON_HEAD_BYTES:
         field = re.escape(json.dumps(text_field).encode())
         line = LongLine(text_field, len(first))  # has 0 for all other values, also for those that hold such a field

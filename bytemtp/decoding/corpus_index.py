@@ -105,7 +105,7 @@ class CorpusIndex:
         return self._file[max(begin - count, self._text) : begin][::-1].partition(self._separator)[0]
 
 
-def same(one: bytes, other: bytes) -> int:
+def same(one: Sequence[int], other: Sequence[int]) -> int:
     """How many bytes they begin with are the same."""
     for count, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:

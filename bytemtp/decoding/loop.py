@@ -272,14 +272,17 @@ class VerifyLoop:
         row, tree = self.rows[slot], self.trees[slot]
         if row.stopped_by:
             return []
-        verdicts = Verdicts(row, logits, self.draws)
-        if verdicts.greedy or not tree.drafts or not isinstance(tree, Chain):
-            kept = self._accept_one_by_one(slot, verdicts)
-        else:
-            kept = self._accept_together(slot, verdicts, tree)
+        kept = self._decide(slot, logits)
         row.count_pass([len(draft.path) for draft in tree.drafts], len(kept), tree.source)
         tree.learn(len(kept))
         return kept
+
+    def _decide(self, slot: int, logits: Float32[np.ndarray, "c v"]) -> list[int]:
+        """Append ids to a row that goes on; returns the numbers of the drafts among them."""
+        tree, verdicts = self.trees[slot], Verdicts(self.rows[slot], logits, self.draws)
+        if verdicts.greedy or not tree.drafts or not isinstance(tree, Chain):
+            return self._accept_one_by_one(slot, verdicts)
+        return self._accept_together(slot, verdicts, tree)
 
     def _accept_one_by_one(self, slot: int, verdicts: Verdicts) -> list[int]:
         """Of a tree of drafts, and where decoding is greedy; returns the numbers of the drafts that stay."""
@@ -288,7 +291,8 @@ class VerifyLoop:
             last = kept[-1] if kept else -1
             siblings = tree.children(last)
             chosen, id_ = self._next(slot, verdicts, last + 1, [tree.drafts[i] for i in siblings])
-            self._append(slot, id_, 0 if chosen is None else len(kept) + 1)
+            self._know(slot, id_)
+            verdicts.row.append(id_, draft=0 if chosen is None else len(kept) + 1)
             if chosen is None:
                 break
             kept.append(siblings[chosen])
@@ -305,11 +309,6 @@ class VerifyLoop:
         """Append drafts that stay, then head 1's id, until the text ends; returns how many drafts were appended."""
         self._know(slot, *ids)
         return self.rows[slot].extend(ids, len(ids) - 1)
-
-    def _append(self, slot: int, id_: int, draft: int) -> None:
-        """Decide an id.  draft: the depth of the draft that it was, or 0."""
-        self._know(slot, id_)
-        self.rows[slot].append(id_, draft=draft)
 
     def _next(self, slot: int, verdicts: Verdicts, place: int, siblings: list[Draft]) -> tuple[int | None, int]:
         """The next id of a row, and which of the drafts for it, if any, is the same."""

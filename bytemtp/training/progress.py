@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file, writing
-from bytemtp.common.jsonl import append_json_line
+from bytemtp.common.jsonl import append_json_line, read_lines
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import TrainConfig
 
@@ -146,8 +146,7 @@ class Progress:
 
     def has_validation(self, step: int) -> bool:
         """Whether a validation of that step is written down."""
-        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
-        return any((line["step"], line.get("split")) == (step, "valid") for line in map(json.loads, lines))
+        return any((line["step"], line.get("split")) == (step, "valid") for line in read_lines(self._metrics))
 
     def say(self, message: str) -> None:
         """Print a line without tearing the bar."""

@@ -65,7 +65,7 @@ def claim(run: Path, *, resume: bool, overwrite: bool) -> None:
 def check_outside(run: Path, paths: Sequence[str]) -> None:
     """UserError if a PATH lies in the run folder, which is to be cleared."""
     for path in (path for path in paths if path != STANDARD_INPUT and "://" not in path):
-        if run.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+        if Path(path).resolve().is_relative_to(run.resolve()):
             raise UserError(
                 f"{path} lies in --out {run}, which is to be written; copy it elsewhere, or choose another --out"
             )

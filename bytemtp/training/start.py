@@ -28,7 +28,7 @@ def record_source(init: Path | None, run: Path, *, resume: bool) -> dict[str, An
     if resume:
         raise UserError("--init and --resume exclude each other; a resumed run goes on from its own checkpoint")
     source = find_source(init)
-    if run.resolve() in (source.resolve(), *source.resolve().parents):
+    if source.resolve().is_relative_to(run.resolve()):
         raise UserError(f"--init {init} lies in --out {run}, which is to be written; choose another --out")
     return {"init": str(source.absolute())}
 

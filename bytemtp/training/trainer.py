@@ -310,11 +310,6 @@ class Trainer:
         if self.train.backward == "sequential":
             look_ahead(self.model, far_heads=self.state.far_heads)
 
-    @property
-    def _far_rows(self) -> float:
-        """Share of the rows that heads 2 to n learn from at this step."""
-        return self.train.far_rows if self.state.far_heads else 0.0
-
     def _backward(self, batch: Batch) -> HeadLosses:
         """Gradients of the whole batch, in `accumulate` rounds; losses of this process's share."""
         rows, length = len(batch.octets) // self.train.accumulate, self.state.seq_len
@@ -325,7 +320,7 @@ class Trainer:
         done = share_done(self.train, self.state.step, self.state.elapsed_s)
         self._begin_far_heads(done)
         self._begin_drafts(done)
-        share = self._far_rows
+        share = self.train.far_rows if self.state.far_heads else 0.0
         positions, pairs = len(batch.octets) * length, sum(x.pairs for x in layouts)
         self._timed_flops += self.flops[share].of(positions, pairs) / self.part.size
         counts = None
@@ -529,8 +524,5 @@ def _unpack(unlogged: dict[str, Any], device: torch.device) -> HeadLosses | None
     """Older versions do not distinguish ends of documents (there, all are taken for bytes), and have no order head."""
     if not unlogged:
         return None
-    none = [0] * len(unlogged["counts"])
-    fields = {"end_nats": none, "end_counts": none, "order_nats": 0.0, "accepted": none, "drafts": none} | unlogged
-    whole = ("counts", "end_counts", "drafts")
-    kinds = {name: torch.int64 if name in whole else torch.float64 for name in fields}
-    return HeadLosses(**{name: torch.tensor(x, dtype=kinds[name], device=device) for name, x in fields.items()})
+    none = vars(HeadLosses.none(len(unlogged["counts"]), device))
+    return HeadLosses(**{name: x.new_tensor(unlogged[name]) if name in unlogged else x for name, x in none.items()})

@@ -180,17 +180,9 @@ class CodingLoop(VerifyLoop):
     def row_passes(self) -> int:
         return sum(row.passes for row in self.rows)
 
-    def _accept(self, slot: int, logits: Float32[np.ndarray, "c v"]) -> list[int]:
-        row, tree = self.rows[slot], self.trees[slot]
-        if row.stopped_by:
-            return []
-        *right, last = self.streams[slot].decide(counts_of(logits), [draft.id for draft in tree.drafts])
-        for depth, id_ in enumerate(right, 1):
-            self._append(slot, id_, depth)
-        self._append(slot, last, 0)
-        row.count_pass([len(draft.path) for draft in tree.drafts], len(right), tree.source)
-        tree.learn(len(right))
-        return list(range(len(right)))
+    def _decide(self, slot: int, logits: Float32[np.ndarray, "c v"]) -> list[int]:
+        drafts = [draft.id for draft in self.trees[slot].drafts]
+        return list(range(self._keep(slot, self.streams[slot].decide(counts_of(logits), drafts))))
 
 
 class Known(Copies):

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from bytemtp.common.errors import UserError
+from bytemtp.decoding.corpus_index import same
 from bytemtp.decoding.verdicts import check_finite
 
 BYTES = 256
@@ -68,7 +69,7 @@ class Writing:
 
     def decide(self, counts: Int64[np.ndarray, "c 256"], drafts: list[int]) -> list[int]:
         ids = self.text[self.place : self.place + 1 + len(drafts)]
-        ids = ids[: 1 + agreeing(ids.tolist(), drafts)]
+        ids = ids[: 1 + same(ids.tolist(), drafts)]
         self.encoder.encode(ids, family(), weights(counts[: len(ids)]))
         self.place += len(ids)
         known: list[int] = ids.tolist()
@@ -101,11 +102,6 @@ class Reading:
             return int(self.decoder.decode(family(), law[None])[0])
         except AssertionError as error:  # what constriction raises for "invalid data"
             raise Damaged from error
-
-
-def agreeing(ids: list[int], drafts: list[int]) -> int:
-    """How many drafts are right before the first wrong one."""
-    return next((i for i, draft in enumerate(drafts) if draft != ids[i]), len(drafts))
 
 
 @cache

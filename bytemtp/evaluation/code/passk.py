@@ -105,7 +105,7 @@ class Command:
         launch = launched(self.workers, self.timeout, MEMORY_MIB, self.unsafe, self.site_packages) if judges else None
         problems = checked(launch, problems) if launch is not None else problems
         model = load_model(self.run, device)
-        world.share(lambda: claim(self.out, settings_of(self, plan, model)))
+        world.share(lambda: claim(self.out, settings_of(plan, model)))
         start = time.perf_counter()
         mine = shard if world.size == 1 else (world.rank + 1, world.size)
         drawn = draw_missing(model, plan, self.out, batch=self.batch, shard=mine)
@@ -178,7 +178,7 @@ def plan_of(options: Command, problems: Sequence[Problem]) -> Plan:
     return Plan(problems, cells, options.samples, options.max_bytes, options.mode, options.seed)
 
 
-def settings_of(options: Command, plan: Plan, model: ByteMTP) -> dict[str, Any]:
+def settings_of(plan: Plan, model: ByteMTP) -> dict[str, Any]:
     """What the samples depend on."""
     return {
         "model": fingerprint(model),

@@ -28,8 +28,6 @@ from bytemtp.common.runtime import progress
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.select import engine_kind
 from bytemtp.decoding.generate import Mode, Options
-from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import Rule
 from bytemtp.evaluation.code.problems import Problem, truncate
 from bytemtp.model.model import ByteMTP
 
@@ -155,10 +153,10 @@ def draw_samples(
     model: ByteMTP, plan: Plan, cell: Cell, problem: Problem, indices: Sequence[int], batch: int
 ) -> Iterator[tuple[int, str]]:
     """These numbers and their completions, as each ends.  Bytes that are not UTF-8 become U+FFFD."""
-    options = Options(mode=plan.mode, temperature=cell.temperature, top_p=cell.top_p)
-    rule, stop = Rule(cell.temperature, 0, cell.top_p), tuple(text.encode() for text in problem.stops)
+    stop = [text.encode() for text in problem.stops]
+    options = Options(mode=plan.mode, temperature=cell.temperature, top_p=cell.top_p, stop=stop)
     prompt = problem.prompt.encode("utf-8", "surrogatepass")
-    rows = {index: Row(prompt, index, plan.max_bytes, rule, 0, stop, False) for index in indices}
+    rows = {index: options.row(prompt, index, plan.max_bytes) for index in indices}
     for index, row in rows.items():
         row.random = random.Random(f"{plan.seed} {problem.task_id} {cell.temperature} {cell.top_p} {index}")
     if not rows:
