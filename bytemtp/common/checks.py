@@ -9,6 +9,7 @@ Try:  python -c "from bytemtp.common.checks import whole; whole(0)('max_bytes', 
 """
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import Parameter, signature
@@ -79,7 +80,10 @@ def real(name: str, value: Any) -> float:
     """A number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise wrong(name, value, "a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def share(name: str, value: Any) -> float:

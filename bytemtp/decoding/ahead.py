@@ -23,15 +23,13 @@ from bytemtp.decoding.chains import Chain
 from bytemtp.decoding.engines.recorded import Going, RecordedEngine
 from bytemtp.decoding.loop import Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.verdicts import MARGIN
 from bytemtp.model.model import ByteMTP
 
 
 def goes_ahead(model: ByteMTP, rows: list[Row], drafting: Drafting) -> bool:
     """Whether all ids may follow, by their probability alone, and all drafts are heads' that read no ids."""
-    rules = {row.rule for row in rows}
-    is_uncut = len(rules) < 2 and all(rule.temperature == 0 or rule == Rule(rule.temperature) for rule in rules)
+    is_uncut = len({row.rule for row in rows}) < 2 and not any(row.rule.cuts for row in rows)
     is_free = all(row.utf8_state is None for row in rows)
     is_by_heads = not (drafting.as_tree or drafting.copied or drafting.model is not None)
     return is_uncut and is_free and is_by_heads and (model.config.topology != "deepseek" or not drafting.shape)

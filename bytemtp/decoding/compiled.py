@@ -27,7 +27,6 @@ from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.native.library import LoopRow, address
 from bytemtp.decoding.loop import Drafting, VerifyLoop
 from bytemtp.decoding.row import Row
-from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.verdicts import MARGIN
 from bytemtp.model.model import ByteMTP
 
@@ -44,7 +43,7 @@ SOURCES = ("heads", "copies")
 
 def can_be_compiled(model: ByteMTP, rows: list[Row], drafting: Drafting) -> bool:
     """Whether all ids may follow, by their probability alone, and drafts are copied or by heads that read one state."""
-    is_uncut = all(row.rule == Rule(row.rule.temperature) and row.utf8_state is None for row in rows)
+    is_uncut = not any(row.rule.cuts or row.utf8_state is not None for row in rows)
     is_chain = not drafting.as_tree and drafting.model is None
     has_heads = model.config.topology in ("replicated", "branched")  # that read one hidden state
     return is_uncut and is_chain and (has_heads or not drafting.shape)

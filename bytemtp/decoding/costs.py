@@ -150,8 +150,12 @@ def seconds_by_kind(
 def endless(model: ByteMTP, rows: int, engine: str, drafting: Drafting, *, greedy: bool) -> VerifyLoop:
     """A loop over texts that do not end, behind BEFORE ids."""
     rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
-    texts: list[Row] = [Endless(prompt, number, 1 << 17, rule, 0, (), False) for number in range(rows)]
+    texts: list[Row] = [Endless(prompt, number, ENDLESS, rule, 0, (), False) for number in range(rows)]
     return loop_kind(engine, model, texts, drafting)(model, texts, drafting, engine=engine)
+
+
+ENDLESS = 1 << 13
+"""More bytes than a measurement writes: room for them is made at once where the model looks back without a limit."""
 
 
 class Endless(Row):

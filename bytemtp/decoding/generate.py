@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, real, whole
+from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, optional, real, whole
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.corpus_index import CorpusIndex
@@ -114,10 +114,6 @@ class Options:
         return kind(model, rows, drafting, engine=self.engine, slots=slots)
 
 
-def _draft(name: str, value: Any) -> ByteMTP | None:
-    return None if value is None else MODEL(name, value)
-
-
 def _index(name: str, value: Any) -> CorpusIndex | None:
     """The path of an index opens it."""
     if isinstance(value, str | Path):
@@ -128,7 +124,7 @@ def _index(name: str, value: Any) -> CorpusIndex | None:
 MODEL = instance(ByteMTP, "a model, as bytemtp.load(RUN) gives it")
 CHECKS: dict[str, Check] = {
     "model": MODEL,
-    "draft": _draft,
+    "draft": optional(MODEL),
     "prompt": octets,
     "prompts": octets_list,
     "max_bytes": whole(0),
@@ -182,10 +178,12 @@ def generate_stream(
     """
     chosen = Options(**options)
     row = chosen.row(prompt, 0, max_bytes)
-    return _stream(chosen.mode, chosen.loop(model, [row], draft), row)
+    loop = chosen.loop(model, [row], draft)
+    return _stream(chosen.mode, loop, row, loop.seconds())
 
 
-def _stream(mode: Mode, loop: VerifyLoop, row: Row) -> Generator[bytes, None, Generation]:
+def _stream(mode: Mode, loop: VerifyLoop, row: Row, built: float) -> Generator[bytes, None, Generation]:
+    loop.begun += loop.seconds() - built  # nobody may have asked for a byte until now
     sent, away = 0, 0.0
     for _ in loop.passes():
         if row.settled > sent:

@@ -45,6 +45,11 @@ class Rule:
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
+    @property
+    def cuts(self) -> bool:
+        """Whether there may be ids that are never drawn."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1)
+
     def distribution(
         self, logits: Float[np.ndarray, "*l v"], legal: Bool[np.ndarray, " v"] | None = None
     ) -> Float64[np.ndarray, "*l v"]:
@@ -55,11 +60,9 @@ class Rule:
         return self.cut(softmax(logits, self.temperature))
 
     def cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
-        """What top-k and top-p leave of them."""
-        return self._cut(probabilities) if self.top_k or self.top_p < 1 else probabilities
-
-    def _cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
-        """Ids in falling order; equal ones in the order of their numbers.  top_p is a share of what top_k leaves."""
+        """What top-k and top-p leave of them: equal ones in the order of their ids, top_p of what top_k leaves."""
+        if not self.top_k and self.top_p == 1:
+            return probabilities
         ids = np.argsort(-probabilities, axis=-1, kind="stable")
         ordered = np.take_along_axis(probabilities, ids, -1)
         if self.top_k:

@@ -25,6 +25,7 @@ WRONG = [
     ("max_bytes", None, "max_bytes is None"),
     ("temperature", NAN, "temperature is nan"),
     ("temperature", INF, "temperature is inf"),
+    ("temperature", 10**400, "temperature is inf"),
     ("temperature", -0.1, r"temperature is -0.1; it must be 0 \(greedy\) or more"),
     ("temperature", "1", "temperature is '1', of type str; it must be a number"),
     ("temperature", None, "temperature is None, of type NoneType; it must be a number"),

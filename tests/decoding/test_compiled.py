@@ -1,5 +1,6 @@
 """CompiledLoop: passes that follow one another in C++ decide, draft and count what those of VerifyLoop do."""
 
+import time
 from dataclasses import replace
 from functools import cache
 from random import Random
@@ -110,6 +111,8 @@ def test_what_python_must_see_each_time_is_not_compiled():
     assert not can_be_compiled(model, rows, Drafting(chain(3), model=model))
     assert not can_be_compiled(model_for("parallel", 0, 1.0), rows, Drafting(chain(3)))
     assert loop_kind("native", model, rows, Drafting()) is CompiledLoop
+    greedy = Options(top_k=40, top_p=0.5).row(b"", 0, 9)  # nothing is drawn that could be cut
+    assert can_be_compiled(model, [greedy], Drafting())
     assert loop_kind("torch", model, rows, Drafting()) is VerifyLoop
 
 
@@ -118,6 +121,18 @@ def test_a_stream_has_the_bytes_of_the_text_in_pieces():
     pieces = list(generate_stream(model, b"a prompt", 300, mode="speculative"))
     assert b"".join(pieces) == generate(model, b"a prompt", 300, mode="speculative").data
     assert len(pieces) > 3
+
+
+def test_a_stream_counts_no_time_of_its_caller():
+    def slowly(stream):
+        time.sleep(2)
+        for _ in range(4):
+            next(stream)
+            time.sleep(2)
+
+    with pytest.raises(StopIteration) as end:
+        slowly(generate_stream(model_for("replicated", 0, 0.1), b"a prompt", 3))
+    assert 0 < end.value.value.stats["prompt_seconds"] <= end.value.value.stats["seconds"] < 2
 
 
 @given(seed=st.integers(), steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=9))
