@@ -39,6 +39,7 @@ import zstandard
 
 from bytemtp.common.cli import run_main
 from bytemtp.common.errors import UserError
+from bytemtp.common.files import read_input, read_object, writing
 from corpora.tinycode_families import FAMILIES, NAMES, PARTS, Family, Part
 
 HELD_OUT_SHARE = 0.2
@@ -96,13 +97,11 @@ def build(out: Path, *, seed: int, train: int, heldout: int) -> dict[str, Any]:
         "heldout": _entry(_json_lines(problems), problems),
         "heldout_pairs": {" + ".join(kinds): sorted(pairs) for kinds, pairs in split.held_out.items()},
     }
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / TRAIN).write_bytes(packed)
         (out / HELD_OUT).write_bytes(_json_lines(problems))
         (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the corpus to {out}: {error.strerror}") from error
     return manifest
 
 
@@ -373,13 +372,9 @@ def check(out: Path) -> str:
 
     UserError if a file cannot be read or is not what the manifest says, or if a held-out body is in training.
     """
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        packed, problems_file = (out / TRAIN).read_bytes(), (out / HELD_OUT).read_bytes()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the corpus in {out}: {error}") from error
+    manifest, packed, problems_file = read_object(out / MANIFEST), read_input(out / TRAIN), read_input(out / HELD_OUT)
     for name, data, entry in ((TRAIN, packed, "train"), (HELD_OUT, problems_file, "heldout")):
-        if hashlib.sha256(data).hexdigest() != manifest[entry]["sha256"]:
+        if hashlib.sha256(data).hexdigest() != manifest.get(entry, {}).get("sha256"):
             raise UserError(f"{out / name} is not the file that {MANIFEST} tells of; write the corpus again")
     lines = zstandard.ZstdDecompressor().decompressobj().decompress(packed).splitlines()
     solutions = [json.loads(line)["text"].partition('"""\n')[2] for line in lines]

@@ -22,7 +22,7 @@ from experiments.grid import FOLDER, Experiment
 from experiments.tables import provenance
 
 GALLERY = FOLDER / "README.md"
-MARKED = r"(<!-- {} -->\n).*?(<!-- end -->)"
+MARKED = r"(<!-- {} -->\n)(?:(?!<!-- table ).)*?(<!-- end -->)"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -58,7 +58,8 @@ def paired(a: Sequence[Line], b: Sequence[Line], figure: str, form: str, scale: 
 
 
 def p_value(x: Sequence[float], y: Sequence[float]) -> str:
-    if len(x) < 2 or statistics.stdev(p - q for p, q in zip(x, y, strict=True)) == 0:
+    differences = [p - q for p, q in zip(x, y, strict=True)]
+    if len(x) < 2 or statistics.stdev(differences) <= 1e-9 * max(map(abs, (*x, *y))):  # the same, but for rounding
         return ""
     return f"{ttest(x, y):.2g}"
 

@@ -70,10 +70,11 @@ def write_json(path: Path, record: Mapping[str, Any], note: str = "") -> None:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.  UserError if it cannot be read, or holds none."""
+    content = read_input(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is no JSON object")
     return value

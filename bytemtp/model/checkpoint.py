@@ -169,7 +169,7 @@ def is_whole(folder: Path, names: tuple[str, ...] | None = None) -> bool:
     try:
         for name in names or FILES:
             if name == STATE:
-                json.loads((folder / name).read_text(encoding="utf-8"))
+                load_state(folder)
             else:
                 safe_open(folder / name, "pt").__exit__(None, None, None)
     except (OSError, ValueError, SafetensorError):
@@ -236,7 +236,7 @@ def load_training(folder: Path, model: ByteMTP, optimizer: OptimizerStates) -> T
     """Put weights, optimiser and random generators back as they were at a checkpoint.  UserError if it is damaged."""
     _load_weights(model, folder / WEIGHTS)
     _load_optimizer(optimizer, folder / OPTIMIZER)
-    _restore_generators(_load_tensors(folder / GENERATORS))
+    _restore_generators(folder / GENERATORS)
     return load_state(folder)
 
 
@@ -246,8 +246,10 @@ def load_state(folder: Path) -> TrainState:
     try:
         record = json.loads(path.read_text())
         record.setdefault("unlogged", record.pop("window", {}))  # its name until version 0.1
+        if not isinstance(record.get("step"), int):
+            raise ValueError("it tells of no step")
         return TrainState(**record)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; {ANOTHER}") from error
 
 
@@ -343,10 +345,14 @@ def _generator_states() -> dict[str, Tensor]:
     return states
 
 
-def _restore_generators(states: dict[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if torch.cuda.is_available() and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"])
+def _restore_generators(path: Path) -> None:
+    states = _load_tensors(path)
+    try:
+        torch.set_rng_state(states["cpu"])
+        if torch.cuda.is_available() and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); {ANOTHER}") from error
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import read_object
 from bytemtp.common.runtime import log
-from bytemtp.common.settings import ModelConfig
+from bytemtp.common.settings import ModelConfig, unflatten
 from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
 from bytemtp.model.huggingface import FULL, SLIDING, WINDOW, byte_alphabet, llama_views
 from bytemtp.model.layers import NORM_EPSILON
@@ -59,23 +59,24 @@ def config_of_folder(folder: Path) -> ModelConfig:
     found = read_object(path)
     try:
         _refuse(_differences(found))
-        return ModelConfig(
-            dim=found["hidden_size"],
-            layers=found["num_hidden_layers"],
-            attention_heads=found["num_attention_heads"],
-            kv_heads=_kv_heads(found),
-            ffn_dim=found["intermediate_size"],
-            n_future=1,
-            topology="replicated",
-            rope_theta=float(_rope(found).get("rope_theta", found.get("rope_theta", 10000.0))),
-            window=_window(found),
-            qk_norm=_architecture(found) == QWEN3,
-        )
+        shape = {
+            "dim": found["hidden_size"],
+            "layers": found["num_hidden_layers"],
+            "attention_heads": found["num_attention_heads"],
+            "kv_heads": _kv_heads(found),
+            "ffn_dim": found["intermediate_size"],
+            "n_future": 1,
+            "topology": "replicated",
+            "rope_theta": float(_rope(found).get("rope_theta", found.get("rope_theta", 10000.0))),
+            "window": _window(found),
+            "qk_norm": _architecture(found) == QWEN3,
+        }
+        return unflatten({f"model.{name}": value for name, value in shape.items()}).model
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except KeyError as error:
         raise UserError(f"{path} lacks {error}; {NEEDED}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); {NEEDED}") from None
 
 
@@ -92,8 +93,8 @@ def _differences(found: dict[str, Any]) -> dict[str, bool]:
         "attention_bias": bool,
         by_layer: lambda _: not _are_alike(_layer_types(found)),
         "mlp_bias": bool,
-        "rope_scaling": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
-        "rope_parameters": lambda scaling: isinstance(scaling, dict) and not _is_plain(scaling),
+        "rope_scaling": lambda scaling: not _is_plain(scaling),
+        "rope_parameters": lambda scaling: not _is_plain(scaling),
         # transformers writes 2 where nobody has set it: a byte, so no id for the end of text
         "eos_token_id": lambda _: any(i in range(BYTES, PADDED_VOCAB_SIZE) and i != EOT for i in _as_list(eos)),
     }
@@ -137,8 +138,10 @@ def _rope(found: dict[str, Any]) -> dict[str, Any]:
     return found.get("rope_parameters") or {}
 
 
-def _is_plain(scaling: dict[str, Any]) -> bool:
-    return scaling.get("rope_type", scaling.get("type", "default")) == "default"
+def _is_plain(scaling: Any) -> bool:
+    return not scaling or (
+        isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default"
+    )
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -187,7 +190,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     parts = {"model.safetensors"}
     if not (folder / "model.safetensors").exists() and index.exists():
         places = read_object(index).get("weight_map")
-        if not isinstance(places, dict) or not places:
+        if not isinstance(places, dict) or not places or not all(isinstance(part, str) for part in places.values()):
             raise UserError(f"{index} names no weights; {NEEDED}")
         parts = set(places.values())
     tensors: dict[str, Tensor] = {}

@@ -28,14 +28,14 @@ THEMES: dict[str, dict[str, str]] = {
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    """What cannot be seen, and bytes of a file name that are no text, as \\x escapes; `keep` as it is."""
-    return "".join(c if c.isprintable() or c in keep else f"\\x{_number(c):02x}" for c in text)
+    """What cannot be seen, and bytes of a file name that are no text, as escapes; `keep` as it is."""
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
 
 
-def _number(character: str) -> int:
-    """The byte that Python wrote as a lone surrogate (PEP 383), or else the code point."""
-    number = ord(character)
-    return number - 0xDC00 if 0xDC80 <= number <= 0xDCFF else number
+def _escaped(character: str) -> str:
+    """That of the byte which Python wrote as a lone surrogate (PEP 383), or else of the code point."""
+    byte = ord(character) - 0xDC00 if "\udc80" <= character <= "\udcff" else ord(character)
+    return f"\\x{byte:02x}" if byte < 256 else character.encode("unicode_escape").decode()
 
 
 def render(template: str, **values: Any) -> str:

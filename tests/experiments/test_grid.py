@@ -188,6 +188,7 @@ def test_a_paired_difference_takes_the_seeds_that_both_have():
     a, b = lines(s0=0.5, s1=0.7, s2=0.9), lines(s1=0.1, s2=0.5, s3=0.0)
     assert tables.paired(a, b, "x", ".1f", 100) == ["2", "+50.0 ± 14.1", "0.13"]
     assert tables.paired(a, lines(s4=0.1), "x", ".1f") == ["0", "", ""]
+    assert tables.p_value([0.3, 0.4, 0.5], [0.1, 0.2, 0.3]) == "", "all differences are the same, but for rounding"
 
 
 def test_bytemtp_does_not_know_of_experiments():
@@ -238,6 +239,8 @@ def test_a_page_says_which_cells_have_not_been_run(experiment):
 def test_a_page_without_its_place_for_a_table_is_told():
     with pytest.raises(UserError, match="has 0 places <!-- table cpu -->"):
         readme.put("# Title", "table cpu", "")
+    with pytest.raises(UserError, match="has 0 places <!-- table cpu -->"):
+        readme.put("<!-- table cpu -->\nText\n<!-- table minute -->\n<!-- end -->", "table cpu", "")
 
 
 def test_lines_of_the_first_grid_still_count():

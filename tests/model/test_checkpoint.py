@@ -216,11 +216,21 @@ def test_damage_is_named(run: Path, name: str, damage: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_state_that_is_no_object_is_damaged(run: Path) -> None:
-    folder = save(run, TrainState(step=1), *trained(), keep=1)
-    (folder / "state.json").write_text("[]")
+@pytest.mark.parametrize("text", ["[]", "{}", '{"step": "3"}', "[" * 5000])
+def test_a_state_without_a_step_is_damaged(run: Path, text: str) -> None:
+    older = save(run, TrainState(step=1), *trained(), keep=2)
+    folder = save(run, TrainState(step=2), *trained(), keep=2)
+    (folder / "state.json").write_text(text)
     with pytest.raises(UserError, match=r"state\.json is damaged"):
         load_model(run)
+    assert latest(run) == older
+
+
+def test_generators_that_are_none_are_damaged(run: Path, spoil: Callable[..., None]) -> None:
+    folder = save(run, TrainState(step=1), *trained(), keep=1)
+    spoil(folder / "rng.safetensors", "lack", "cpu", "other")
+    with pytest.raises(UserError, match=r"rng\.safetensors is damaged"):
+        load_training(folder, *trained())
 
 
 @pytest.mark.parametrize("change", ["shape", "lack", "extra"])

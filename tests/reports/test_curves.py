@@ -100,6 +100,10 @@ NAMES = ["_run", "__", "a$b$c", "$x_1$", "a\\$b", "100%", "<b>&amp;", "two\nline
 """Names of folders that matplotlib, HTML or a terminal would take for something else; some are no UTF-8."""
 
 
+def test_what_cannot_be_seen_is_escaped_without_doubt():
+    assert printable("a\x1b\udcff\u200b\U000e0001\tb") == r"a\x1b\xff\u200b\U000e0001" + "\tb"
+
+
 def test_names_are_shown_as_they_are(tmp_path):
     """In the legend, which leaves labels with _ in front out, and above the picture; $ begins no formula there."""
     history = read_history(write_run(tmp_path / "run", heads=1, steps=3))

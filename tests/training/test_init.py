@@ -251,6 +251,8 @@ def test_a_folder_in_parts_with_tied_embeddings(exported: Path) -> None:
         ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling = {'rope_type': 'llama3'}"),
         ({"eos_token_id": [258]}, r"eos_token_id = \[258\]"),
         ({"hidden_size": "wide"}, "damaged"),
+        ({"hidden_size": 16.0}, r"model\.dim is 16\.0; it must be of type int"),
+        ({"rope_parameters": [1]}, r"rope_parameters = \[1\]"),
         ({"num_attention_heads": 5, "head_dim": None}, r"model\.attention_heads is 5"),
     ],
 )
