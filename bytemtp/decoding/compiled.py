@@ -32,7 +32,7 @@ from bytemtp.model.model import ByteMTP
 
 LONGEST, LONGEST_WITH_STOPS = 32, 4
 """Passes of a burst at most: what it decides behind a stop string is in vain."""
-SHORT = 8e-3
+SHORT = 16e-3
 """Seconds: a burst that took less is followed by one of twice as many passes, one that took LONG by half as many; who
 reads along will not notice."""
 LONG = 4 * SHORT

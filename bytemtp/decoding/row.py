@@ -84,10 +84,14 @@ class Row:
 
         Returns how many of the drafts were appended.
         """
-        for number, id_ in enumerate(ids, 1):
-            self.append(id_, draft=number if number <= drafts else 0)
-            if self.stopped_by:
-                return min(number, drafts)
+        if self.stop or self.utf8_state is not None or EOT in ids or len(ids) >= self.left:
+            for number, id_ in enumerate(ids, 1):
+                self.append(id_, draft=number if number <= drafts else 0)
+                if self.stopped_by:
+                    return min(number, drafts)
+        else:  # nothing can end the text: at once
+            self.data += bytes(ids)
+            self.origins += [*range(1, 1 + drafts), *[0] * (len(ids) - drafts)]
         return drafts
 
     def count_pass(self, depths: Sequence[int], accepted: int, source: str = "heads") -> None:

@@ -120,6 +120,15 @@ def test_memory_follows_the_text_and_not_its_limit(engine, window):
     assert loop.ids.size <= 2 * (len(row.data) + loop.ahead)
 
 
+def test_a_burst_makes_no_room_behind_the_end_of_its_text():
+    """Its passes might draft hundreds of bytes; the text has but ten."""
+    options = Options(mode="copy", engine="native")
+    loop = options.loop(model_of("replicated", window=0), [options.row(b"ab" * 10, 0, 10)])
+    loop.burst = 32
+    loop.run()
+    assert loop.engine.memory.slots == 64
+
+
 def slots_of(engine):
     """By the memory that caches and head 1's hidden states take."""
     layers, width = sum(isinstance(module, Block) for module in engine.model.modules()), TINY.head_dim

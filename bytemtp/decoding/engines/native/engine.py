@@ -198,8 +198,9 @@ class NativeEngine:
 
         margin: see `verdicts.MARGIN`; 0 trusts every lead.  refills: return as soon as a row has ended.
         """
-        begins = [row.start for row in rows if not row.ended]
-        end = max(begins) + passes * (1 + most)
+        going = [row for row in rows if not row.ended]
+        begins = [row.start for row in going]
+        end = max(row.start + min(passes * (1 + most), row.left) for row in going)
         if end > self.slots:
             self._make_room(start, 1 + most, end)
         _kept_alive, self.chunk.angles = self._angles(min(begins), end)

@@ -262,7 +262,7 @@ class Step {
   const Loop& loop_;
   int length_ = 0;
   vector<int64_t> start_, lengths_, ids_;
-  vector<float> hidden_, followed_, logits_, x_, drafts_;
+  inline static thread_local vector<float> hidden_, followed_, logits_, x_, drafts_;  // large: kept from burst to burst
   vector<double> p_;
   vector<Verdict> verdicts_;
   vector<int> asking_, expected_;  // rows that ask their heads; by row, how many drafts these had the last time

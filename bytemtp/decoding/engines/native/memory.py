@@ -1,11 +1,12 @@
 """Arrays in huge pages, each at the start of a cache line.
 
-Weights are read from end to end in every step.  In pages of 4 KiB the processor's read-ahead stops at each page's end,
-which costs a third of the memory's speed; in pages of 2 MiB it does not.
+Weights and caches are read from end to end in every step.  In pages of 4 KiB the processor's read-ahead stops at each
+page's end, which costs a third of the memory's speed; in pages of 2 MiB it does not.
 
 Shapes:  b rows, g key/value heads, k head width, l floats of a vector.
 """
 
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from jaxtyping import Float32, Int, Shaped
 
 from bytemtp.decoding.engines.ring import moves
 
+MOST_IN_HUGE_PAGES = 1 << 28
+"""Numbers of caches: of larger ones what no text has reached yet takes no memory in small pages."""
 LINE = 64
 """bytes of a cache line"""
 
@@ -23,7 +26,7 @@ def zeros(
     shapes: Sequence[tuple[int, ...]], dtype: type[np.generic] = np.float32, *, huge: bool = False
 ) -> list[Shaped[np.ndarray, "..."]]:
     """One array of each shape, one behind another; in huge pages, if they will live long: those take long to make."""
-    sizes = [int(np.prod(shape)) * np.dtype(dtype).itemsize for shape in shapes]
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape in shapes]
     starts = np.cumsum([0, *(-(-size // LINE) * LINE for size in sizes)]).tolist()
     # Private, because only private memory gets huge pages for the asking.
     memory = mmap.mmap(-1, max(starts[-1], 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -60,7 +63,8 @@ class EngineMemory:
         shape, old = self.shape, [*self.k, *self.v]
         front = shape.rows, shape.kv_heads, slots // shape.lanes
         sizes = [(*front, shape.width, shape.lanes), (*front, shape.lanes, shape.width)]
-        new = zeros([size for size in sizes for _ in range(shape.layers)])
+        sizes = [size for size in sizes for _ in range(shape.layers)]
+        new = zeros(sizes, huge=sum(map(math.prod, sizes)) < MOST_IN_HUGE_PAGES)
         row = np.flatnonzero(end)[:, None]  # others have nothing to keep, and take no memory yet
         source, to = moves(-(-end[row[:, 0]] // shape.lanes), self.slots // shape.lanes, slots // shape.lanes)
         for before, after in zip(old, new, strict=bool(old)):
