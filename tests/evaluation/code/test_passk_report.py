@@ -125,7 +125,7 @@ def test_page_is_well_formed_and_escapes_everything(summary: dict[str, Any]) -> 
     assert checker.seen.count("b") == checker.seen.count("details") == 4  # ours: the task's name
     assert not re.search(r"url\((?!#)", text) and "@import" not in text
     assert text.count("&lt;/pre&gt;&lt;script&gt;") >= 8
-    assert "\\xd800" in text and text.encode()
+    assert "\\ud800" in text and text.encode()
 
 
 def test_page_shows_the_numbers(summary: dict[str, Any]) -> None:
