@@ -48,6 +48,8 @@ ROUNDS = 8
 """Of which the medians count: whole stretches of time are faster or slower than others."""
 ENOUGH = 3.0
 """Seconds after which no further round is begun.  In one, 16 texts had so few that a look seemed six times as dear."""
+ENDLESS = 1 << 13
+"""More bytes than a measurement writes: room for them is made at once where the model looks back without a limit."""
 METHOD = 8
 """Raised when passes are measured in another way, or take another time: what is kept is measured anew."""
 
@@ -152,10 +154,6 @@ def endless(model: ByteMTP, rows: int, engine: str, drafting: Drafting, *, greed
     rule, prompt = Rule(0.0 if greedy else 1.0), random.Random(0).randbytes(min(BEFORE, (model.reach or BEFORE) - 1))
     texts: list[Row] = [Endless(prompt, number, ENDLESS, rule, 0, (), False) for number in range(rows)]
     return loop_kind(engine, model, texts, drafting)(model, texts, drafting, engine=engine)
-
-
-ENDLESS = 1 << 13
-"""More bytes than a measurement writes: room for them is made at once where the model looks back without a limit."""
 
 
 class Endless(Row):

@@ -61,7 +61,7 @@ class Rule:
 
     def cut(self, probabilities: Float64[np.ndarray, "*l v"]) -> Float64[np.ndarray, "*l v"]:
         """What top-k and top-p leave of them: equal ones in the order of their ids, top_p of what top_k leaves."""
-        if not self.top_k and self.top_p == 1:
+        if not self.cuts:
             return probabilities
         ids = np.argsort(-probabilities, axis=-1, kind="stable")
         ordered = np.take_along_axis(probabilities, ids, -1)

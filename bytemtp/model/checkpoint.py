@@ -169,10 +169,10 @@ def is_whole(folder: Path, names: tuple[str, ...] | None = None) -> bool:
     try:
         for name in names or FILES:
             if name == STATE:
-                load_state(folder)
+                _state_of(folder / name)
             else:
                 safe_open(folder / name, "pt").__exit__(None, None, None)
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return False
     return True
 
@@ -244,13 +244,22 @@ def load_state(folder: Path) -> TrainState:
     """UserError if it is damaged."""
     path = folder / STATE
     try:
-        record = json.loads(path.read_text())
+        record = _state_of(path)
         record.setdefault("unlogged", record.pop("window", {}))  # its name until version 0.1
-        if not isinstance(record.get("step"), int):
-            raise ValueError("it tells of no step")
         return TrainState(**record)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; {ANOTHER}") from error
+
+
+def _state_of(path: Path) -> dict[str, Any]:
+    """ValueError for what tells of no step.
+
+    Fields of later versions are let pass: else a run would go on from an older checkpoint, or begin anew.
+    """
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not (isinstance(record, dict) and isinstance(record.get("step"), int)):
+        raise ValueError("it tells of no step")
+    return record
 
 
 def last_good(run: Path) -> str:

@@ -217,7 +217,7 @@ def test_check_finds_a_held_out_body_in_training(corpus: Path, tmp_path: Path, p
     ("arguments", "message"),
     [
         (["--train", "0"], "--train is 0 and --heldout 164; both must be 1 or more"),
-        (["--check"], "manifest.json: No such file"),
+        (["--check"], "manifest.json: No such file or directory"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -234,5 +234,5 @@ def test_more_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot write "):
+    with pytest.raises(UserError, match=f"cannot write {tmp_path / 'file'}: File exists"):
         tinycode.build(tmp_path / "file", seed=0, train=5, heldout=1)

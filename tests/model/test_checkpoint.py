@@ -226,6 +226,15 @@ def test_a_state_without_a_step_is_damaged(run: Path, text: str) -> None:
     assert latest(run) == older
 
 
+def test_a_state_of_a_later_version_is_not_passed_over(run: Path) -> None:
+    save(run, TrainState(step=1), *trained(), keep=2)
+    folder = save(run, TrainState(step=2), *trained(), keep=2)
+    (folder / "state.json").write_text('{"step": 2, "of_a_later_version": 1}')
+    assert latest(run) == folder
+    with pytest.raises(UserError, match=r"state\.json is damaged.*of_a_later_version"):
+        load_model(run)
+
+
 def test_generators_that_are_none_are_damaged(run: Path, spoil: Callable[..., None]) -> None:
     folder = save(run, TrainState(step=1), *trained(), keep=1)
     spoil(folder / "rng.safetensors", "lack", "cpu", "other")

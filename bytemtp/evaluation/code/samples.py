@@ -78,7 +78,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         if has_samples:
             raise UserError(f"{folder} holds samples but no {SETTINGS}, so what they are is not known; choose another")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
+        write_json(path, settings, "; --out must name a folder that can be written to")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; --out must name a folder that can be") from error
 
