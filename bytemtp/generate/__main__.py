@@ -55,8 +55,8 @@ class Command:
     """file with the bytes to continue; - is standard input"""
     mode: Mode = "auto"
     """ar: one byte a forward pass; speculative: the heads draft, the next pass verifies; tree: several candidates a
-    head; draft: another run drafts; copy: what followed where the text's end stood before; auto: copies, heads or
-    nothing, whatever pays"""
+    head; draft: another run drafts; copy: what followed the text's last bytes earlier on; auto: copies, heads or
+    nothing, whichever is fastest"""
     index: tyro.conf.DisallowNone[Path | None] = None
     """file of `python -m bytemtp.index`, from which modes auto and copy may copy, too; by default RUN/train.index, if
     the run was trained with --index; none: no file"""
