@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -174,37 +174,26 @@ class IdStream:
         """Which documents and sections of a file are wanted now: those of the split that fall to share and fraction."""
         tests = [self._in_split(turn.source.key)]
         if self.sweeps > 1:
-            of_share = self._random(turn.source.key, b"share")
+            of_share = self._bits(turn.source.key, b"share", b"%d " % self.seed)
             tests.append(lambda document, section: of_share(document, section) % self.sweeps == share)
         if turn.fraction < 1:
-            place = self._random(turn.source.key, b"weight")
+            place = self._bits(turn.source.key, b"weight", b"%d " % self.seed)
             begin, width = epoch * turn.fraction % 1, turn.fraction
             tests.append(lambda document, section: (place(document, section) / 2**64 - begin) % 1 < width)
         if len(tests) == 1:
             return tests[0]
         return lambda document, section: all(is_wanted(document, section) for is_wanted in tests)
 
-    def _random(self, key: str, purpose: bytes) -> Callable[[int, int], int]:
+    def _bits(self, key: str, purpose: bytes = b"", prefix: bytes = b"") -> Callable[[int, int], int]:
         """64 random bits for each document and section of a file."""
-        name = os.fsencode(key)
-
-        def bits(document: int, section: int) -> int:
-            place = b"%d %d %d " % (self.seed, document, section)
-            return int.from_bytes(hashlib.blake2b(place + name, digest_size=8, person=purpose).digest(), "big")
-
-        return bits
+        return partial(random_bits, os.fsencode(key), purpose, prefix)
 
     def _in_split(self, key: str) -> Keep:
         """Which documents and sections of a file belong to the split; the same under every seed."""
-        name = os.fsencode(key)
-        bound = self.valid_fraction * 2**64
-        wants_valid = self.split == "valid"
-
-        def keep(document: int, section: int) -> bool:
-            digest = hashlib.blake2b(b"%d %d " % (document, section) + name, digest_size=8).digest()
-            return (int.from_bytes(digest, "big") < bound) == wants_valid
-
-        return keep if self.split != "all" else lambda document, section: True
+        if self.split == "all":
+            return lambda document, section: True
+        bits, bound, wants_valid = self._bits(key), self.valid_fraction * 2**64, self.split == "valid"
+        return lambda document, section: (bits(document, section) < bound) == wants_valid
 
     def _check_epoch(self, byte_count: int, id_count: int, row_width: int) -> None:
         damaged = ""
@@ -330,6 +319,12 @@ class Packer:
         self._ends = int(np.count_nonzero(self._ids[:kept] == EOT))
         self._epoch_end -= stride_end
         self._filled = kept
+
+
+def random_bits(file: bytes, purpose: bytes, prefix: bytes, document: int, section: int) -> int:
+    """64 of them."""
+    place = prefix + b"%d %d " % (document, section)
+    return int.from_bytes(hashlib.blake2b(place + file, digest_size=8, person=purpose).digest(), "big")
 
 
 def permutation(count: int, seed: int, purpose: int, number: int) -> NDArray[np.int64]:

@@ -178,8 +178,8 @@ def test_weights_say_how_often_a_path_is_read(weights: tuple[float, float], swee
 
         def read(epochs: int) -> Counter[str]:
             options: dict[str, Any] = {"n_future": 1, "seed": seed, "epochs": epochs, "sweeps": sweeps}
-            batches = stream(paths, 4, 1, weights=weights, prefetch=0, **options)
-            return Counter(bytes(batch.octets[0, :3].tolist()).decode() for batch in batches)
+            batches = stream(paths, 4, 100, weights=weights, prefetch=0, **options)
+            return Counter(bytes(row[:3]).decode() for batch in batches for row in batch.octets.tolist())
 
         names = [f"{path.name}{number:02}" for path in paths for number in range(20)]
         once, often = read(1), read(4)
