@@ -9,6 +9,7 @@ Try:  python -c "from bytemtp.training.corpus import *; from bytemtp.common.sett
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ def files_of(settings: Settings, paths: Sequence[str]) -> list[bytes]:
 
 
 def write_files(run: Path, files: Sequence[bytes]) -> None:
-    write_output(run / FILES, b"".join(files).decode())
+    write_output(run / FILES, b"".join(files))
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,22 @@ UNCHANGED = Change()
 def change_of(run: Path, settings: Settings, files: Sequence[bytes]) -> Change:
     """What has happened to the files of a run, which are these now.
 
-    UserError if anything about them has changed and `data.on_change` does not let that pass.
+    UserError if anything about them has changed and `data.on_change` does not let that pass, and where it cannot be
+    told.
     """
     path = run / FILES
     # A run of an older version has no such file.
     before = path.read_bytes().splitlines(keepends=True) if path.exists() else files
-    old, new = _by_name(set(before) - set(files)), _by_name(set(files) - set(before))
+    try:
+        old, new = _by_name(set(before) - set(files)), _by_name(set(files) - set(before))
+        moved = _sizes(before) != _sizes(files)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); delete it to go on without comparing the files") from None
     if not old and not new:
         return UNCHANGED
     what = f"the data is not what the run began with: {_change(old, new)}"
     if settings.data.on_change == "error":
         raise UserError(f"{what}; restore it, or go on all the same with --data.on-change warn")
-    moved = _sizes(before) != _sizes(files)
     log(f"warning: {what}; going on with {'the next epoch of ' if moved else ''}the files as they are now")
     changed = (*old.values(), *new.values())
     return Change(moved, not settings.data.valid_paths or any("held_out" in file for file in changed))
@@ -109,6 +114,6 @@ def _changes(old: dict[str, Record], new: dict[str, Record]) -> Iterator[str]:
 
 
 def _when(modified: str) -> str:
-    if not modified.isdigit():
-        return modified
-    return datetime.fromtimestamp(int(modified) / 1e9).isoformat(" ", "seconds")
+    with suppress(ValueError, OverflowError, OSError):  # a server's tag, which may be all digits
+        return datetime.fromtimestamp(int(modified) / 1e9).isoformat(" ", "seconds")
+    return modified

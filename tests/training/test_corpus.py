@@ -16,6 +16,7 @@ from bytemtp.common.settings import DataConfig, ModelConfig, Settings, TrainConf
 from bytemtp.data.sources import SkipLog, find
 from bytemtp.model.checkpoint import best, latest, load_model, load_state
 from bytemtp.train import main
+from bytemtp.training.corpus import _when
 from bytemtp.training.trainer import train
 
 SETTINGS = Settings(
@@ -142,6 +143,24 @@ def test_an_unchanged_corpus_may_move_and_old_runs_know_none(corpus: Path, tmp_p
     (run / "corpus.jsonl").unlink()
     resume(run)
     assert (run / "corpus.jsonl").exists()
+
+
+@pytest.mark.parametrize("damaged", [b'{"file": "0.t', b"[1]\n", b'{"size": 3}\n', b"[" * 3000])
+def test_a_damaged_list_of_files_is_told(damaged: bytes, corpus: Path, tmp_path: Path) -> None:
+    """It ended with a traceback.  Without the list a run goes on, as those of old versions do."""
+    run = tmp_path / "run"
+    start(run, corpus)
+    (run / "corpus.jsonl").write_bytes(damaged)
+    with pytest.raises(UserError, match=r"corpus\.jsonl is damaged \(.*\); delete it to go on without comparing"):
+        resume(run)
+    (run / "corpus.jsonl").unlink()
+    resume(run)
+
+
+def test_tags_of_servers_are_no_times() -> None:
+    """One of 22 digits was taken for the year 318857."""
+    assert [_when(tag) for tag in ("9" * 22, "W/abc", "5" * 5000)] == ["9" * 22, "W/abc", "5" * 5000]
+    assert _when("0").startswith(("1970-01-01", "1969-12-31"))
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
