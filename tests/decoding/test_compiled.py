@@ -26,11 +26,14 @@ from bytemtp.model.model import ByteMTP
 verify = NativeEngine.verify
 TINY = ModelConfig(dim=32, layers=4, attention_heads=2, ffn_dim=48, n_future=4, topology="replicated")
 COSTS = Costs([1.0 + 0.05 * drafts for drafts in range(12)], heads=0.1, head=0.02, look=0.01)
+FREE = Costs([1.0] * 12, heads=0.0)
+"""Heads never give up by these: a layer that they share goes on reading while bytes are copied."""
 DRAFTINGS = {
     "ar": Drafting(),
     "speculative": Drafting(chain(3)),
     "copy": Drafting(copied=5),
     "auto": Drafting(chain(3), copied=11, costs=COSTS),
+    "auto for nothing": Drafting(chain(3), copied=11, costs=FREE),
     "auto without heads": Drafting(copied=11, costs=COSTS),
 }
 

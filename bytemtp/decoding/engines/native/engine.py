@@ -11,6 +11,7 @@ Shapes:  b rows, c ids of the chunk, t ids of all rows one after another, q last
 h drafting heads, n length of the id buffer.
 """
 
+import math
 import weakref
 from collections.abc import Iterator
 from ctypes import POINTER, Array, addressof, byref, cast, pointer, sizeof
@@ -89,6 +90,17 @@ class FlatBatch:
     structure: Tokens
     arrays: tuple[object, ...]
     """what `structure` points to, kept alive"""
+
+
+def scattered(
+    x: Float32[np.ndarray, "q *k"], shape: tuple[int, ...], *places: Int[np.ndarray, " q"]
+) -> Float32[np.ndarray, "..."]:
+    """x at its places, which are in order, in an array of zeros."""
+    if len(x) == math.prod(shape):
+        return x.reshape(*shape, *x.shape[1:])
+    out = np.zeros((*shape, *x.shape[1:]), np.float32)
+    out[places] = x
+    return out
 
 
 def without_padding(logits: Float32[np.ndarray, "*b v"]) -> Float32[np.ndarray, "*b v"]:
@@ -209,7 +221,7 @@ class NativeEngine:
             self.team, addressof(self.chunk), addressof(self.links[1]) if has_layer else None,
             address(self.weights.other_unembeds), None if transitions is None else address(transitions), rows,
             self.shape.bfloat16, len(rows), most, passes, self.dim, len(self.path), drafting_heads, PADDED_VOCAB_SIZE,
-            VOCAB_SIZE, refills, margin,
+            VOCAB_SIZE, self.window, refills, margin,
         )  # fmt: skip
         return int(self.functions.run_passes(byref(loop)))
 
@@ -229,9 +241,10 @@ class NativeEngine:
         x = self.weights.embed[ids[flat.row, flat.place]]
         hidden = self._stack(self.verify_layers, 0, len(self.verify_layers), flat, x, kept=len(self.path))
         self.hidden_by_head = {
-            i: self._chunked(y, flat, ids.shape) for i, y in zip((-1, *self.path), (x, *hidden), strict=True)
+            i: scattered(y, ids.shape, flat.row, flat.place)
+            for i, y in zip((-1, *self.path), (x, *hidden), strict=True)
         }
-        return self._chunked(self._logits(hidden[-1] if self.path else x), flat, ids.shape)
+        return scattered(self._logits(hidden[-1] if self.path else x), ids.shape, flat.row, flat.place)
 
     def keep_path(self, start: Int[np.ndarray, " b"], path: Int[np.ndarray, "b a"]) -> None:
         place = np.arange(path.shape[1])
@@ -259,7 +272,7 @@ class NativeEngine:
             yield from self.all_drafts(start, accepted, heads).transpose(1, 0, 2)
             return
         for logits in self._deepseek_logits(start, accepted, heads, ids):
-            yield self._by_row(logits, rows, len(start))
+            yield scattered(logits, (len(start),), rows)
 
     @property
     def drafts_at_once(self) -> bool:
@@ -272,7 +285,7 @@ class NativeEngine:
         """What `drafts` gives in turn, for rows of which at least one accepted an id."""
         rows = np.flatnonzero(accepted)
         logits = self._head_logits(start, accepted, rows, heads)
-        return self._by_row(np.ascontiguousarray(logits), rows, len(start))
+        return scattered(np.ascontiguousarray(logits), (len(start),), rows)
 
     def _head_logits(
         self, start: Int[np.ndarray, " b"], accepted: Int[np.ndarray, " b"], rows: Int[np.ndarray, " q"], heads: int
@@ -436,24 +449,3 @@ class NativeEngine:
 
     def _logits(self, x: Float32[np.ndarray, "t d"]) -> Float32[np.ndarray, "t v"]:
         return without_padding(self._product(self.weights.unembed, x, PADDED_VOCAB_SIZE, normed=True))
-
-    @staticmethod
-    def _chunked(
-        x: Float32[np.ndarray, "t k"], flat: FlatBatch, shape: tuple[int, ...]
-    ) -> Float32[np.ndarray, "b c k"]:
-        """x by row and place, zeros where a row has fewer ids than others."""
-        if len(x) == shape[0] * shape[1]:
-            return x.reshape(*shape, -1)
-        out = np.zeros((*shape, x.shape[1]), np.float32)
-        out[flat.row, flat.place] = x
-        return out
-
-    @staticmethod
-    def _by_row(
-        logits: Float32[np.ndarray, "q *h v"], rows: Int[np.ndarray, " q"], count: int
-    ) -> Float32[np.ndarray, "b *h v"]:
-        if len(rows) == count:
-            return logits
-        out = np.zeros((count, *logits.shape[1:]), np.float32)
-        out[rows] = logits
-        return out

@@ -109,7 +109,7 @@ class Loop(ctypes.Structure):
         *((name, c_void_p) for name in ("team", "chunk", "layer", "heads", "transitions")),
         ("row", POINTER(LoopRow)),
         *((name, c_int) for name in ("bfloat16", "rows", "most", "passes")),
-        *((name, c_int) for name in ("dim", "kept", "head_count", "outputs", "vocabulary", "refills")),
+        *((name, c_int) for name in ("dim", "kept", "head_count", "outputs", "vocabulary", "window", "refills")),
         ("margin", c_float),
     ]
 

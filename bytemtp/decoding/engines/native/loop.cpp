@@ -20,7 +20,7 @@ void verify_rows(
     float* hidden, float* logits);
 void follow_rows(
     void* team, const void* chunk, const void* layer, int rows, int length, const int64_t* start, const int64_t* lengths,
-    const float* hidden, float* y);
+    const float* const* hidden, float* y);
 void run_product(
     void* team, const void* w, int bfloat16, int in, int out, int rows, int normed, int added, const float* x, float* y);
 // draws.cpp
@@ -61,6 +61,7 @@ struct Loop {
   LoopRow* row;
   int bfloat16, rows, most, passes;
   int dim, kept, head_count, outputs, vocabulary;  // d, hidden states kept beside the trunk's, h, v, ids among v
+  int window;                                      // ids that one sees, itself included
   int refills;                                     // whether to return as soon as a row has ended
   float margin;                                    // 0: no lead is too small
 };
@@ -118,7 +119,7 @@ void append(const Loop& loop, LoopRow& row, const Verdict& verdict) {
 }
 
 struct Wish {
-  bool asks, follows;  // whether the heads are to draft; whether they are to read on even if they are not
+  bool asks, follows;  // whether the heads are to draft; whether they may be asked later if they are not
 };
 
 // Copies drafts for the next pass.
@@ -178,7 +179,7 @@ void draft(const Loop& loop, LoopRow& row, float* logits, int first, int end) {
 // A pass of all rows at work.
 class Step {
  public:
-  explicit Step(const Loop& loop) : loop_(loop), expected_(loop.rows, 0) {}
+  explicit Step(const Loop& loop) : loop_(loop), expected_(loop.rows, 0), unread_(loop.rows) {}
   // False at a near tie, and where there is nothing to draw from: then nothing has changed.
   bool run() {
     verify();
@@ -188,7 +189,6 @@ class Step {
                                                                              : are_finite(loop_, row, logits(r))))
         return false;
     asking_.clear();
-    bool follows = false;
     for (int r = 0; r < loop_.rows; r++)
       if (LoopRow& row = loop_.row[r]; !row.ended) {
         if (row.temperature > 0) verdicts_[r] = judge_by_drawing(loop_, row, logits(r), p_);
@@ -197,11 +197,21 @@ class Step {
         if (row.ended) continue;
         const Wish wish = begin(row, (int)verdicts_[r].stay, row.decided + before, row.count - before, bytes_, out_);
         if (wish.asks) asking_.push_back(r);
-        follows |= wish.asks || wish.follows;
+        if (loop_.layer && (wish.asks || wish.follows)) keep_unread(r);
       }
-    if (follows && loop_.layer) follow();
+    if (loop_.layer && !asking_.empty()) {
+      follow(asking_);
+      for (size_t i = 0; i < asking_.size(); i++) std::copy_n(followed_.data() + i * loop_.dim, loop_.dim, last_state(asking_[i]));
+    }
     ask_heads();
     return true;
+  }
+  // The layer that the heads share reads what it has left: outside of here it has read all that rows may ask about.
+  void catch_up() {
+    vector<int> behind;
+    for (int r = 0; r < loop_.rows; r++)
+      if (!loop_.row[r].ended && !unread_[r].empty()) behind.push_back(r);
+    if (!behind.empty()) follow(behind);
   }
 
  private:
@@ -222,17 +232,26 @@ class Step {
     verify_rows(loop_.team, loop_.chunk, loop_.rows, length_, start_.data(), lengths_.data(), ids_.data(), hidden_.data(),
                 logits_.data());
   }
-  // The layer that the heads share reads what each row has accepted, of those that have ended, too; what it makes of the
-  // last id takes the place of the trunk's state there.
-  void follow() {
-    for (int r = 0; r < loop_.rows; r++)
-      if (lengths_[r]) lengths_[r] = verdicts_[r].stay + 1;
-    followed_.resize((size_t)loop_.rows * loop_.dim);
-    follow_rows(loop_.team, loop_.chunk, loop_.layer, loop_.rows, length_, start_.data(), lengths_.data(), hidden_.data(),
+  // A row's accepted ids wait for the layer that the heads share until these are asked: many cost it hardly more than one.
+  void keep_unread(int r) {
+    const float* last = last_state(r);
+    unread_[r].insert(unread_[r].end(), last - verdicts_[r].stay * loop_.dim, last + loop_.dim);
+  }
+  // The layer reads what these rows have kept for it, as far as it is seen later; its output at their last ids [rows, d].
+  void follow(const vector<int>& rows) {
+    vector<const float*> from(loop_.rows, nullptr);
+    int longest = 0;
+    lengths_.assign(loop_.rows, 0);
+    for (int r : rows) {
+      lengths_[r] = std::min<int64_t>(unread_[r].size() / loop_.dim, loop_.window);
+      start_[r] = loop_.row[r].start - lengths_[r];
+      from[r] = unread_[r].data() + unread_[r].size() - lengths_[r] * loop_.dim;
+      longest = std::max(longest, (int)lengths_[r]);
+    }
+    followed_.resize(rows.size() * loop_.dim);
+    follow_rows(loop_.team, loop_.chunk, loop_.layer, loop_.rows, longest, start_.data(), lengths_.data(), from.data(),
                 followed_.data());
-    const float* from = followed_.data();
-    for (int r = 0; r < loop_.rows; r++)
-      if (lengths_[r]) std::copy_n(from, loop_.dim, last_state(r)), from += loop_.dim;
+    for (int r : rows) unread_[r].clear();
   }
   // Of a row's last accepted id: what its heads read.
   float* last_state(int r) { return hidden_.data() + ((int64_t)r * length_ + verdicts_[r].stay) * loop_.dim; }
@@ -266,6 +285,7 @@ class Step {
   vector<double> p_;
   vector<Verdict> verdicts_;
   vector<int> asking_, expected_;  // rows that ask their heads; by row, how many drafts these had the last time
+  vector<vector<float>> unread_;   // by row, hidden states [ids, d] up to its last id
   vector<uint8_t> bytes_, out_;
 };
 
@@ -278,12 +298,15 @@ extern const int64_t loop_layout[] = {sizeof(LoopRow), sizeof(Loop)};
 // Up to loop->passes of them; returns how many: fewer if all rows have ended, or any and it `refills`, or at a near tie.
 int run_passes(const Loop* loop) {
   Step step(*loop);
-  for (int pass = 0; pass < loop->passes; pass++) {
-    if (!step.run()) return pass;
+  int done = 0;
+  while (done < loop->passes) {
+    if (!step.run()) break;
+    done++;
     const auto ended = std::count_if(loop->row, loop->row + loop->rows, [](const LoopRow& row) { return row.ended; });
-    if (ended == loop->rows || (ended && loop->refills)) return pass + 1;
+    if (ended == loop->rows || (ended && loop->refills)) break;
   }
-  return loop->passes;
+  step.catch_up();
+  return done;
 }
 
 }  // extern "C"

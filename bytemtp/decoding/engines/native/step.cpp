@@ -1048,16 +1048,16 @@ void verify_rows(
 }
 
 // What a layer makes of the last of the first `lengths` ids of each row, [rows that have any, d], and of the others keys
-// and values; it reads hidden [b, c, d].
+// and values; it reads hidden [b] [c, d].
 void follow_rows(
     void* team, const void* chunk, const void* layer, int rows, int length, const int64_t* start, const int64_t* lengths,
-    const float* hidden, float* y) {
+    const float* const* hidden, float* y) {
   Chunk c = *static_cast<const Chunk*>(chunk);
   c.rows = rows, c.length = length, c.start = start, c.lengths = lengths;
   const int d = c.shape->dim;
   thread_local std::vector<float> x;
   x.resize(std::max(x.size(), (size_t)rows * length * d));
-  const Room room(c, x.data(), [&](int row, int place) { return hidden + ((int64_t)row * length + place) * d; });
+  const Room room(c, x.data(), [&](int row, int place) { return hidden[row] + (int64_t)place * d; });
   std::vector<int> last;
   for (int row = 0, end = 0; row < rows; row++)
     if (lengths[row]) last.push_back((end += (int)lengths[row]) - 1);
