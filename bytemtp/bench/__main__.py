@@ -29,7 +29,7 @@ from bytemtp.bench.quality import Plan as QualityPlan
 from bytemtp.bench.quality import bench_quality, print_quality
 from bytemtp.bench.shapes import Shape
 from bytemtp.bench.training import bench_heads, bench_train, print_heads, print_train
-from bytemtp.common.cli import run_main, run_verb
+from bytemtp.common.cli import read_verb, run_main
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_json
 from bytemtp.common.settings import DataConfig, Topology
@@ -299,7 +299,8 @@ EXAMPLE = "python -m bytemtp.bench train --rounds 3 --shape.dim 128 --json train
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Hand the command line to its verb.  UserError for an unknown one, and before measuring for a bad option."""
-    run_verb(VERBS, "bytemtp.bench", EXAMPLE, arguments)
+    if (command := read_verb(VERBS, "bytemtp.bench", EXAMPLE, arguments)) is not None:
+        command.main()
 
 
 if __name__ == "__main__":

@@ -80,19 +80,13 @@ def run(kind: type[Command], program: str, arguments: Sequence[str] | None = Non
     parse(kind, program, sys.argv[1:] if arguments is None else arguments).main()
 
 
-def run_verb(
-    verbs: Mapping[str, type[Command]], program: str, example: str, arguments: Sequence[str] | None = None
-) -> None:
-    """Hand the command line to the verb that it begins with.  UserError for an unknown one."""
-    command = read_verb(verbs, program, example, arguments)
-    if command is not None:
-        command.main()
-
-
 def read_verb(
     verbs: Mapping[str, type[Command]], program: str, example: str, arguments: Sequence[str] | None = None
 ) -> Command | None:
-    """The same without doing it.  None where the command line asks for help, which has been printed."""
+    """The command of the verb that the command line begins with; None where it asks for help, which has been printed.
+
+    UserError for an unknown verb.
+    """
     verb, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if verb in ("--help", "-h"):
         lines = {name: str(kind.__doc__).splitlines()[0].split("  ")[0] for name, kind in verbs.items()}

@@ -11,6 +11,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -77,9 +78,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_numbers("model", self, MAX_SIZE)
-        _require(self.dim >= 1, f"model.dim is {self.dim}; it must be at least 1")
-        _require(self.layers >= 1, f"model.layers is {self.layers}; it must be at least 1")
-        _require(self.ffn_dim >= 1, f"model.ffn_dim is {self.ffn_dim}; it must be at least 1")
+        for name in ("dim", "layers", "ffn_dim"):
+            _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
         _require(
             self.attention_heads >= 1 and self.dim % (2 * self.attention_heads) == 0,
             f"model.attention_heads is {self.attention_heads}; model.dim ({self.dim}) must be a multiple of twice that",
@@ -147,7 +147,7 @@ class TrainConfig:
     batch_size: int = 16
     """sequences an optimiser step, over all accumulation rounds"""
     accumulate: int = 1
-    """split the batch into this many rounds of forward and backward, to save memory"""
+    """gradient accumulation: split the batch into this many micro-batches, to save memory"""
     seq_len: int = 512
     """input bytes a sequence"""
     first_seq_len: int = 0
@@ -168,7 +168,7 @@ class TrainConfig:
     """share of the run after which they learn to be accepted as drafts (total variation to what head 1 will say) in
     place of cross-entropy; 1 means never"""
     repeat_rows: float = 0.0
-    """share of a batch's rows that are random bytes over and over, to learn copying from; 0 means none"""
+    """share of a batch's rows replaced by repeated random bytes, which teach the model to copy; 0 means none"""
     repeat_until: float = 0.6
     """share of the run after which no rows repeat"""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -247,8 +247,9 @@ class TrainConfig:
         head_weights(self.head_weights, 1)
         for name in ("grow_at", "repeat_rows", "repeat_until", "far_from", "tv_from"):
             _require(0 <= getattr(self, name) <= 1, f"train.{name} is {getattr(self, name)}; it must be from 0 to 1")
-        _require(0 < self.far_rows <= 1, f"train.far_rows is {self.far_rows}; it must be above 0 and at most 1")
-        _require(0 < self.decay <= 1, f"train.decay is {self.decay}; it must be above 0 and at most 1")
+        for name in ("far_rows", "decay"):
+            share = getattr(self, name)
+            _require(0 < share <= 1, f"train.{name} is {share}; it must be above 0 and at most 1")
         _require(
             not (self.minutes and self.epochs),
             f"train.minutes is {self.minutes:g} and train.epochs {self.epochs}; a run has one length, so set one to 0",
@@ -483,10 +484,16 @@ def _suggestion(name: str, known: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else "--help lists them all"
 
 
+@cache
+def _kinds() -> dict[str, Any]:
+    """Types of all settings."""
+    sections = get_type_hints(Settings).items()
+    return {f"{section}.{key}": kind for section, config in sections for key, kind in get_type_hints(config).items()}
+
+
 def _typed(name: str, value: Any) -> Any:
     """`value`, if it has the type of the setting; a whole number may stand for a real one."""
-    section, _, key = name.partition(".")
-    kind = get_type_hints(get_type_hints(Settings)[section])[key]
+    kind = _kinds()[name]
     if get_origin(kind) is tuple:
         item = get_args(kind)[0]
         is_list = isinstance(value, list | tuple)

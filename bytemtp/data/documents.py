@@ -13,7 +13,7 @@ import json
 from abc import abstractmethod
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -220,18 +220,14 @@ class Archive(Documents):
         return False
 
     def read(self, size: int) -> bytes:
-        try:
+        with self._reporting():
             return self._inner.read(size)
-        except Damaged as damage:
-            self._report(damage)
-            return b""
+        return b""
 
     def skip(self, count: int) -> int:
-        try:
+        with self._reporting():
             return self._inner.skip(count)
-        except Damaged as damage:
-            self._report(damage)
-            return 0
+        return 0
 
     @property
     def _inner(self) -> Documents:
@@ -249,13 +245,11 @@ class Archive(Documents):
         return False
 
     def _advance_inside(self, at_least: int) -> bool:
-        try:
+        with self._reporting():
             is_open = self._inner.advance(at_least - self._first)
-        except Damaged as damage:
-            self._report(damage)
-            return False
-        self.index = self._first + self._inner.index
-        return is_open
+            self.index = self._first + self._inner.index
+            return is_open
+        return False
 
     def _is_left_out(self, member: str) -> bool:
         why = self._leave_out.why_below(member, member)
@@ -264,11 +258,15 @@ class Archive(Documents):
             self._opener.tell(why, f"{self.name}: members that match {why} are left out")
         return why is not None
 
-    def _report(self, damage: Damaged) -> None:
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
         """Report damage of the open member; that of the archive goes on to the caller."""
-        if damage.name == self.name:
-            raise damage
-        self._opener.skip_log.report(damage)
+        try:
+            yield
+        except Damaged as damage:
+            if damage.name == self.name:
+                raise
+            self._opener.skip_log.report(damage)
 
 
 class JsonLines(Documents):

@@ -411,13 +411,8 @@ def _folders_to(path: str, key_start: int) -> list[str]:
 
 def _loop(folders: Sequence[str]) -> str | None:
     """The first of the folders, each in the one before, that is met twice."""
-    met: set[tuple[int, int]] = set()
-    for folder in folders:
-        identity = _identity(os.stat(folder))
-        if identity in met:
-            return folder
-        met.add(identity)
-    return None
+    met = [_identity(os.stat(folder)) for folder in folders]
+    return next((folder for i, folder in enumerate(folders) if met[i] in met[:i]), None)
 
 
 def _reader(file_system: AbstractFileSystem, folder: str) -> Callable[[str], bytes]:

@@ -98,6 +98,8 @@ class Options:
         """What drafts for so many rows at a time; draft: the other model of mode "draft"."""
         if (self.mode == "draft") != (draft is not None):
             raise UserError("mode 'draft' needs a draft model, and no other mode takes one")
+        if self.tree and self.mode != "tree":
+            raise UserError(f"a tree is for the mode 'tree', but the mode is {self.mode!r}")
         copies = self.mode in ("copy", "auto")
         if self.index is not None and not copies:
             raise UserError(f"an index is for the modes 'copy' and 'auto', but the mode is {self.mode!r}")

@@ -284,10 +284,13 @@ def windows(chunks: Iterator[Int[Tensor, " k"]], seq_len: int, stride: int, n: i
 
 def score_windows(model: ByteMTP, rows: Int[Tensor, "b s_n"], stride: int) -> HeadLosses:
     """Losses of the last `stride` inputs of each window."""
-    rows = rows.to(model.device)
+    return evaluate(model, *unpadded(rows.to(model.device)), last=stride)
+
+
+def unpadded(rows: Int[Tensor, "b s_n"]) -> tuple[Int[Tensor, "b s_n"], Int[Tensor, "b s_n"]]:
+    """Ids and document ids of windows; EOT stands in for padding."""
     ids = rows.masked_fill(rows == PADDING, EOT)
-    document_ids = (ids == EOT).cumsum(1).masked_fill(rows == PADDING, PADDING)
-    return evaluate(model, ids, document_ids, last=stride)
+    return ids, (ids == EOT).cumsum(1).masked_fill(rows == PADDING, PADDING)
 
 
 COMPRESSORS: dict[str, Callable[[], Any]] = {

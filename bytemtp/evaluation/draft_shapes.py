@@ -45,7 +45,7 @@ from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.decoding.generate import generate
 from bytemtp.decoding.tree import Shape, chain, check
-from bytemtp.evaluation.bits_per_byte import IDS_A_PASS, PADDING, batched, beginnings, read_ids, windows
+from bytemtp.evaluation.bits_per_byte import IDS_A_PASS, PADDING, batched, beginnings, read_ids, unpadded, windows
 from bytemtp.evaluation.shape_timing import SIZES, Candidate, is_chain, named, seconds_a_pass, shape_table
 from bytemtp.model.checkpoint import load_model, settings_of
 from bytemtp.model.model import ByteMTP
@@ -199,9 +199,7 @@ def window_paths(model: ByteMTP, rows: Int[Tensor, "b s_2d"], stride: int) -> It
     A window ends with 2 d ids more than are scored: d at which head 1 is asked, and d that deepseek heads read there.
     """
     depth = model.config.n_future - 1
-    rows = rows.to(model.device)
-    ids = rows.masked_fill(rows == PADDING, EOT)
-    document_ids = (ids == EOT).cumsum(1).masked_fill(rows == PADDING, PADDING)
+    ids, document_ids = unpadded(rows.to(model.device))
     context = model.context(ids, ids.shape[1] - depth, document_ids)
     hidden = model.heads(model.run_trunk(context), context)
     end = context.length - depth

@@ -309,7 +309,7 @@ def _prune(run: Path, newest: Path, keep: int) -> None:
 
 
 def _load_weights(model: ByteMTP, path: Path) -> None:
-    weights, expected = _load_tensors(path), model.state_dict()
+    weights, expected = load_tensors(path), model.state_dict()
     if missing := sorted(expected.keys() - weights.keys()):
         raise UserError(f"{path} lacks {missing[0]} (and {len(missing) - 1} more); {OTHER_MODEL}")
     if unknown := sorted(weights.keys() - expected.keys()):
@@ -335,7 +335,7 @@ def _optimizer_tensors(optimizer: OptimizerStates) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: OptimizerStates, path: Path) -> None:
-    tensors = _load_tensors(path)
+    tensors = load_tensors(path)
     if not tensors:
         return  # saved before the first step, by an earlier version
     for name, parameter, state, keys in optimizer.states():
@@ -355,7 +355,7 @@ def _generator_states() -> dict[str, Tensor]:
 
 
 def _restore_generators(path: Path) -> None:
-    states = _load_tensors(path)
+    states = load_tensors(path)
     try:
         torch.set_rng_state(states["cpu"])
         if torch.cuda.is_available() and "cuda" in states:
@@ -364,10 +364,11 @@ def _restore_generators(path: Path) -> None:
         raise UserError(f"{path} is damaged ({error}); {ANOTHER}") from error
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, hint: str = ANOTHER) -> dict[str, Tensor]:
+    """Of a safetensors file.  UserError that ends with the hint if it does not exist or is damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; {ANOTHER}") from None
+        raise UserError(f"{path} does not exist; {hint}") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}); {ANOTHER}") from error
+        raise UserError(f"{path} is damaged ({error}); {hint}") from error

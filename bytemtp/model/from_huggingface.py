@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from bytemtp.common.errors import UserError
@@ -24,6 +22,7 @@ from bytemtp.common.files import read_object
 from bytemtp.common.runtime import log
 from bytemtp.common.settings import ModelConfig, unflatten
 from bytemtp.common.vocab import EOT, PADDED_VOCAB_SIZE
+from bytemtp.model.checkpoint import load_tensors
 from bytemtp.model.huggingface import FULL, SLIDING, WINDOW, byte_alphabet, llama_views
 from bytemtp.model.layers import NORM_EPSILON
 from bytemtp.model.model import ByteMTP
@@ -58,7 +57,9 @@ def config_of_folder(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     found = read_object(path)
     try:
-        _refuse(_differences(found))
+        if wrong := [what for what, is_wrong in _differences(found).items() if is_wrong]:
+            raise UserError(f"found {', '.join(wrong)}; {NEEDED}")
+        rope = found.get("rope_parameters") or {}
         shape = {
             "dim": found["hidden_size"],
             "layers": found["num_hidden_layers"],
@@ -67,7 +68,7 @@ def config_of_folder(folder: Path) -> ModelConfig:
             "ffn_dim": found["intermediate_size"],
             "n_future": 1,
             "topology": "replicated",
-            "rope_theta": float(_rope(found).get("rope_theta", found.get("rope_theta", 10000.0))),
+            "rope_theta": float(rope.get("rope_theta", found.get("rope_theta", 10000.0))),
             "window": _window(found),
             "qk_norm": _architecture(found) == QWEN3,
         }
@@ -91,7 +92,7 @@ def _differences(found: dict[str, Any]) -> dict[str, bool]:
         "rms_norm_eps": lambda epsilon: epsilon != NORM_EPSILON,
         "head_dim": lambda dim: dim not in (None, width),
         "attention_bias": bool,
-        by_layer: lambda _: not _are_alike(_layer_types(found)),
+        by_layer: lambda _: _layer_types(found) not in ({FULL}, {SLIDING}),
         "mlp_bias": bool,
         "rope_scaling": lambda scaling: not _is_plain(scaling),
         "rope_parameters": lambda scaling: not _is_plain(scaling),
@@ -100,11 +101,6 @@ def _differences(found: dict[str, Any]) -> dict[str, bool]:
     }
     lines = {f"{name} = {found.get(name)!r}": is_wrong(found.get(name)) for name, is_wrong in wrong.items()}
     return {f"architectures = {found.get('architectures')!r}": _architecture(found) not in ARCHITECTURES} | lines
-
-
-def _refuse(differences: dict[str, bool]) -> None:
-    if found := [what for what, is_wrong in differences.items() if is_wrong]:
-        raise UserError(f"found {', '.join(found)}; {NEEDED}")
 
 
 def _architecture(found: dict[str, Any]) -> str:
@@ -128,14 +124,6 @@ def _layer_types(found: dict[str, Any]) -> set[str]:
     if found.get("layer_types"):
         return set(found["layer_types"])
     return {SLIDING if i >= found["max_window_layers"] else FULL for i in range(found["num_hidden_layers"])}
-
-
-def _are_alike(kinds: set[str]) -> bool:
-    return len(kinds) == 1 and kinds <= {FULL, SLIDING}
-
-
-def _rope(found: dict[str, Any]) -> dict[str, Any]:
-    return found.get("rope_parameters") or {}
 
 
 def _is_plain(scaling: Any) -> bool:
@@ -195,10 +183,5 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         parts = set(places.values())
     tensors: dict[str, Tensor] = {}
     for part in sorted(parts):
-        try:
-            tensors |= load_file(folder / part)
-        except FileNotFoundError:
-            raise UserError(f"{folder / part} does not exist; {NEEDED}") from None
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / part} is damaged ({error})") from error
+        tensors |= load_tensors(folder / part, NEEDED)
     return tensors

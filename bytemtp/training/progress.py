@@ -197,7 +197,7 @@ def drop_lines_after(path: Path, step: int) -> None:
         log(f"{path}: {damaged} damaged lines are left out")
     kept = b"".join(line + b"\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step)
     if kept != data:
-        write_file(path, kept.decode())
+        write_file(path, kept)
 
 
 def step_of(line: bytes) -> int | None:

@@ -56,6 +56,7 @@ WRONG = [
     ("tree", [0, 1], r"the tree is \[0, 1\], no list of paths"),
     ("tree", [["0"]], r"the tree is \[\['0'\]\], no list of paths"),
     ("tree", 3, "the tree is 3, no list"),
+    ("tree", [[0]], "a tree is for the mode 'tree', but the mode is 'ar'"),
     ("draft", "runs/x", r"draft is 'runs/x', of type str; it must be a model, as bytemtp.load\(RUN\) gives it"),
     ("draft", MODEL, "mode 'draft' needs a draft model, and no other mode takes one"),
     ("temprature", 1.0, r"unknown argument 'temprature' of generate\w*\(\); did you mean 'temperature'\?"),

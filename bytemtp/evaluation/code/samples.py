@@ -91,18 +91,17 @@ def _compare(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
             )
 
 
-def digest(*data: bytes) -> str:
-    """By which one text, or the weights of one checkpoint, is told from another."""
-    found = hashlib.sha256()
-    for piece in data:
-        found.update(piece)
-    return found.hexdigest()[:16]
+def digest(data: bytes) -> str:
+    """By which one text is told from another."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def fingerprint(model: ByteMTP) -> str:
-    """Digest of the weights."""
-    tensors = (tensor.detach().cpu().contiguous().flatten() for tensor in model.state_dict().values())
-    return digest(*(tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors))
+    """By which the weights of one checkpoint are told from another's."""
+    found = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def read_samples(folder: Path) -> dict[Key, str]:
@@ -188,5 +187,5 @@ def gather(plan: Plan, folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{len(missing)} samples are missing in {folder}, the first of {missing[0].task_id}")
     records = [sample_line(key, found[key]) for key in keys]
     if read_lines(folder / SAMPLES) != records:
-        write_file(folder / SAMPLES, b"".join(map(line_of, records)).decode())
+        write_file(folder / SAMPLES, b"".join(map(line_of, records)))
     return records
