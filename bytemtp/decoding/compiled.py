@@ -26,6 +26,7 @@ from bytemtp.decoding.engines.native.choices import CompiledChooser, CompiledCop
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.native.library import LoopRow, address
 from bytemtp.decoding.loop import Drafting, VerifyLoop
+from bytemtp.decoding.passes import Pass
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.verdicts import MARGIN
 from bytemtp.model.model import ByteMTP
@@ -147,19 +148,29 @@ class CompiledLoop(VerifyLoop):
         """What C++ decided for a row, and the drafts for its next pass."""
         row, tree = self.rows[slot], self.trees[slot]
         assert isinstance(tree, Chain)
-        decided, used = place.decided[: there.count].tolist(), there.used
-        self._know(slot, *decided)
-        for drafts, stay, are_copied, until in place.passes[: there.done].tolist():
-            kept = row.extend(decided[: stay + 1], stay)
-            row.count_pass(range(1, 1 + drafts), kept, SOURCES[are_copied])
-            del decided[: stay + 1]
-            if row.stopped_by:
-                used = until
-                break
+        decided, passes = place.decided[: there.count], place.passes[: there.done]
+        self._know(slot, decided)
+        done = append_passes(row, decided, passes)
         if isinstance(row.random, DrawnAhead):
-            row.random.drop(used)
+            row.random.drop(int(passes[done - 1, 3]) if row.stopped_by else there.used)
         ids, laws = place.ids[1 : 1 + there.drafts].tolist(), place.laws[: there.drafts if there.drawn else 0]
         tree.resume(ids, laws, SOURCES[there.are_copied])
+
+
+def append_passes(row: Row, decided: Int64[np.ndarray, " ids"], passes: Int32[np.ndarray, "p 4"]) -> int:
+    """Append what passes decided, until the text ends; returns how many passes that were."""
+    parts = [Pass(SOURCES[copied], drafts, drafts, stay) for drafts, stay, copied, _ in passes.tolist()]
+    sure = 0 if row.stop else len(parts) - 1  # before the last of them only a stop string can end the text
+    at = sure + sum(one.accepted for one in parts[:sure])
+    row.extend_by_passes(decided[:at].astype(np.uint8).tobytes(), parts[:sure])
+    for number, one in enumerate(parts[sure:], sure + 1):
+        end = at + one.accepted + 1
+        kept = row.extend(decided[at:end].tolist(), one.accepted)
+        row.count_pass(range(1, 1 + one.drafts), kept, one.source)
+        if row.stopped_by:
+            return number
+        at = end
+    return len(parts)
 
 
 class Places:

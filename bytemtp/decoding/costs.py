@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ ENOUGH = 3.0
 """Seconds after which no further round is begun.  In one, 16 texts had so few that a look seemed six times as dear."""
 ENDLESS = 1 << 13
 """More bytes than a measurement writes: room for them is made at once where the model looks back without a limit."""
-METHOD = 8
+METHOD = 9
 """Raised when passes are measured in another way, or take another time: what is kept is measured anew."""
 
 
@@ -121,17 +121,18 @@ def measure(model: ByteMTP, rows: int, engine: str, *, greedy: bool, index: Corp
     """Time passes of all kinds in turn, several times."""
     heads, most = model.config.n_future, DRAFTS[-1]
     kinds = [Drafting(copied=count) for count in DRAFTS]
-    looks = Costs([1.0, *[1e9] * most], heads=0.0, look=-0.5)  # that always pays, and drafts never do
-    kinds.append(Drafting(copied=most, costs=looks, index=index))
-    kinds += [Drafting(shape=chain(count - 1)) for count in (2, heads)] if heads > 1 else []
+    tries = Costs([1.0, *[1e9] * most], heads=-0.25, look=-0.25)  # to look and to ask always pays, and drafts never do
+    kinds.append(Drafting(copied=most, costs=tries, index=index))
+    kinds += [replace(kinds[-1], shape=chain(heads - 1)), Drafting(chain(heads - 1))] if heads > 1 else []
     typical = seconds_by_kind(model, rows, engine, kinds, greedy=greedy) / rows
     # More drafts are never cheaper: where it seems so, the passes with fewer were interrupted.
     copying = np.minimum.accumulate(typical[: len(DRAFTS)][::-1])[::-1]
     every = np.interp(np.arange(1 + most), DRAFTS, copying)
-    look, *by_heads = typical[len(DRAFTS) :]
-    one, all_ = [max(0.0, float(x - every[n])) for x, n in zip(by_heads, (1, heads - 1), strict=False)] or (0.0, 0.0)
-    each = max(0.0, all_ - one) / max(1, heads - 2)
-    return Costs(tuple(every.tolist()), max(0.0, one - each), each, max(0.0, float(look - every[0])))
+    looked, *by_heads = typical[len(DRAFTS) :].tolist()
+    asked, drafted = by_heads or (looked, every[heads - 1])
+    ask = max(0.0, asked - looked)
+    each = max(0.0, float(drafted - every[heads - 1]) - ask) / max(1, heads - 1)
+    return Costs(tuple(every.tolist()), ask, each, max(0.0, float(looked - every[0])))
 
 
 def seconds_by_kind(

@@ -29,7 +29,7 @@ Shapes:  b rows, c ids of a pass, v vocabulary.
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +127,7 @@ class VerifyLoop:
         self.ids = np.zeros((slots, 0), dtype=np.int64)
         """known ids, then drafts; engines and drafters only read them"""
         for slot, row in enumerate(self.rows):
-            self._know(slot, EOT, *row.prompt)
+            self._know(slot, [EOT, *row.prompt])
 
     def tree(self, row: Row) -> DraftTree:
         """For the drafts of a row."""
@@ -179,7 +179,7 @@ class VerifyLoop:
         """Since the start."""
         return time.perf_counter() - self.begun
 
-    def _know(self, slot: int, *ids: int) -> None:
+    def _know(self, slot: int, ids: Sequence[int] | Int[np.ndarray, " ids"]) -> None:
         """These are the next ids of a row.  The buffer grows with the texts: there is always room for a pass."""
         known, size = int(self.known[slot]), self.ids.shape[1]
         end = known + len(ids)
@@ -202,7 +202,7 @@ class VerifyLoop:
             while self.waiting and self.rows[slot].stopped_by:
                 last, row = self.rows[slot].prompt, self.waiting.popleft()
                 self.rows[slot], self.trees[slot], self.known[slot] = row, self.tree(row), 0
-                self._know(slot, EOT, *row.prompt)
+                self._know(slot, [EOT, *row.prompt])
                 read = self.followed if self.drafting.shape else self.start
                 has_read = last == row.prompt and read[slot] >= len(last)
                 self._begin(slot, slot, len(last) if has_read else 0)
@@ -291,7 +291,7 @@ class VerifyLoop:
             last = kept[-1] if kept else -1
             siblings = tree.children(last)
             chosen, id_ = self._next(slot, verdicts, last + 1, [tree.drafts[i] for i in siblings])
-            self._know(slot, id_)
+            self._know(slot, [id_])
             verdicts.row.append(id_, draft=0 if chosen is None else len(kept) + 1)
             if chosen is None:
                 break
@@ -307,7 +307,7 @@ class VerifyLoop:
 
     def _keep(self, slot: int, ids: list[int]) -> int:
         """Append drafts that stay, then head 1's id, until the text ends; returns how many drafts were appended."""
-        self._know(slot, *ids)
+        self._know(slot, ids)
         return self.rows[slot].extend(ids, len(ids) - 1)
 
     def _next(self, slot: int, verdicts: Verdicts, place: int, siblings: list[Draft]) -> tuple[int | None, int]:

@@ -84,15 +84,20 @@ class Row:
 
         Returns how many of the drafts were appended.
         """
-        if self.stop or self.utf8_state is not None or EOT in ids or len(ids) >= self.left:
-            for number, id_ in enumerate(ids, 1):
-                self.append(id_, draft=number if number <= drafts else 0)
-                if self.stopped_by:
-                    return min(number, drafts)
-        else:  # nothing can end the text: at once
-            self.data += bytes(ids)
-            self.origins += [*range(1, 1 + drafts), *[0] * (len(ids) - drafts)]
+        for number, id_ in enumerate(ids, 1):
+            self.append(id_, draft=number if number <= drafts else 0)
+            if self.stopped_by:
+                return min(number, drafts)
         return drafts
+
+    def extend_by_passes(self, data: bytes, passes: Sequence[Pass]) -> None:
+        """The same for what several passes decided, each as many drafts as it accepted and one byte more, where nothing
+        can end the text."""
+        self.data += data
+        for one in passes:
+            self.origins += range(1, 1 + one.accepted)
+            self.origins.append(0)
+        self._passes.update(passes)
 
     def count_pass(self, depths: Sequence[int], accepted: int, source: str = "heads") -> None:
         """A pass verified drafts of these depths, which were from there."""

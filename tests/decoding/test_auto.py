@@ -5,6 +5,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice, product
 
 import numpy as np
@@ -28,6 +29,7 @@ from bytemtp.decoding.generate import Options, generate, generate_batch, generat
 from bytemtp.decoding.loop import COPIED
 from bytemtp.decoding.sampling import Rule
 from bytemtp.index import main
+from bytemtp.model.model import ByteMTP
 
 FLAT = Costs((1e-3,) * 16, heads=0.0)
 """Drafts cost nothing."""
@@ -328,3 +330,21 @@ def test_no_costs_are_measured_where_nothing_is_chosen(monkeypatch):
     for mode in ("ar", "speculative", "tree", "copy"):
         options = Options(mode=mode)
         options.loop(model_for("linear"), [options.row(b"a", 0, 4)]).run()
+
+
+def test_what_is_measured_is_told_apart(monkeypatch):
+    """Passes, a look at the text, asking the heads in vain, and taking drafts from them."""
+
+    def seconds(model, rows, engine, kinds, *, greedy):
+        asked, taken = np.array([(bool(kind.shape), 0 if kind.costs else len(kind.shape)) for kind in kinds]).T
+        copied = np.array([0 if kind.costs else kind.copied for kind in kinds])
+        looked = np.array([kind.costs is not None for kind in kinds])
+        return rows * (10 + (copied + taken) + 1 * looked + 3 * asked + 2.0 * taken)
+
+    monkeypatch.setattr(costs_module, "seconds_by_kind", seconds)
+    eight = model_for("replicated")
+    one = ByteMTP(replace(eight.config, n_future=1))
+    for model, by_heads in ((eight, (3.0, 2.0)), (one, (0.0, 0.0))):
+        costs = costs_module.measure(model, 4, "native", greedy=True)
+        assert costs.passes == tuple(range(10, 42))
+        assert (costs.heads, costs.head, costs.look) == (*by_heads, 1.0)

@@ -195,7 +195,7 @@ struct Copies {
 
 // ---- chooser.py
 
-constexpr double KEPT = 1 - 1.0 / 64, UNTRIED = 1.0;
+constexpr double KEPT = 1 - 1.0 / 64, UNTRIED = 0.5;
 constexpr int FIRST_REST = 6, LONGEST_REST = 64;
 constexpr double COPY_CHANCES[] = {0.0, 0.3, 0.4, 0.55, 0.65, 0.75, 0.93};
 constexpr int CHANCES = sizeof COPY_CHANCES / sizeof *COPY_CHANCES;

@@ -215,21 +215,21 @@ class Step {
   }
 
  private:
-  const float* logits(int r) const { return logits_.data() + (int64_t)r * length_ * loop_.outputs; }
+  const float* logits(int r) const { return logits_.data() + first_[r] * loop_.outputs; }
   void verify() {
-    length_ = 0;
-    lengths_.assign(loop_.rows, 0), start_.resize(loop_.rows);
+    int longest = 0;
+    size_t count = 0;
+    lengths_.assign(loop_.rows, 0), start_.resize(loop_.rows), first_.resize(loop_.rows);
     for (int r = 0; r < loop_.rows; r++) {
       const LoopRow& row = loop_.row[r];
       if (!row.ended) lengths_[r] = 1 + row.drafts;
-      start_[r] = row.start, length_ = std::max(length_, (int)lengths_[r]);
+      start_[r] = row.start, first_[r] = count, count += lengths_[r], longest = std::max(longest, (int)lengths_[r]);
     }
-    const size_t size = (size_t)loop_.rows * length_;
-    ids_.assign(size, 0);
-    for (int r = 0; r < loop_.rows; r++) std::copy_n(loop_.row[r].ids, lengths_[r], ids_.data() + (size_t)r * length_);
-    hidden_.resize(std::max(hidden_.size(), (1 + loop_.kept) * size * loop_.dim));
-    logits_.resize(std::max(logits_.size(), size * loop_.outputs));
-    verify_rows(loop_.team, loop_.chunk, loop_.rows, length_, start_.data(), lengths_.data(), ids_.data(), hidden_.data(),
+    ids_.resize((size_t)loop_.rows * longest);
+    for (int r = 0; r < loop_.rows; r++) std::copy_n(loop_.row[r].ids, lengths_[r], ids_.data() + (size_t)r * longest);
+    hidden_.resize(std::max(hidden_.size(), (1 + loop_.kept) * count * loop_.dim));
+    logits_.resize(std::max(logits_.size(), count * loop_.outputs));
+    verify_rows(loop_.team, loop_.chunk, loop_.rows, longest, start_.data(), lengths_.data(), ids_.data(), hidden_.data(),
                 logits_.data());
   }
   // A row's accepted ids wait for the layer that the heads share until these are asked: many cost it hardly more than one.
@@ -254,7 +254,7 @@ class Step {
     for (int r : rows) unread_[r].clear();
   }
   // Of a row's last accepted id: what its heads read.
-  float* last_state(int r) { return hidden_.data() + ((int64_t)r * length_ + verdicts_[r].stay) * loop_.dim; }
+  float* last_state(int r) { return hidden_.data() + (first_[r] + verdicts_[r].stay) * loop_.dim; }
   // First those heads that had drafts worth their places the last time, and the next; the others where these have, too.
   void ask_heads() {
     if (asking_.empty()) return;
@@ -279,8 +279,7 @@ class Step {
   }
 
   const Loop& loop_;
-  int length_ = 0;
-  vector<int64_t> start_, lengths_, ids_;
+  vector<int64_t> start_, lengths_, first_, ids_;  // first_: of a row's ids among those of all
   inline static thread_local vector<float> hidden_, followed_, logits_, x_, drafts_;  // large: kept from burst to burst
   vector<double> p_;
   vector<Verdict> verdicts_;

@@ -1020,31 +1020,36 @@ void run_product(
   product.team->run(product_step, &product);
 }
 
-// From ids to head 1's logits.
-void verify_chains(void* team, const Chunk* chunk) {
-  const Chunk& c = *chunk;
-  const int size = c.rows * c.length, d = c.shape->dim, v = c.outputs;
+// From the ids of all rows, t in all, to head 1's logits [t, v]; returns t.  hidden [1 + kept, t, d]
+static int verify(void* team, const Chunk& c) {
+  const int d = c.shape->dim, v = c.outputs;
   const Room room(c, c.hidden, [&](int row, int place) { return c.embed + c.ids[(int64_t)row * c.length + place] * d; });
   const int t = room.t;
-  float* kept = c.hidden + (int64_t)size * d;
+  float* kept = c.hidden + (int64_t)t * d;
   const Pass pass = room.pass(c.layers, c.layer_count, t, nullptr, c.hidden, kept);
   if (t && c.layer_count) run_stack(team, &pass, c.rows, c.kept);
   const float* last = c.kept ? kept + (int64_t)(c.kept - 1) * t * d : c.hidden;
   run_product(team, c.unembed, c.shape->bfloat16, d, v, t, 1, 0, last, c.logits);
   for (int r = 0; r < t; r++) std::fill(c.logits + (int64_t)r * v + c.vocabulary, c.logits + (int64_t)(r + 1) * v, -INFINITY);
-  if (t == size) return;
-  spread(c, t, c.logits, c.logits, v);
-  for (int k = c.kept - 1; k >= 0; k--) spread(c, t, kept + (int64_t)k * t * d, kept + (int64_t)k * size * d, d);
-  spread(c, t, c.hidden, c.hidden, d);
+  return t;
 }
 
-// The same for these ids.
+// The same in rows [b, c], 0 where a row has fewer ids.
+void verify_chains(void* team, const Chunk* chunk) {
+  const Chunk& c = *chunk;
+  const int t = verify(team, c), size = c.rows * c.length, d = c.shape->dim;
+  if (t == size) return;
+  spread(c, t, c.logits, c.logits, c.outputs);
+  for (int k = c.kept; k >= 0; k--) spread(c, t, c.hidden + (int64_t)k * t * d, c.hidden + (int64_t)k * size * d, d);
+}
+
+// The same for these ids, without gaps: logits [t, v].
 void verify_rows(
     void* team, const void* chunk, int rows, int length, const int64_t* start, const int64_t* lengths, const int64_t* ids,
     float* hidden, float* logits) {
   Chunk c = *static_cast<const Chunk*>(chunk);
   c.rows = rows, c.length = length, c.start = start, c.lengths = lengths, c.ids = ids, c.hidden = hidden, c.logits = logits;
-  verify_chains(team, &c);
+  verify(team, c);
 }
 
 // What a layer makes of the last of the first `lengths` ids of each row, [rows that have any, d], and of the others keys
