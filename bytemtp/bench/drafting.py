@@ -250,7 +250,7 @@ def _ratio(a: float, b: float) -> float:
 
 
 def _of_best_fixed(row: Report, rows: list[Report]) -> float | None:
-    """Of mode "auto": its bytes a second behind the prompt as a share of those of the best other mode that has no more
+    """Of mode "auto": its bytes a second without prefill as a share of those of the best other mode that has no more
     than it has: the same arithmetic, and an index only if it has one."""
     if row["mode"] != "auto":
         return None

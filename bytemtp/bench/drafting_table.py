@@ -50,12 +50,12 @@ def _print_rows(measured: list[Report]) -> None:
         for later in [row["behind_prompt"]]
     ]
     header = ["temperature", "batch", "dtype", "mode", "heads", "bytes/s", "speed-up", "over plain float32"]
-    later = ["behind the prompt: bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass", "of best fixed mode"]
+    later = ["without prefill: bytes/s", "bytes a pass", "speed-up", "speed-up / bytes a pass", "of best fixed mode"]
     print(markdown_table(rows, [*header, *later, "same as plain"]))
 
 
 def draw_runs(report: Report, out: Path) -> None:
-    """Two panels over the number of heads: bytes a pass and speed-up, behind the prompt, a line for each run."""
+    """Two panels over the number of heads: bytes a pass and speed-up, without prefill, a line for each run."""
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     axes = figure.subplots(1, 2)
     for run in report["runs"]:
