@@ -167,15 +167,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = with_texts_marked(Command, sys.argv[1:] if arguments is None else arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="?", type=unmarked)
-    first.add_argument("--preset", nargs="?", type=unmarked, default=DEFAULT_PRESET)
+    first.add_argument("--preset", nargs="?", type=unmarked)
     asked, _ = first.parse_known_args(words)
-    base, named = preset(asked.preset), named_settings(words, asked.config)
+    base = preset(DEFAULT_PRESET if asked.preset is None else asked.preset)  # `parse` finds one that is missing
+    named = named_settings(words, asked.config)
     layers, has_room = base.model.layers, "model.topology" in named
     if has_room:  # as in a training: `layers` follows from the heads
         base = changed(base, **{"model.layers": layers + MAX_FUTURE})
     if asked.config:
         base, _ = load_settings(Path(asked.config), base)
-    options = parse(Command, "python -m bytemtp.plan", words, Command(preset=asked.preset, settings=base))
+    options = parse(Command, "python -m bytemtp.plan", words, Command(settings=base))
     if has_room and "model.layers" not in named:
         model = with_layers_for_heads(options.settings.model, layers)
         options = replace(options, settings=replace(options.settings, model=model))

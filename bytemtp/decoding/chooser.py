@@ -33,7 +33,7 @@ FIRST_REST, LONGEST_REST = 6, 64
 """What does not pay is tried again after so many passes, then after twice as many, ..."""
 UNTRIED = 0.5
 """Bytes beyond their cost that heads are expected to bring before they were tried: what is dear is given up sooner.
-With 1.0 copies, which compete with that, came later, and `auto` was some 3 % slower at 1.6M parameters."""
+At 1.0 copies came later, since they compete with the heads, and `auto` was some 3 % slower at 1.6M parameters."""
 WORTH = 1.5
 """Times as fast as plain decoding that drafts have to be if all of them are right; half of them hardly ever are."""
 COPY_CHANCES = (0.0, 0.3, 0.4, 0.55, 0.65, 0.75, 0.93)

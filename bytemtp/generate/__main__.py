@@ -56,7 +56,7 @@ class Command:
     mode: Mode = "auto"
     """ar: one byte a forward pass; speculative: the heads draft, the next pass verifies; tree: several candidates a
     head; draft: another run drafts; copy: what followed the text's last bytes earlier on; auto: copies, heads or
-    nothing, whichever is fastest"""
+    nothing, whichever promises most speed"""
     index: tyro.conf.DisallowNone[Path | None] = None
     """file of `python -m bytemtp.index`, from which modes auto and copy may copy, too; by default RUN/train.index, if
     the run was trained with --index; none: no file"""

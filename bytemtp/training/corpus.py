@@ -62,14 +62,14 @@ def change_of(run: Path, settings: Settings, files: Sequence[bytes]) -> Change:
     path = run / FILES
     # A run of an older version has no such file.
     before = path.read_bytes().splitlines(keepends=True) if path.exists() else files
+    if set(before) == set(files):
+        return UNCHANGED
     try:
         old, new = _by_name(set(before) - set(files)), _by_name(set(files) - set(before))
+        what = f"the data is not what the run began with: {_change(old, new)}"
         moved = _sizes(before) != _sizes(files)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error!r}); delete it to go on without comparing the files") from None
-    if not old and not new:
-        return UNCHANGED
-    what = f"the data is not what the run began with: {_change(old, new)}"
     if settings.data.on_change == "error":
         raise UserError(f"{what}; restore it, or go on all the same with --data.on-change warn")
     log(f"warning: {what}; going on with {'the next epoch of ' if moved else ''}the files as they are now")
@@ -114,6 +114,8 @@ def _changes(old: dict[str, Record], new: dict[str, Record]) -> Iterator[str]:
 
 
 def _when(modified: str) -> str:
-    with suppress(ValueError, OverflowError, OSError):  # a server's tag, which may be all digits
+    if not modified.isdecimal():
+        return modified
+    with suppress(ValueError, OverflowError, OSError):  # a server's tag may be all digits, too
         return datetime.fromtimestamp(int(modified) / 1e9).isoformat(" ", "seconds")
     return modified

@@ -145,12 +145,25 @@ def test_an_unchanged_corpus_may_move_and_old_runs_know_none(corpus: Path, tmp_p
     assert (run / "corpus.jsonl").exists()
 
 
-@pytest.mark.parametrize("damaged", [b'{"file": "0.t', b"[1]\n", b'{"size": 3}\n', b"[" * 3000])
-def test_a_damaged_list_of_files_is_told(damaged: bytes, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"file": "0.t',
+        b"[1]",
+        b'{"size": 3}',
+        b"[" * 3000,
+        *({"modified": x} for x in (None, 5)),
+        {"size": "x"},
+        {"size": None},
+    ],
+)
+def test_a_damaged_list_of_files_is_told(damaged: bytes | dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     """It ended with a traceback.  Without the list a run goes on, as those of old versions do."""
     run = tmp_path / "run"
     start(run, corpus)
-    (run / "corpus.jsonl").write_bytes(damaged)
+    first, *others = (run / "corpus.jsonl").read_bytes().splitlines()
+    line = damaged if isinstance(damaged, bytes) else json.dumps(json.loads(first) | damaged).encode()
+    (run / "corpus.jsonl").write_bytes(b"\n".join([line, *others, b""]))
     with pytest.raises(UserError, match=r"corpus\.jsonl is damaged \(.*\); delete it to go on without comparing"):
         resume(run)
     (run / "corpus.jsonl").unlink()
@@ -159,7 +172,8 @@ def test_a_damaged_list_of_files_is_told(damaged: bytes, corpus: Path, tmp_path:
 
 def test_tags_of_servers_are_no_times() -> None:
     """One of 22 digits was taken for the year 318857."""
-    assert [_when(tag) for tag in ("9" * 22, "W/abc", "5" * 5000)] == ["9" * 22, "W/abc", "5" * 5000]
+    tags = ["9" * 22, "W/abc", "5" * 5000, "-5", "1_0", " 7"]
+    assert [*map(_when, tags)] == tags
     assert _when("0").startswith(("1970-01-01", "1969-12-31"))
 
 

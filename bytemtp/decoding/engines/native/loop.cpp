@@ -71,6 +71,8 @@ namespace {
 
 using std::vector;
 
+constexpr int MOST_UNREAD = 128;  // ids of a row: more of them would not be read faster, and take memory
+
 struct Verdict {
   int64_t stay, next;
 };
@@ -188,7 +190,7 @@ class Step {
       if (LoopRow& row = loop_.row[r]; !row.ended && !(row.temperature == 0 ? judge_greedily(loop_, row, logits(r), verdicts_[r])
                                                                              : are_finite(loop_, row, logits(r))))
         return false;
-    asking_.clear();
+    asking_.clear(), reading_.clear();
     for (int r = 0; r < loop_.rows; r++)
       if (LoopRow& row = loop_.row[r]; !row.ended) {
         if (row.temperature > 0) verdicts_[r] = judge_by_drawing(loop_, row, logits(r), p_);
@@ -197,21 +199,19 @@ class Step {
         if (row.ended) continue;
         const Wish wish = begin(row, (int)verdicts_[r].stay, row.decided + before, row.count - before, bytes_, out_);
         if (wish.asks) asking_.push_back(r);
-        if (loop_.layer && (wish.asks || wish.follows)) keep_unread(r);
+        // Heads that are not asked and need not be kept up are never asked again: nothing of theirs is unread then.
+        if (loop_.layer && (wish.asks || wish.follows)) keep_unread(r, wish.asks);
       }
-    if (loop_.layer && !asking_.empty()) {
-      follow(asking_);
-      for (size_t i = 0; i < asking_.size(); i++) std::copy_n(followed_.data() + i * loop_.dim, loop_.dim, last_state(asking_[i]));
-    }
+    follow();
     ask_heads();
     return true;
   }
   // The layer that the heads share reads what it has left: outside of here it has read all that rows may ask about.
   void catch_up() {
-    vector<int> behind;
+    reading_.clear();
     for (int r = 0; r < loop_.rows; r++)
-      if (!loop_.row[r].ended && !unread_[r].empty()) behind.push_back(r);
-    if (!behind.empty()) follow(behind);
+      if (!loop_.row[r].ended && !unread_[r].empty()) reading_.push_back(r);
+    follow();
   }
 
  private:
@@ -233,25 +233,29 @@ class Step {
                 logits_.data());
   }
   // A row's accepted ids wait for the layer that the heads share until these are asked: many cost it hardly more than one.
-  void keep_unread(int r) {
+  void keep_unread(int r, bool asks) {
     const float* last = last_state(r);
     unread_[r].insert(unread_[r].end(), last - verdicts_[r].stay * loop_.dim, last + loop_.dim);
+    if (asks || unread_[r].size() >= (size_t)MOST_UNREAD * loop_.dim) reading_.push_back(r);
   }
-  // The layer reads what these rows have kept for it, as far as it is seen later; its output at their last ids [rows, d].
-  void follow(const vector<int>& rows) {
+  // The layer reads what these rows have kept for it, as far as it is seen later; what it makes of the last id takes the
+  // place of the trunk's state there.
+  void follow() {
+    if (reading_.empty()) return;
     vector<const float*> from(loop_.rows, nullptr);
     int longest = 0;
     lengths_.assign(loop_.rows, 0);
-    for (int r : rows) {
+    for (int r : reading_) {
       lengths_[r] = std::min<int64_t>(unread_[r].size() / loop_.dim, loop_.window);
       start_[r] = loop_.row[r].start - lengths_[r];
       from[r] = unread_[r].data() + unread_[r].size() - lengths_[r] * loop_.dim;
       longest = std::max(longest, (int)lengths_[r]);
     }
-    followed_.resize(rows.size() * loop_.dim);
+    followed_.resize(reading_.size() * loop_.dim);
     follow_rows(loop_.team, loop_.chunk, loop_.layer, loop_.rows, longest, start_.data(), lengths_.data(), from.data(),
                 followed_.data());
-    for (int r : rows) unread_[r].clear();
+    const float* made = followed_.data();
+    for (int r : reading_) std::copy_n(made, loop_.dim, last_state(r)), made += loop_.dim, unread_[r].clear();
   }
   // Of a row's last accepted id: what its heads read.
   float* last_state(int r) { return hidden_.data() + (first_[r] + verdicts_[r].stay) * loop_.dim; }
@@ -283,7 +287,8 @@ class Step {
   inline static thread_local vector<float> hidden_, followed_, logits_, x_, drafts_;  // large: kept from burst to burst
   vector<double> p_;
   vector<Verdict> verdicts_;
-  vector<int> asking_, expected_;  // rows that ask their heads; by row, how many drafts these had the last time
+  vector<int> asking_, reading_;   // rows that ask their heads; whose hidden states the shared layer is to read now
+  vector<int> expected_;           // by row, how many drafts its heads had the last time
   vector<vector<float>> unread_;   // by row, hidden states [ids, d] up to its last id
   vector<uint8_t> bytes_, out_;
 };

@@ -31,6 +31,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <sched.h>
 #include <thread>
 #include <type_traits>
@@ -938,7 +939,7 @@ struct Chunk {
   const float* angles;                   // as in Tokens
   int rows, length;                      // b, c: t is b c at most
   const int64_t *start, *lengths, *ids;  // [b], [b], [b, c]
-  float *hidden, *logits;                // [1 + kept, b, c, d], [b, c, v]; 0 where a row has fewer ids
+  float *hidden, *logits;                // [1 + kept, t, d], [t, v] of all ids; `verify_chains`: [.., b, c, ..], 0 between
 };
 
 // What a pass over a chunk needs beside the layers: of each id what Tokens says and the vector that `from(row, place)`
@@ -1061,7 +1062,7 @@ void follow_rows(
   c.rows = rows, c.length = length, c.start = start, c.lengths = lengths;
   const int d = c.shape->dim;
   thread_local std::vector<float> x;
-  x.resize(std::max(x.size(), (size_t)rows * length * d));
+  x.resize(std::max(x.size(), (size_t)std::accumulate(lengths, lengths + rows, (int64_t)0) * d));
   const Room room(c, x.data(), [&](int row, int place) { return hidden[row] + (int64_t)place * d; });
   std::vector<int> last;
   for (int row = 0, end = 0; row < rows; row++)
