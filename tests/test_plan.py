@@ -106,6 +106,7 @@ def test_rounds_are_dealt_to_the_gpus() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--preset"], "Missing value for argument '--preset'"),
         (["--preset=13b", "--gpus=2"], "weights, .* take some 105 GB on each of 2 GPUs of 80; plan with more --gpus"),
         (["--preset=7b", "--gpus=64", "--train.parallel=ddp"], "take some 117 GB .*; plan with --train.parallel fsdp,"),
         (

@@ -174,25 +174,26 @@ class IdStream:
         """Which documents and sections of a file are wanted now: those of the split that fall to share and fraction."""
         tests = [self._in_split(turn.source.key)]
         if self.sweeps > 1:
-            of_share = self._bits(turn.source.key, b"share", b"%d " % self.seed)
+            of_share = self._bits(turn.source.key, b"share")
             tests.append(lambda document, section: of_share(document, section) % self.sweeps == share)
         if turn.fraction < 1:
-            place = self._bits(turn.source.key, b"weight", b"%d " % self.seed)
+            place = self._bits(turn.source.key, b"weight")
             begin, width = epoch * turn.fraction % 1, turn.fraction
             tests.append(lambda document, section: (place(document, section) / 2**64 - begin) % 1 < width)
         if len(tests) == 1:
             return tests[0]
         return lambda document, section: all(is_wanted(document, section) for is_wanted in tests)
 
-    def _bits(self, key: str, purpose: bytes = b"", prefix: bytes = b"") -> Callable[[int, int], int]:
+    def _bits(self, key: str, purpose: bytes) -> Callable[[int, int], int]:
         """64 random bits for each document and section of a file."""
-        return partial(random_bits, os.fsencode(key), purpose, prefix)
+        return partial(random_bits, os.fsencode(key), purpose, b"%d " % self.seed)
 
     def _in_split(self, key: str) -> Keep:
         """Which documents and sections of a file belong to the split; the same under every seed."""
         if self.split == "all":
             return lambda document, section: True
-        bits, bound, wants_valid = self._bits(key), self.valid_fraction * 2**64, self.split == "valid"
+        bits = partial(random_bits, os.fsencode(key), b"", b"")
+        bound, wants_valid = self.valid_fraction * 2**64, self.split == "valid"
         return lambda document, section: (bits(document, section) < bound) == wants_valid
 
     def _check_epoch(self, byte_count: int, id_count: int, row_width: int) -> None:
@@ -321,9 +322,9 @@ class Packer:
         self._filled = kept
 
 
-def random_bits(file: bytes, purpose: bytes, prefix: bytes, document: int, section: int) -> int:
-    """64 of them."""
-    place = prefix + b"%d %d " % (document, section)
+def random_bits(file: bytes, purpose: bytes, seed: bytes, document: int, section: int) -> int:
+    """64 bits of a hash.  It shapes splits and orders: it must never change."""
+    place = seed + b"%d %d " % (document, section)
     return int.from_bytes(hashlib.blake2b(place + file, digest_size=8, person=purpose).digest(), "big")
 
 
