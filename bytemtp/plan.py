@@ -6,7 +6,6 @@ The numbers are computed from the settings (`bytemtp.training.cost`, `bytemtp.tr
 a GPU reaches you must say.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from bytemtp.common.cli import named_settings, parse, run_main, unmarked, with_texts_marked
+from bytemtp.common.cli import named_settings, parse, peek, run_main, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.settings import MAX_FUTURE, Settings, changed, load_settings
@@ -165,11 +164,8 @@ def step_flops(settings: Settings) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     words = with_texts_marked(Command, sys.argv[1:] if arguments is None else arguments)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", nargs="?", type=unmarked)
-    first.add_argument("--preset", nargs="?", type=unmarked)
-    asked, _ = first.parse_known_args(words)
-    base = preset(DEFAULT_PRESET if asked.preset is None else asked.preset)  # `parse` finds one that is missing
+    asked = peek(words, "--config", "--preset")
+    base = preset(DEFAULT_PRESET if asked.preset is None else asked.preset)
     named = named_settings(words, asked.config)
     layers, has_room = base.model.layers, "model.topology" in named
     if has_room:  # as in a training: `layers` follows from the heads

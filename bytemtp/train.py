@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from bytemtp.common.cli import named_settings, parse, run_main, unmarked, with_texts_marked
+from bytemtp.common.cli import named_settings, parse, peek, run_main, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
 from bytemtp.common.runtime import log, pick_device
@@ -101,11 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def read_command(arguments: Sequence[str]) -> Command:
     """Parse on top of what the preset, or the run to resume, and the TOML file say."""
     words = with_texts_marked(Command, arguments)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--config", "--preset", "--out", "--init", "--device", "--train.minutes"):
-        first.add_argument(option, nargs="?", type=unmarked)
-    first.add_argument("--resume", nargs="?", const=True)  # a value that does not belong there is found by `parse`
-    asked, _ = first.parse_known_args(words)
+    asked = peek(words, "--config", "--preset", "--out", "--init", "--device", "--train.minutes", flags=["--resume"])
     base, name = starting_point(asked)
     source = None if asked.init is None or asked.resume else source_config(Path(asked.init))
     start = base.model if source is None else source
@@ -129,7 +125,7 @@ def read_command(arguments: Sequence[str]) -> Command:
 def starting_point(asked: argparse.Namespace) -> tuple[Settings, str]:
     """The settings before anything is changed, and the name of their preset."""
     if not asked.resume or asked.out is None or not (Path(asked.out) / "config.toml").exists():
-        name = asked.preset or DEFAULT_PRESET
+        name = DEFAULT_PRESET if asked.preset is None else asked.preset
         return (preset(name), name) if name != AUTO else preset_for_minutes(asked)
     saved, info = load_settings(Path(asked.out) / "config.toml")
     name = info.get("preset", "")

@@ -7,6 +7,7 @@ names `-` and `_` are alike; booleans among the settings are written `true` or `
 Try:  python -m bytemtp.evaluate bpb --help
 """
 
+import argparse
 import dataclasses
 import errno
 import io
@@ -121,6 +122,19 @@ def parse(kind: type[T], program: str, arguments: Sequence[str], default: T = ty
         if not stop.code:
             raise  # --help has been printed
         raise UserError(one_line(printed.getvalue()).replace(TEXT, "")) from None
+
+
+def peek(words: Sequence[str], *options: str, flags: Sequence[str] = ()) -> argparse.Namespace:
+    """What these options say, None where they say nothing: for a command whose defaults hang on them.
+
+    words: as `with_texts_marked` gives them.  Nothing is checked; `parse` finds what is wrong.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in options:
+        parser.add_argument(name, nargs="?", type=unmarked)
+    for name in flags:
+        parser.add_argument(name, nargs="?", const=True)  # a value does not belong there
+    return parser.parse_known_args(words)[0]
 
 
 def check_lists(kind: type[Any], words: Sequence[str]) -> None:

@@ -136,6 +136,7 @@ def test_a_misspelt_setting_is_named_with_the_right_one(name: str, data: st.Data
         (["--train.dtype", "fp8"], "fp8.*--train.dtype.*bfloat16"),
         (["--data.decompress", "maybe"], "--data.decompress.*'maybe'"),
         (["--preset", "tny"], "unknown preset 'tny'; choose from nano, tiny"),
+        (["--preset", ""], "unknown preset ''; choose from nano, tiny"),
         (["--config", "/no/such.toml"], "cannot read /no/such.toml"),
         (["--out"], "--out"),
         (["--overwite"], "'--overwite'.*'--overwrite'"),
