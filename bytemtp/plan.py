@@ -18,7 +18,8 @@ import tyro
 from bytemtp.common.cli import named_settings, parse, peek, run_main, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS, preset
-from bytemtp.common.settings import MAX_FUTURE, Settings, changed, load_settings
+from bytemtp.common.runtime import log
+from bytemtp.common.settings import MAX_FUTURE, Settings, TrainConfig, changed, load_settings
 from bytemtp.model.attention import Layout
 from bytemtp.training.batches import check_shares, grouped
 from bytemtp.training.cost import GB, PEAK_TFLOPS, Flops, Memory, memory, meta_model, remedy, rows_a_round
@@ -52,7 +53,7 @@ class Command:
     memory: float = 80.0
     """of a GPU, in GB (10^9 bytes)"""
     tflops: float = PEAK_TFLOPS["H100"]
-    """of a GPU at its peak in bfloat16, without sparsity; that of an H100 unless given"""
+    """of a GPU at its peak in the run's arithmetic, without sparsity; an H100's in bfloat16 unless given"""
     mfu: float = 0.4
     """share of that peak which the model's FLOPs reach, recomputation not counted"""
     settings: Annotated[tyro.conf.FlagConversionOff[Settings], tyro.conf.arg(name="")] = PRESETS[DEFAULT_PRESET]
@@ -63,6 +64,8 @@ class Command:
                 raise UserError(f"--{name} is {value:g}; it must be above 0 and at most {largest}")
         if not 0 < self.tflops < 10**6:
             raise UserError(f"--tflops is {self.tflops:g}; it must be above 0 and below a million")
+        if self.settings.train.dtype == "float32" and self.tflops == PEAK_TFLOPS["H100"]:
+            log("warning: --tflops is an H100's in bfloat16, and the run is in float32; give its peak there")
         print(report(self, dealt(self.settings, self.gpus)))
 
 
@@ -85,8 +88,7 @@ def dealt(settings: Settings, gpus: int) -> Settings:
 def report(command: Command, settings: Settings) -> str:
     """UserError if it does not fit."""
     train, gpus = settings.train, command.gpus
-    ways = ["ddp", "fsdp"] if train.parallel == "auto" else [train.parallel]
-    ways = ways if gpus > 1 else ["ddp"]
+    ways = ways_of(train, gpus)
     if "fsdp" in ways:
         check_copies(train, gpus)
     dtype = ARITHMETIC[train.dtype]
@@ -97,8 +99,6 @@ def report(command: Command, settings: Settings) -> str:
     own = "each GPU" if train.context_parallel == 1 else f"each {train.context_parallel} GPUs"
     size = train.batch_size * train.seq_len
     sent = {way: traffic(settings, dtype, gpus, sharded=way == "fsdp") for way in ways if gpus > 1}
-    shards = f" --train.shards {train.shards}" if train.shards and parallel == "fsdp" else ""
-    parts = f" --train.context-parallel {train.context_parallel}" if train.context_parallel > 1 else ""
     return "\n".join(
         [
             f"{command.preset}: {meta_model(settings).num_parameters():,} parameters, {settings.model.n_future} heads",
@@ -114,9 +114,23 @@ def report(command: Command, settings: Settings) -> str:
             f"{command.tflops:g} TFLOP/s",
             f"the run: {train.steps:,} steps, {train.steps * size / GB:,.4g} GB of text, "
             f"{train.steps * seconds / DAY:,.3g} days, {train.steps * seconds * gpus / 3600:,.0f} GPU hours",
-            f"settings: --train.accumulate {train.accumulate} --train.parallel {parallel}{shards}{parts}",
+            f"settings: {options_of(train, parallel)}",
         ]
     )
+
+
+def ways_of(train: TrainConfig, gpus: int) -> list[str]:
+    """To train in parallel, of which one is to be chosen."""
+    if gpus == 1:
+        return ["ddp"]
+    return ["ddp", "fsdp"] if train.parallel == "auto" else [train.parallel]
+
+
+def options_of(train: TrainConfig, parallel: str) -> str:
+    """That make a training run as planned."""
+    shards = f" --train.shards {train.shards}" if train.shards and parallel == "fsdp" else ""
+    parts = f" --train.context-parallel {train.context_parallel}" if train.context_parallel > 1 else ""
+    return f"--train.accumulate {train.accumulate} --train.parallel {parallel}{shards}{parts}"
 
 
 def row(name: str, need: Memory, room: float) -> str:

@@ -150,6 +150,13 @@ def test_wider_arithmetic_takes_more(capsys: pytest.CaptureFixture[str]) -> None
     assert activations[0] > 1.4 * activations[1]
 
 
+def test_a_peak_of_another_arithmetic_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--preset=300m", "--memory=1000", "--train.dtype=float32"]
+    for more, told in (["--tflops=60"], False), ([], True):
+        main([*words, *more])
+        assert ("--tflops is an H100's in bfloat16" in capsys.readouterr().err) == told
+
+
 def test_a_file_of_settings_counts(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.toml").write_text("[train]\nsteps = 7\n")
     words = ["--preset=nano", f"--config={tmp_path / 'own.toml'}"]

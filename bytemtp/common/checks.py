@@ -52,13 +52,12 @@ def checked(checks: Mapping[str, Check]) -> Callable[[Callable[P, T]], Callable[
     return of
 
 
-def check_known(name: str, known: Iterable[str], what: str) -> None:
-    """UserError for a name that is not known, with the nearest one or all of them."""
+def check_known(name: str, known: Iterable[str], what: str, otherwise: str = "") -> None:
+    """UserError for a name that is not known, with the nearest one, else what to do `otherwise`, else all of them."""
     if name not in (names := list(known)):
-        near = difflib.get_close_matches(name, names, n=1)
-        raise UserError(
-            f"unknown {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}")
-        )
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else otherwise or f"choose from {', '.join(names)}"
+        raise UserError(f"unknown {what}; {hint}")
 
 
 def whole(least: int | None = None, most: int | None = None) -> Check:

@@ -6,7 +6,6 @@ Try:  python -m bytemtp.train --help
 """
 
 import dataclasses
-import difflib
 import math
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from bytemtp.common.checks import check_known
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import PADDED_VOCAB_SIZE
 
@@ -475,13 +475,7 @@ def check_names(names: Iterable[str], known: Iterable[str], where: str) -> None:
     """UserError for the first name that is not known, with the nearest one that is."""
     known = list(known)
     for name in names:
-        if name not in known:
-            raise UserError(f"unknown setting {name!r} in {where}; {_suggestion(name, known)}")
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else "--help lists them all"
+        check_known(name, known, f"setting {name!r} in {where}", "--help lists them all")
 
 
 @cache

@@ -126,8 +126,8 @@ def sniff_suffix(path: Path, text_field: str) -> str:
 def _sniff(file: PeekableFile, text_field: str) -> str | None:
     """The container that the first bytes of a file without a name say."""
     head = file.peek(JSON_HEAD_BYTES)
-    is_lines = {"yes": "jsonl", "without the field": "json"}.get(sniff_json_lines(head, text_field) or "")
-    return sniff_container(head) or is_lines
+    kinds = {"yes": "jsonl", "without the field": "json", None: None}
+    return sniff_container(head) or kinds[sniff_json_lines(head, text_field)]
 
 
 @dataclass(frozen=True)
@@ -298,19 +298,20 @@ class JsonLines(Documents):
 
     def _read_lines(self) -> Iterator[bytes | None]:
         """Each line; None for one that is too long.  Of long ones only what is needed."""
-        rest, long = b"", None
+        pieces, long = io.BytesIO(), None  # of the line that is open: its bytes, or what is kept of a long one
         while data := self._file.read(READ_BYTES):
-            *lines, rest = (rest + data).split(b"\n")
-            if long and lines:
-                long.add(lines.pop(0))
-                yield long.line()
-                long = None
-            yield from lines
-            if long or len(rest) > MAX_LINE_BYTES:
-                long = long or LongLine(self._text_field, MAX_LINE_BYTES)
-                long.add(rest)
-                rest = b""
-        yield long.line() if long else rest
+            first, *others = data.split(b"\n")
+            (long.add if long else pieces.write)(first)
+            if others:
+                yield long.line() if long else pieces.getvalue()
+                yield from others[:-1]
+                pieces, long = io.BytesIO(), None
+                pieces.write(others[-1])
+            if not long and pieces.tell() > MAX_LINE_BYTES:
+                long = LongLine(self._text_field, MAX_LINE_BYTES)
+                long.add(pieces.getvalue())
+                pieces = io.BytesIO()
+        yield long.line() if long else pieces.getvalue()
 
     def _parse(self, line: bytes | None) -> bytes:
         if line is None:

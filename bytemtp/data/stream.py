@@ -356,27 +356,20 @@ class Batcher:
         return tensor.pin_memory() if self.pin_memory else tensor
 
 
-@dataclass(frozen=True)
-class _End:
-    """The last thing that the reading thread hands over."""
-
-    error: BaseException | None
-
-
 def _read_ahead(batches: Generator[Batch, None, None], depth: int) -> Generator[Batch, None, None]:
     """Run a generator in a thread, at most `depth` batches ahead."""
     # The thread must not refer to this generator, or it would never be collected and the thread never stop.
-    handover: queue.SimpleQueue[Batch | _End] = queue.SimpleQueue()
+    handover: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
     room = threading.Semaphore(depth)
     stop = threading.Event()
     thread = threading.Thread(target=_read, args=(batches, handover, room, stop), name="bytemtp-stream", daemon=True)
     thread.start()
     try:
-        while not isinstance(item := handover.get(), _End):
+        while isinstance(item := handover.get(), Batch):
             room.release()
             yield item
-        if item.error:
-            raise item.error
+        if item is not None:
+            raise item
     finally:
         # A thread blocked on standard input cannot be woken; as a daemon it dies with the program.
         if not sys.is_finalizing():
@@ -387,10 +380,11 @@ def _read_ahead(batches: Generator[Batch, None, None], depth: int) -> Generator[
 
 def _read(
     batches: Generator[Batch, None, None],
-    handover: "queue.SimpleQueue[Batch | _End]",
+    handover: "queue.SimpleQueue[Batch | BaseException | None]",
     room: threading.Semaphore,
     stop: threading.Event,
 ) -> None:
+    """Hand over all batches, and last the error that ended them, or None."""
     error: BaseException | None = None
     try:
         with closing(batches):
@@ -401,4 +395,4 @@ def _read(
                 handover.put(batch)
     except BaseException as raised:  # noqa: BLE001 - whatever it is, it belongs to the thread that asks for batches
         error = raised
-    handover.put(_End(error))
+    handover.put(error)

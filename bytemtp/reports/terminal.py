@@ -35,26 +35,14 @@ def coloured(out: Generation) -> bytes:
 
     A character of several bytes has the colour of its last one, since a code inside it would break it.
     """
-    text = out.data.decode("utf-8", "replace")
     pieces: list[str] = []
-    position, colour = 0, -1
-    for character in text:
-        size = _size(out.data, position, character)
-        position += size
-        origin = out.origins[position - 1]
+    end, colour = 0, -1
+    for character in out.data.decode("utf-8", "surrogateescape"):  # a broken byte is a character for now
+        end += len(character.encode("utf-8", "surrogateescape"))
+        origin = out.origins[end - 1]
         if origin != colour:
             pieces.append(f"\x1b[38;5;{PALETTE[origin and 1 + (origin - 1) % (len(PALETTE) - 1)]}m")
             colour = origin
         pieces.append(character)
-    return ("".join(pieces) + "\x1b[0m\n").encode()
-
-
-def _size(data: bytes, position: int, character: str) -> int:
-    """Bytes behind one decoded character; a replacement character may stand for a broken sequence of any length."""
-    encoded = character.encode()
-    if data.startswith(encoded, position):
-        return len(encoded)
-    size = 1
-    while position + size < len(data) and data[position : position + size + 1].decode("utf-8", "replace") == "\ufffd":
-        size += 1
-    return size
+    shown = ("".join(pieces) + "\x1b[0m\n").encode("utf-8", "surrogateescape")
+    return shown.decode("utf-8", "replace").encode()

@@ -132,8 +132,8 @@ def schedule(
         done = share_done(train, *time)
         of_heads = scheduled_weights(weights, train.head_schedule, done)
         repeating = repeating_rows(train, train.batch_size, done)
-        has_far_heads = len(weights) > 1
-        far_rows, for_drafts = far_rows_at(train, done) * has_far_heads, for_drafts_at(train, done) and has_far_heads
+        is_far = settings.model.has_far_heads
+        far_rows, for_drafts = far_rows_at(train, done) * is_far, is_far and for_drafts_at(train, done)
         yield learning_rate(train, *time), seq_len_at(train, *time), repeating, far_rows, for_drafts, of_heads
 
 

@@ -41,13 +41,15 @@ from bytemtp.training.start import freeze, start_from
 
 def will_shard(settings: Settings, device: torch.device, world: World) -> bool:
     """Whether the processes share out the weights: said where there are several.  UserError if memory is too small."""
-    choice = pick_parallel(settings, device, world) if world.size > 1 else Choice("ddp", "one process")
+    sharded = False
     if world.size > 1:
+        choice = pick_parallel(settings, device, world)
         log(f"parallel: {choice}")
-    if choice.value == "fsdp":
+        sharded = bool(choice.value == "fsdp")
+    if sharded:
         check_copies(settings.train, world.size)
-    check_memory(settings, device, world.size, sharded=choice.value == "fsdp")
-    return bool(choice.value == "fsdp")
+    check_memory(settings, device, world.size, sharded=sharded)
+    return sharded
 
 
 def check_copies(train: TrainConfig, processes: int) -> None:

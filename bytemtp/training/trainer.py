@@ -155,13 +155,8 @@ class Trainer:
         self.part = world.part()
         self.head_weights = head_weights(self.train.head_weights, settings.model.n_future)
         self.optimizer = Optimizers(model, self.train, world)
-        self.state = self._restore()
-        world.check_agreed("the newest checkpoint at step", self.state.step)
+        self.state = self._restore(change)
         self.files, self.first_step = files, self.state.step
-        if change.held_out:
-            self.state = replace(self.state, best_step=0, best_bpb=None)
-        if change.moved and self.state.cursor is not None:
-            self.state = replace(self.state, cursor=asdict(Cursor(**self.state.cursor).next_epoch()))
         self.unlogged = _unpack(self.state.unlogged, model.device)
         if self.unlogged is not None and not world.is_first:  # which has what was summed over all
             self.unlogged = self._no_losses()
@@ -210,7 +205,7 @@ class Trainer:
                 self._log_unlogged()
             if finished or self._is_due(self.train.valid_every):
                 self._validate()
-            if self.state.is_best or self._is_due(self.train.checkpoint_every):
+            if not finished and (self.state.is_best or self._is_due(self.train.checkpoint_every)):
                 self._save()
         checkpoint = self._save()
         return TrainOutcome(self.state, checkpoint, self.valid_losses, finished, self._signal())
@@ -315,18 +310,14 @@ class Trainer:
         rows, length = len(batch.octets) // self.train.accumulate, self.state.seq_len
         own_ids, own_documents = self._own(batch)
         parts = [*zip(own_ids.split(rows), own_documents.split(rows), strict=True)]
-        documents = batch.document_ids.split(rows)
-        layouts = [self.model.layout(rows, length, ids, part=self.part) for ids in documents]
+        layouts = [self.model.layout(rows, length, ids, part=self.part) for ids in batch.document_ids.split(rows)]
         done = share_done(self.train, self.state.step, self.state.elapsed_s)
         self._begin_far_heads(done)
         self._begin_drafts(done)
         share = self.train.far_rows if self.state.far_heads else 0.0
         positions, pairs = len(batch.octets) * length, sum(x.pairs for x in layouts)
         self._timed_flops += self.flops[share].of(positions, pairs) / self.part.size
-        counts = None
-        if len(parts) * self.world.size > 1:
-            counts = reduce(add, [valid_counts(trained_targets(self.model, *part, share)) for part in parts])
-            counts = self.world.sum(counts)
+        counts = self._counts(parts, share)
         weights = scheduled_weights(self.head_weights, self.train.head_schedule, done)
         rounds = []
         for i, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
@@ -344,6 +335,12 @@ class Trainer:
             rounds.append(losses)
         self.world.sum_gradients(self.model.parameters())
         return reduce(add, rounds)
+
+    def _counts(self, parts: list[tuple[Tensor, Tensor]], share: float) -> Tensor | None:
+        """Targets of the whole batch by head; None where its only part knows them."""
+        if len(parts) * self.world.size == 1:
+            return None
+        return self.world.sum(reduce(add, [valid_counts(trained_targets(self.model, *x, share)) for x in parts]))
 
     def _own(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Ids and document ids of what this process computes, and of the bytes that its heads look ahead to."""
@@ -490,9 +487,16 @@ class Trainer:
             self.files = ()
         return folder
 
-    def _restore(self) -> TrainState:
+    def _restore(self, change: Change) -> TrainState:
+        """The newest checkpoint, with what `change` in the corpus makes of it; else the beginning."""
         folder = find_latest(self.folder)
-        return TrainState() if folder is None else load_training(folder, self.model, self.optimizer)
+        state = TrainState() if folder is None else load_training(folder, self.model, self.optimizer)
+        self.world.check_agreed("the newest checkpoint at step", state.step)
+        if change.held_out:
+            state = replace(state, best_step=0, best_bpb=None)
+        if change.moved and state.cursor is not None:
+            state = replace(state, cursor=asdict(Cursor(**state.cursor).next_epoch()))
+        return state
 
     def _is_finished(self) -> bool:
         if self.train.minutes:

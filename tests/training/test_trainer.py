@@ -71,6 +71,17 @@ def test_a_changed_schedule_is_told(
     assert ("followed the schedule of the old" in capsys.readouterr().err) == warns
 
 
+def test_nothing_is_told_of_waiting_where_all_heads_are_on_head_1s_path(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At step 8 of 20 others' far heads would have begun; of 30 they would not."""
+    plan = changed(settings(steps=20, far_from=0.35, decay=0.1), **{"model.topology": "anticausal"})
+    train(plan, [corpus], tmp_path / "run", device="cpu", stop_after=8)
+    capsys.readouterr()
+    train(changed(plan, **{"train.steps": 30}), [], tmp_path / "run", device="cpu", resume=True)
+    assert "followed the schedule of the old" not in capsys.readouterr().err
+
+
 def test_a_run_that_fewer_steps_end_is_validated(corpus: str, tmp_path: Path) -> None:
     """Its rows stay as short as it has learned them, and it is validated once."""
     plan = settings(steps=12, first_seq_len=8, grow_at=0.5, valid_every=0)
