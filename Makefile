@@ -1,5 +1,5 @@
 # Each target sets up what it needs: the environment in .venv is made once, and again when its two files change.
-#   make demo       corpora, nine minutes of training, bits per byte, decoding compared, pass@k in a sandbox
+#   make demo       corpora, training, bits per byte, decoding compared, pass@k in a sandbox
 #   make test       linters, types and quick tests          make test-all   also the slow proofs
 #   make bench      speed of data, training and decoding beside the peers
 #   make figures    tables and pictures of experiments/, drawn anew from their results

@@ -16,7 +16,7 @@ COMMANDS = {
     "plan": "memory, FLOPs and days of a run on many GPUs, without any",
     "report": "curves of one run, or of several over each other",
     "export": "a Hugging Face folder that transformers loads",
-    "bench": "speed and memory beside the peers",
+    "bench": "speed, memory and quality beside the peers",
 }
 
 

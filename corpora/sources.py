@@ -71,6 +71,7 @@ def build(
     manifest: dict[str, Any] = {**(about or {}), "archives": {}}
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        (out / "manifest.json").unlink(missing_ok=True)  # it stands for a whole corpus
         for split in ("train", "heldout"):
             chosen = [file for file in files if file.split == split]
             archive = _archive([(file.name, contents[file.name]) for file in chosen])

@@ -99,6 +99,7 @@ def build(out: Path, *, seed: int, train: int, heldout: int) -> dict[str, Any]:
     }
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)  # it stands for a whole corpus
         (out / TRAIN).write_bytes(packed)
         (out / HELD_OUT).write_bytes(_json_lines(problems))
         (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

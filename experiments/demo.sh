@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From the files on this machine to models and their numbers, in about a quarter of an hour.  Start it by: make demo
+# From the files on this machine to models and their numbers, in some ten minutes on two cores.  Start it by: make demo
 #
 #   1. corpora  the standard library of this Python, 5 % of it held out; and short functions with tests (tiny code)
 #   2. train    preset tiny, 8 heads, on the library, for MINUTES of the clock; bits per byte beside zstd -19 and xz -9

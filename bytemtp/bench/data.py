@@ -39,10 +39,13 @@ def bench_data(sizes_mb: list[int], directory: Path, rounds: int) -> dict[str, A
     rates: dict[str, float] = {}
     memory = {}
     for size_mb in sizes_mb:
-        path = write_corpus(directory / f"bench-{size_mb}.zst", size_mb)
-        rates = rates or measure("data-rates", Shape(), {"path": str(path), "rounds": rounds})
-        memory[str(size_mb)] = round(peak_memory(path) / MEGABYTE, 1)
-        path.unlink()
+        path = directory / f"bench-{size_mb}.zst"
+        try:
+            write_corpus(path, size_mb)
+            rates = rates or measure("data-rates", Shape(), {"path": str(path), "rounds": rounds})
+            memory[str(size_mb)] = round(peak_memory(path) / MEGABYTE, 1)
+        finally:
+            path.unlink(missing_ok=True)
     ratios = {name: round(rate / rates["raw"], 3) for name, rate in rates.items() if name != "raw"}
     what = {"bench": "data", "machine": machine(), "cores": 1, "rounds": rounds, "rates_size_mb": sizes_mb[0]}
     return what | {"rates_mb_per_s": rates, "ratio_to_raw": ratios, "peak_memory_mb": memory}

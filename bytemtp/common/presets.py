@@ -36,7 +36,7 @@ def _paper(
 def _minutes(dim: int, layers: int, heads: int, ffn_dim: int, steps: int, batch_size: int) -> Settings:
     """The recipe that won on two cores (experiments/recipe): rows of 64 bytes that grow to 512, and Muon.
 
-    Heads 2 to n learn in the second half: they cost half as much, and end some percents worse; tables of transitions
+    Heads 2 to n learn in the second half: they cost half as much, and end a few percent worse; tables of transitions
     let their drafts follow from each other.  A quarter of the rows repeat for part of the run, from which the model
     learns to copy.
     """

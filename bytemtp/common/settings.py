@@ -283,7 +283,7 @@ def head_weights(text: str, n: int) -> list[float]:
 def scheduled_weights(weights: Sequence[float], schedule: str, done: float) -> list[float]:
     """Weights of the heads when the share `done` of a run is over, by `train.head_schedule`.
 
-    late: far heads put off the step at which a small model begins to copy, and hardly harm one that does (NOTES.md).
+    late: far heads put off the step at which a small model begins to copy, and harm one that does far less (NOTES.md).
     anneal: Marin and modded-nanogpt end so, too.  forward, reverse: curricula over the number of heads in n equal
     stages (Aynetdinov & Akbik 2025, arXiv 2505.22757); there, heads that do not take part are not trained either.
     deepseek: a third after 10 of 14.8 parts, as 0.3 became 0.1 in DeepSeek-V3 (arXiv 2412.19437, section 4.2).

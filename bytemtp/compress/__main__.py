@@ -39,7 +39,7 @@ class Command:
     out: Path
     """file to write; an older one is replaced once the new one is complete"""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N; decompressing takes the same"""
+    """auto, cpu, cuda or cuda:N; the kind is stored in the file, for decompressing"""
 
     def main(self) -> None:
         check_output(self.out)

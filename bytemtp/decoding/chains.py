@@ -13,6 +13,7 @@ from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.row import Row
 from bytemtp.decoding.sampling import NUMPY, Draws, masked
 from bytemtp.decoding.tree import Draft, DraftTree, chain
+from bytemtp.decoding.verdicts import check_finite
 
 PATHS = chain(64)
 """Of drafts by depth."""
@@ -51,6 +52,8 @@ class Chain(DraftTree):
         """Draft the ids from that depth on that are worth their places."""
         row, temperature = self.row, self.row.rule.temperature
         draws = self.draws
+        if temperature:
+            check_finite(logits)  # greedily a draft of any id is as good as no draft
         if row.utf8_state is not None:
             draws, logits = NUMPY, masked(logits, row.legal([draft.id for draft in self.drafts]))
         if temperature == 0:
@@ -69,6 +72,7 @@ class Chain(DraftTree):
 
     def resume(self, ids: Sequence[int], laws: Float64[np.ndarray, "c v"], source: str) -> None:
         """These are the drafts for the next pass: they, and all that the row has, were read elsewhere."""
+        check_finite(laws)
         self.drafts.clear()
         self._append(ids)
         self.laws, self.read = laws, len(self.row.data)

@@ -147,6 +147,7 @@ def seconds_by_kind(
             loop = endless(model, rows, engine, longest, greedy=greedy)  # anew, for texts grow meanwhile
             times[-1].append(seconds_a_pass(loop, kind, bursts[number]))
             bursts[number] = loop.burst  # as in decoding: longer where passes are short
+            del loop  # its caches are the next one's
     return np.median(times[1:] or times, axis=0)  # the first round warms caches
 
 

@@ -21,7 +21,7 @@ from bytemtp.decoding.tree import DraftTree
 
 
 class Drafter(Protocol):
-    """Both methods follow a verifying pass over the ids from `start` on, of which `accepted` became part of the text.
+    """Methods but `begin_row` follow a verifying pass over the ids from `start` on, of which the text took `accepted`.
 
     ids: the loop's buffer, known ids and then drafts.  A drafter only reads it.
     """

@@ -11,7 +11,6 @@ from typing import Any, Literal, get_args
 
 from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, optional, real, whole
 from bytemtp.common.errors import UserError
-from bytemtp.decoding.chooser import Costs
 from bytemtp.decoding.corpus_index import CorpusIndex
 from bytemtp.decoding.costs import costs_of
 from bytemtp.decoding.engines.select import ENGINES
@@ -88,12 +87,6 @@ class Options:
             return shape
         return () if self.mode in ("ar", "copy") else chain(depth)
 
-    def _costs(self, model: ByteMTP, rows: int) -> Costs | None:
-        """For mode "auto"."""
-        if self.mode != "auto" or not rows:
-            return None
-        return costs_of(model, rows, self.engine, greedy=self.temperature == 0, index=self.index)
-
     def drafting(self, model: ByteMTP, rows: int, draft: ByteMTP | None = None) -> Drafting:
         """What drafts for so many rows at a time; draft: the other model of mode "draft"."""
         if (self.mode == "draft") != (draft is not None):
@@ -103,7 +96,9 @@ class Options:
         copies = self.mode in ("copy", "auto")
         if self.index is not None and not copies:
             raise UserError(f"an index is for the modes 'copy' and 'auto', but the mode is {self.mode!r}")
-        shape, costs = self.shape(model), self._costs(model, rows)
+        shape, costs = self.shape(model), None
+        if self.mode == "auto":
+            costs = costs_of(model, rows, self.engine, greedy=self.temperature == 0, index=self.index)
         if costs is not None and not costs.may_pay:
             return Drafting()
         copied = costs.most if costs is not None else COPIED if copies else 0

@@ -139,7 +139,8 @@ class VerifyLoop:
         copies = (CompiledCopies if self.is_compiled else Copies)(drafting.index)
         if drafting.costs is None:
             return CopiedChain(row, copies, drafting.copied, draws)
-        rests = self.model.config.topology in ("linear", "replicated")  # these heads have no cache that must be kept up
+        # These heads have no caches that must be kept up but those on head 1's path.
+        rests = self.model.config.topology in ("linear", "replicated", "anticausal")
         depth = min(len(drafting.shape), drafting.costs.most)
         if isinstance(copies, CompiledCopies):
             chooser: Chooser = CompiledChooser(copies, drafting.costs, depth, may_rest=rests)

@@ -4,7 +4,7 @@ Shapes:  c places: 0 is behind the decided ids, the others behind the drafts; v 
 """
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.vocab import VOCAB_SIZE
@@ -16,8 +16,8 @@ MARGIN = 2e-5
 float32 errs in proportion to, on our models by a tenth of this at most (a test measures it)."""
 
 
-def check_finite(logits: Float32[np.ndarray, "c v"]) -> None:
-    """UserError unless all are."""
+def check_finite(logits: Float[np.ndarray, "c v"]) -> None:
+    """UserError unless all are; or all probabilities that were made of them."""
     if not np.isfinite(logits[:, :VOCAB_SIZE]).all():
         raise UserError("the model's logits are not finite: its weights are damaged; use another checkpoint")
 

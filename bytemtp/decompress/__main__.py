@@ -30,7 +30,7 @@ class Command:
 
         python -m bytemtp.decompress runs/demo notes.bmtp --out notes.txt
 
-    Another run, a damaged file and a machine that computes other numbers are told, and then nothing is written.
+    Another run, a damaged file and a machine that computes other numbers are reported, and nothing is written.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]

@@ -54,7 +54,7 @@ PADDING = -1
 CHUNK_IDS = 1 << 16
 """Ids taken from the data stream at a time."""
 IDS_A_PASS = 1 << 13
-"""Positions in one forward pass of the model, at most (but always one window)."""
+"""Positions in one forward pass of the model, at most (but always one window or text)."""
 
 
 @dataclass(frozen=True)

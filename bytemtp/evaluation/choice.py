@@ -29,12 +29,10 @@ from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_json
 from bytemtp.common.runtime import log, pick_device
 from bytemtp.common.vocab import EOT
+from bytemtp.evaluation.bits_per_byte import IDS_A_PASS
 from bytemtp.evaluation.tasks import Task, read_tasks
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
-
-IDS_A_PASS = 1 << 13
-"""Positions in one forward pass of the model, at most (but always one text)."""
 
 
 @dataclass(frozen=True)

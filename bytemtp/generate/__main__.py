@@ -88,8 +88,8 @@ class Command:
     """write a page to this file that shows which draft each byte was, pass by pass; it loads nothing"""
     engine: EngineName = "auto"
     """native: passes compiled from C++, for CPU cores; torch: tensor operations; recorded: the same, as CUDA graphs (on
-    CPU cores by torch.compile, some 10 s for each 256 bytes of a text); auto: recorded on CUDA, else native where it
-    can be, else torch"""
+    CPU cores by torch.compile, some 10 s whenever a text has doubled, from 256 bytes on); auto: recorded on CUDA, else
+    native where it can be, else torch"""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     """of the matrices and what they are multiplied with (int8: in layers); bfloat16 and int8 are faster, and their text
     may be another"""

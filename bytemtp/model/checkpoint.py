@@ -132,7 +132,7 @@ def _named_by(path: Path) -> Path | None:
         if (folder := _target(path)) is None:
             raise UserError(f"{path} names no folder beside it; write the name of a step folder into it")
         return folder
-    if path.name == "best" and not path.exists() and (path.parent / "latest").exists():
+    if path.name == "best" and not path.exists() and (path.parent / "latest").is_file():
         raise UserError(
             f"{path} does not exist: the run has not been validated; give the run for its newest checkpoint"
         )

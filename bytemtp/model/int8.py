@@ -41,12 +41,12 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Float[Tensor, "out in"]) -> None:
         super().__init__()
-        self.weight, self.scale = rounded(weight)
-        self.exact = weight.dtype if weight.shape[1] <= EXACT_IN_FLOAT32 else torch.float64
+        whole, self.scale = rounded(weight)
+        self.weight = whole.to(weight.dtype if weight.shape[1] <= EXACT_IN_FLOAT32 else torch.float64)
 
     def forward(self, x: Float[Tensor, "*b in"]) -> Float[Tensor, "*b out"]:
         whole, scale = rounded(x)
-        sums = F.linear(whole.to(self.exact), self.weight.to(self.exact))
+        sums = F.linear(whole.to(self.weight.dtype), self.weight)
         return sums.to(x.dtype) * self.scale * scale[..., None]
 
 

@@ -110,7 +110,7 @@ def bubblewrap(prefix: str, role: Role) -> list[str]:
             words += f" --symlink usr/{folder} /{folder}"
         elif Path("/", folder).exists():
             words += f" --ro-bind /{folder} /{folder}"
-    bound = [] if prefix.startswith("/usr") else ["--ro-bind", prefix, prefix]  # whose name may have a space
+    bound = [] if Path(prefix).is_relative_to("/usr") else ["--ro-bind", prefix, prefix]  # whose name may have a space
     words += " --tmpfs /dev"  # without /dev/zero: to map it is to have shared memory that no process is charged for
     for device in ("null", "full", "random", "urandom"):
         words += f" --dev-bind /dev/{device} /dev/{device}"

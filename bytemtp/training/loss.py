@@ -127,7 +127,7 @@ class HeadLosses:
 
     @property
     def acceptance(self) -> list[float]:
-        """Mean probability, at temperature 1 behind the true bytes, that a head's draft is accepted; nan for head 1."""
+        """Mean probability, at temperature 1 after the true bytes, that a head's draft is accepted; nan for head 1."""
         return (self.accepted / self.drafts).tolist()
 
     @property

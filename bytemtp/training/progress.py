@@ -59,7 +59,7 @@ class MetricsLine:
     mfu: float | None = None
     """share of what the device could compute that training needed; left out where that is not known"""
     accepted_per_head: list[float | None] | None = None
-    """of a validation: mean probability, at temperature 1 behind the true bytes, that head 1 accepts a head's draft;
+    """of a validation: mean probability, at temperature 1 after the true bytes, that head 1 accepts a head's draft;
     null for head 1, left out where no head drafts"""
     order_loss: float | None = None
     """of training with an order head, its cross-entropy in nats; left out where there is none"""

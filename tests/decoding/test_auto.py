@@ -108,6 +108,22 @@ def test_logits_that_are_not_finite_later_on_are_told(engine, mode, monkeypatch)
             generate(model, b"\xff", 400, mode=mode, temperature=1.0, seed=seed, engine=engine)
 
 
+@pytest.mark.parametrize("engine", [*sorted(ENGINES), "recorded"])
+@pytest.mark.parametrize("damaged", ["a head", "what follows a byte"])
+def test_drafts_of_a_damaged_head_are_told(engine, damaged, monkeypatch):
+    """A law of nan draws an id that is no byte, which every chain accepted."""
+    monkeypatch.setattr(recorded, "record_pass", traced)
+    model = copy.deepcopy(model_for("replicated", transitions=True))
+    with torch.no_grad():
+        if damaged == "a head":
+            model.unembed[1].weight.fill_(torch.nan)
+        else:
+            model.transitions[0, 1::2] = torch.nan
+    for seed in range(4):
+        with pytest.raises(UserError, match="logits are not finite"):
+            generate(model, b"a", 400, mode="speculative", temperature=1.0, seed=seed, engine=engine)
+
+
 @settings(max_examples=20)
 @given(
     prompts=st.lists(REPEATING, min_size=1, max_size=4), temperature=st.sampled_from([0.0, 0.8]), seed=st.integers(0, 9)

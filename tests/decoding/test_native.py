@@ -195,6 +195,18 @@ def test_in_int8_a_127th_of_almost_nothing_has_no_finite_inverse():
     assert errors_against(model, model).max() < 0.2
 
 
+def test_in_int8_what_is_not_finite_stays_so():
+    """Nan was rounded to 0, and the logits were as if nothing were damaged."""
+    model = model_of("plain", "parallel", dtype=torch.int8)
+    with torch.no_grad():
+        model.embed.weight[:128] = torch.nan
+    ids, nothing = np.array([[200, 201, 5], [200, 5, 201], [3, 200, 201]]), np.zeros(3, dtype=np.int64)
+    for engine in NativeEngine(model, 3, 40), TensorEngine(model, 3, 40):
+        logits = engine.verify(nothing, ids, nothing + 3)
+        damaged = (ids < 128).cumsum(1) > 0  # what follows reads it
+        assert np.isnan(logits[..., :257]).any(2)[damaged].all()
+
+
 def errors_against(twin, model):
     """Of the native engine, over the largest logit."""
     count, start, errors = np.array([1, 3, 2]), np.zeros(3, dtype=np.int64), []

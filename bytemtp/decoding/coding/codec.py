@@ -18,10 +18,10 @@ Shapes:  c places, v vocabulary.
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 from zlib import crc32
 
@@ -84,10 +84,9 @@ def encode(model: ByteMTP, data: bytes, tell: Tell = lambda _: None) -> Coded:
     """See `compress`."""
     arithmetic = "native" if engine_kind("auto", model) is NativeEngine else model.device.type
     header = header_for(len(data), arithmetic, digest_of(model))
-    blocks, passes, place = [], 0, 0
+    blocks, passes, source = [], 0, io.BytesIO(data)
     for sizes in header.blocks():
-        ends = np.cumsum([place, *sizes]).tolist()
-        segments = [data[begin:end] for begin, end in pairwise(ends)]
+        segments = [source.read(size) for size in sizes]
         streams = [Writing(segment) for segment in segments]
         if arithmetic == "native":
             loop = CodingLoop(model, streams, sizes, Drafting(copied=WIDE - 1), "native")
@@ -98,8 +97,9 @@ def encode(model: ByteMTP, data: bytes, tell: Tell = lambda _: None) -> Coded:
             loop = CodingLoop(model, streams, sizes, by_heads(model), "torch")
         with repeatable(arithmetic):
             loop.code(tell)
-        blocks.append(Block(crc32(data[place : ends[-1]]), [stream.stream for stream in streams]))
-        passes, place = passes + loop.row_passes, ends[-1]
+        blocks.append(Block(crc32(b"".join(segments)), [stream.stream for stream in streams]))
+        passes += loop.row_passes
+        del loop  # its caches are the next one's
     return Coded(pack(header, blocks), passes)
 
 
@@ -139,6 +139,7 @@ def decode(
             )
         texts.append(text)
         passes += loop.row_passes
+        del loop  # its caches are the next one's
     return Coded(b"".join(texts), passes)
 
 

@@ -209,7 +209,8 @@ class RecordedEngine(TensorEngine):
         p = law(self._logits(start, ids), temperature)
         stay, id_ = verify_chains(p, ids[:, 1:], q, uniform[:, :2])
         line = F.pad(ids[:, 1:], (0, 1)).scatter(1, stay[:, None], id_[:, None])
-        certain = p.isfinite().all(-1).cumprod(1).sum(1, keepdim=True)
+        are_finite = p.isfinite().all(-1) & F.pad(q.isfinite().all(-1), (0, 1), value=True)
+        certain = are_finite.cumprod(1).sum(1, keepdim=True)
         decided = torch.cat([stay[:, None], certain, line], 1)
         new, laws = [id_], list[Tensor]()
         for i, logits in enumerate(self._by_head(start, stay, new, heads)):

@@ -297,9 +297,9 @@ class Command:
         problems = read_problems(self.problems)
         lines = canonical_lines(problems) if self.samples is None else read_lines_of(self.samples, problems)
         samples = list(map(sample_of, lines))
-        ks = chosen_k(judgeable(problems), samples, self.k)
         launch = launched(workers, self.timeout, self.memory, self.unsafe, self.site_packages)
         problems = checked(launch, problems)
+        ks = chosen_k(judgeable(problems), samples, self.k)
         begun = time.monotonic()
         judged, new = judged_lines(launch, problems, samples, lines, self.out / "results.jsonl", workers)
         seconds = time.monotonic() - begun

@@ -1,7 +1,7 @@
 """`NativeEngine`: what `TensorEngine` does, on CPU cores, one compiled call for all layers of a pass.
 
-In float32, or with the matrices in bfloat16: then each number that is multiplied with one is rounded to bfloat16, and
-all else, the caches too, is float32.
+In float32, or with the matrices in bfloat16 or int8: then each number that is multiplied with one is rounded, too, and
+all else, caches included, is float32.
 
 Only real ids are computed: rows of a batch may have different numbers of them, or none.  step.cpp says what is compiled
 and why no bit of its results depends on what else is computed in the same pass.
@@ -49,8 +49,8 @@ STRETCH = 1024
 
 
 def supports(model: ByteMTP) -> bool:
-    """Whether it can run the model: float32 weights on the CPU, used in float32 or bfloat16, a width that is a multiple
-    of 16, whatever the processor."""
+    """Whether it can run the model: float32 weights on the CPU, used in float32, bfloat16 or int8, a width that is a
+    multiple of 16, whatever the processor."""
     plain = model.embed.weight.dtype == torch.float32 and model.dtype in PACKED
     return plain and model.device.type == "cpu" and model.config.dim % 16 == 0
 

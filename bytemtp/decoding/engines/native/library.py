@@ -218,14 +218,14 @@ os.register_at_fork(after_in_child=team.cache_clear)  # a forked process has non
 
 def _compile(command: list[str], path: Path) -> None:
     """Written beside and renamed: another process may be doing the same."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as file:
-        part = Path(file.name)
-    done = subprocess.run([*command, "-o", str(part), str(SOURCE), *map(str, OTHERS)], capture_output=True, text=True)
-    if done.returncode:
-        part.unlink()
-        first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
-        raise UserError(f"{command[0]} cannot compile {SOURCE.name}: {first}; decode with --engine torch")
-    part.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder, path.name)
+        words = [*command, "-o", str(part), str(SOURCE), *map(str, OTHERS)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            first = next(iter(done.stderr.strip().splitlines()), f"exit status {done.returncode}")
+            raise UserError(f"{command[0]} cannot compile {SOURCE.name}: {first}; decode with --engine torch")
+        part.replace(path)
 
 
 def _fingerprint(command: list[str], macros: bytes) -> str:

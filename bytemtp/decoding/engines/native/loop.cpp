@@ -88,11 +88,13 @@ bool judge_greedily(const Loop& loop, const LoopRow& row, const float* logits, V
   }
 }
 
-// Whether no logit that a row is to draw from is inf or nan.
+// Whether no logit that a row is to draw from is inf or nan, and no law that its drafts were drawn from nan.
 bool are_finite(const Loop& loop, const LoopRow& row, const float* logits) {
   for (int place = 0; place <= row.drafts; place++)
     for (int i = 0; i < loop.vocabulary; i++)
       if (!std::isfinite(logits[(int64_t)place * loop.outputs + i])) return false;
+  for (int place = 0; row.drawn && place < row.drafts; place++)
+    if (!std::isfinite(row.laws[(int64_t)place * loop.outputs])) return false;  // of one logit that is not all are nan
   return true;
 }
 

@@ -465,13 +465,15 @@ class Rows<Int8> {
     return {bytes, scales_[r]};
   }
   float round_to(const float* x, uint8_t* bytes) const {
-    Vector most{};
-    for (int i = 0; i < in_; i += LANES) {
-      const Vector size = (Vector)((Integers)load(x + i) & 0x7fffffff);
+    Integers most{};
+    for (int i = 0; i < in_; i += LANES) {  // as integers sizes are in the same order, and nan is the largest
+      const Integers size = (Integers)load(x + i) & 0x7fffffff;
       most = size > most ? size : most;
     }
-    float largest = 0;
-    for (int i = 0; i < LANES; i++) largest = std::max(largest, most[i]);
+    int32_t top = 0;
+    for (int i = 0; i < LANES; i++) top = std::max(top, most[i]);
+    float largest;
+    std::memcpy(&largest, &top, sizeof largest);
     const Vector steps = Vector{} + std::min(127.0f / largest, 0x1p120f), magic = Vector{} + 12582912.0f;
     for (int i = 0; i < in_; i += LANES) {  // adding it rounds to an integer, which its last bits are
       const Integers n = (Integers)(load(x + i) * steps + magic) - 0x4b400000 + 128;
