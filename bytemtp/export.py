@@ -12,7 +12,7 @@ import tyro
 
 from bytemtp.common.cli import run, run_main
 from bytemtp.model.checkpoint import load_model
-from bytemtp.model.huggingface import architecture, check, export, import_transformers, path_to_head_1
+from bytemtp.model.huggingface import architecture, check, export, import_transformers
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Command:
             import_transformers()
         model = load_model(self.run)
         export(model, self.out)
-        print(f"written: {self.out} ({architecture(model)}, {len(path_to_head_1(model))} layers)")
+        print(f"written: {self.out} ({architecture(model)}, {len(model.first_blocks())} layers)")
         if self.check:
             print(check(model, self.out))
 

@@ -108,9 +108,9 @@ def documents_of(stream: IdStream, limit: int) -> Iterator[bytes]:
                 document.clear()
             if len(octets) > room:
                 more = len(sources) - position.file - 1
-                rest = f"the rest of {sources[position.file].name}" + f" and {more:,} more file{'s' * (more > 1)}" * (
-                    more > 0
-                )
+                rest = f"the rest of {sources[position.file].name}"
+                if more:
+                    rest += f" and {more:,} more file{'s' * (more > 1)}"
                 log(f"warning: {limit:,} bytes are taken, the limit; left out: {rest}")
                 break
             room -= len(octets)

@@ -25,8 +25,8 @@ from bytemtp.model.checkpoint import settings_of
 Kind = Literal["held-out", "edit", "random"]
 EDITED_BYTES = 2048
 """Most bytes of the file in front of its edited beginning."""
-SPARE = 64
-"""The file is so much shorter than what a run can look back on: the model has to see what it would repeat."""
+SHORTEST = 128
+"""Fewest of them: where a run looks back on less than twice as many, there is no room for an edit."""
 BETWEEN = b"\n\n\n"
 """Stands between the file and its edited beginning."""
 NAME = re.compile(rb"\b[A-Za-z_]{3,}\b")
@@ -44,9 +44,11 @@ def prompts_of(
         return [row.tobytes() for row in np.random.default_rng(seed).integers(0, 256, (count, size), dtype=np.uint8)]
     if kind == "held-out":
         return beginnings(files, count, size, data)
-    longest = min(EDITED_BYTES, reach - SPARE) if reach else EDITED_BYTES
-    if longest < 2 * SPARE:
-        raise UserError(f"a run looks back on {reach} bytes, but kind 'edit' needs {3 * SPARE}; leave it out of --kind")
+    longest = min(EDITED_BYTES, reach // 2) if reach else EDITED_BYTES  # what is to be repeated is in sight to the end
+    if longest < SHORTEST:
+        raise UserError(
+            f"a run looks back on {reach} bytes, but kind 'edit' needs {2 * SHORTEST}; leave it out of --kind"
+        )
     texts = [edited(text, size, seed) for text in beginnings(files, count, longest, data)]
     found = [text for text in texts if text is not None]
     if not found:

@@ -11,6 +11,7 @@ import glob
 import io
 import os
 import re
+import shutil
 import stat
 import sys
 from abc import ABC, abstractmethod
@@ -252,8 +253,7 @@ def real_name(source: Source) -> str:
 def spool_standard_input(path: Path) -> None:
     """Copy standard input into a file, so that it can be read again: for more epochs, and to resume."""
     with path.open("wb") as file:
-        while data := sys.stdin.buffer.read(1 << 20):
-            file.write(data)
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
 
 
 class _Finder:

@@ -54,23 +54,28 @@ class Cursor:
     the rows must be as it was, which `corpus` checks.
     """
 
-    epoch: int
-    file: int
+    epoch: int = 0
+    file: int = 0
     """place in the epoch's order of files"""
-    document: int
-    section: int
-    byte: int
+    document: int = -1
+    section: int = 0
+    byte: int = 0
     """the group of rows that has the next row starts here"""
-    first_row: int
+    first_row: int = 0
     """number of that group's first row, counted over the whole stream and all ranks"""
-    row: int
+    row: int = 0
     """number of the next row"""
-    corpus: str
+    corpus: str = ""
     """fingerprint of the file names and of the settings that shape the rows; empty for any"""
 
     def next_epoch(self) -> "Cursor":
         """The start of the epoch after this one, of whatever files there are then."""
-        return Cursor(*Position(self.epoch + 1), first_row=self.row, row=self.row, corpus="")
+        return Cursor(self.epoch + 1, first_row=self.row, row=self.row)
+
+    @property
+    def position(self) -> Position:
+        """Where the group starts."""
+        return Position(self.epoch, self.file, self.document, self.section, self.byte)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +212,9 @@ def choose_sweeps(sources: list[Source]) -> int:
     each one reads all the files.
     """
     sizes = [source.size * _text_in_a_byte(source.name) for source in sources]
-    whole = ceil(sum(sizes) / SHUFFLED_GROUP_BYTES)
+    all_groups = ceil(sum(sizes) / SHUFFLED_GROUP_BYTES)
     spread = ceil(max(sizes) * FILES_A_GROUP / SHUFFLED_GROUP_BYTES)
-    return max(1, min(whole, spread, MAX_SWEEPS))
+    return max(1, min(all_groups, spread, MAX_SWEEPS))
 
 
 def _text_in_a_byte(name: str) -> int:
@@ -301,11 +306,10 @@ class Batcher:
         corpus = self.ids.fingerprint(self.seq_len, self.n_future)
         if cursor and cursor.corpus not in ("", corpus):
             raise UserError("the cursor belongs to other files or settings; resume with those of the run that made it")
-        start = replace(cursor or Cursor(*Position(), first_row=0, row=0, corpus=""), corpus=corpus)
+        start = replace(cursor or Cursor(), corpus=corpus)
         group_bytes = SHUFFLED_GROUP_BYTES if self.ids.shuffle else ORDERED_GROUP_BYTES
         packer = Packer(self.ids, self.seq_len, self.n_future, max(1, group_bytes // self.seq_len))
-        position = Position(start.epoch, start.file, start.document, start.section, start.byte)
-        with closing(packer.groups(position, start.first_row)) as groups:
+        with closing(packer.groups(start.position, start.first_row)) as groups:
             yield from self._gather(groups, start)
 
     def _gather(self, groups: Iterator[RowGroup], start: Cursor) -> Iterator[Batch]:

@@ -32,7 +32,7 @@ class Float64Judge:
     def logits(self, ids: Int[np.ndarray, " s"]) -> Float64[np.ndarray, " v"]:
         """Head 1's logits after the last of `ids`."""
         model = self.model
-        blocks = [module for module in model.first_modules() if isinstance(module, Block)]
+        blocks = model.first_blocks()
         # How many ids at the end matter before each layer, and behind the last one.
         reach = [1 + left * (self.window - 1) for left in range(len(blocks), -1, -1)]
         positions = torch.arange(len(ids), device=model.device)[-reach[0] :]

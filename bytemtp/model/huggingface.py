@@ -101,7 +101,7 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
         "vocab_size": VOCAB_SIZE,
         "hidden_size": config.dim,
         "intermediate_size": config.ffn_dim,
-        "num_hidden_layers": len(path_to_head_1(model)),
+        "num_hidden_layers": len(model.first_blocks()),
         "num_attention_heads": config.attention_heads,
         "num_key_value_heads": config.key_value_heads,
         "head_dim": config.head_dim,
@@ -121,18 +121,13 @@ def llama_config(model: ByteMTP) -> dict[str, Any]:
 
 def _window_keys(model: ByteMTP) -> dict[str, Any]:
     """Qwen3 has a window only if asked, and in layers from number `max_window_layers` on: here all of them, or none."""
-    layers = len(path_to_head_1(model))
+    layers = len(model.first_blocks())
     keys: dict[str, Any] = {"sliding_window": model.reach, WINDOW: model.config.window} if model.reach else {}
     if model.config.qk_norm:
         kind = SLIDING if model.reach else FULL
         keys |= {"use_sliding_window": bool(model.reach), "max_window_layers": 0 if model.reach else layers}
         keys |= {"layer_types": [kind] * layers}
     return keys
-
-
-def path_to_head_1(model: ByteMTP) -> list[Block]:
-    """Layers between the embedding and head 1's final norm, in order.  `linear` and `replicated` have no head layer."""
-    return [module for module in model.first_modules() if isinstance(module, Block)]
 
 
 def llama_weights(model: ByteMTP) -> dict[str, Tensor]:
@@ -148,7 +143,7 @@ def llama_views(model: ByteMTP) -> dict[str, Tensor]:
         "model.norm.weight": model.norm.weight,
         "lm_head.weight": unembedding[:VOCAB_SIZE],
     }
-    for i, block in enumerate(path_to_head_1(model)):
+    for i, block in enumerate(model.first_blocks()):
         weights |= {f"model.layers.{i}.{name}.weight": weight for name, weight in _layer_weights(block).items()}
     return weights
 
@@ -238,7 +233,7 @@ def tokenizer_config(positions: int) -> dict[str, Any]:
 
 def model_card(model: ByteMTP) -> str:
     """Content of README.md.  The licence is for the owner of the weights to name."""
-    config, path = model.config, path_to_head_1(model)
+    config, path = model.config, model.first_blocks()
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation

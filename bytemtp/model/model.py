@@ -95,6 +95,10 @@ class ByteMTP(nn.Module):
         links = [self.links[i] for i in self.path_to_first_head]
         return [self.embed, *self.trunk, *links, self.norm, self.unembed[0]]
 
+    def first_blocks(self) -> list[Block]:
+        """The layers among them, in order of computation; heads that are `linear` or `replicated` have none."""
+        return [module for module in self.first_modules() if isinstance(module, Block)]
+
     @property
     def device(self) -> torch.device:
         return self.embed.weight.device

@@ -1,4 +1,4 @@
 """Results for eyes: curves of runs, decoded bytes as a web page, and on a terminal.
 
-Imports common, model and decoding.
+Imports common and decoding.
 """

@@ -41,7 +41,7 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
     sources = sources_of(settings, [*map(absolute, paths)], skip_log)  # which patterns are compared with
     left_out = f"; left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
     log(f"data: {len(sources):,} files in {', '.join(paths)}{left_out}")
-    for pattern in set(settings.data.exclude) - skip_log.left_out.keys():
+    for pattern in filter(lambda pattern: pattern not in skip_log.left_out, dict.fromkeys(settings.data.exclude)):
         log(f"{pattern!r} of data.exclude leaves out no file or folder by itself (members of archives are told later)")
     if settings.data.valid_paths:
         _check_valid_paths(settings.data, sources)
@@ -220,7 +220,7 @@ def nothing(settings: Settings) -> Batch:
     """A row of padding."""
     octets = torch.zeros(1, settings.train.seq_len + settings.model.n_future, dtype=torch.uint8)
     eots, lengths = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    return Batch(octets, eots, lengths, Cursor(0, 0, 0, 0, 0, 0, 0, ""))
+    return Batch(octets, eots, lengths, Cursor())
 
 
 def with_sweeps(settings: Settings, paths: Sequence[str]) -> Settings:

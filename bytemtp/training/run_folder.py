@@ -9,6 +9,7 @@ RUN/
     train.index         with --index: the files that it was trained on, for copied drafts (`bytemtp.index`)
     checkpoints/        see `bytemtp.model.checkpoint`
     tensorboard/        with train.tensorboard
+    report.png          of `python -m bytemtp.report`
 """
 
 import fcntl

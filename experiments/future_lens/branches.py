@@ -18,16 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bytemtp import ByteMTP
-from bytemtp.model.layers import Block, Rope, rope_at
+from bytemtp.model.layers import Rope, rope_at
 
 KeysValues = tuple[Float[Tensor, "w x g k"], Float[Tensor, "w x g k"]]
 """x: positions of a beginning, or branches at one step"""
 NOTHING: Mapping[int, Tensor] = {}
-
-
-def blocks_of(model: ByteMTP) -> list[Block]:
-    """The layers that head 1's logits come from, in order."""
-    return [module for module in model.first_modules() if isinstance(module, Block)]
 
 
 def rope_of(model: ByteMTP, positions: Int[Tensor, " s"]) -> Rope:
@@ -40,7 +35,7 @@ def begin(model: ByteMTP, x: Float[Tensor, "w s d"]) -> tuple[list[Float[Tensor,
     rope, causal = rope_of(model, positions), positions <= positions[:, None]
     states: list[Tensor] = [x]
     shared: list[KeysValues] = []
-    for block in blocks_of(model):
+    for block in model.first_blocks():
         q, k, v = block.project(states[-1], *rope)
         states.append(block.finish(states[-1], attend(q, (k, v), causal, [])))
         shared.append((k, v))
@@ -65,7 +60,7 @@ class Branches:
         transplant: by layer, states [w e d] to go on with in place of those that the layer gave.
         """
         rope = rope_of(self.model, self.positions)
-        for i, block in enumerate(blocks_of(self.model)):
+        for i, block in enumerate(self.model.first_blocks()):
             x = transplant.get(i, x)
             q, k, v = block.project(x, *rope)
             self.own[i].append((k, v))

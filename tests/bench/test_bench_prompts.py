@@ -57,8 +57,8 @@ def test_prompts_of_files(tmp_path, capsys):
     assert text.startswith((PROGRAM * 60)[:2048] + BETWEEN) and len(text) == 2048 + len(BETWEEN) + 64
     assert "left out: 1 texts in which no name stands twice" in capsys.readouterr().err
     (text,) = prompts_of("edit", files, 1, 999, data, 512)
-    assert len(text) == 448 + len(BETWEEN) + 224
-    with pytest.raises(UserError, match="looks back on 100 bytes, but kind 'edit' needs 192"):
+    assert len(text) == 256 + len(BETWEEN) + 128
+    with pytest.raises(UserError, match="looks back on 100 bytes, but kind 'edit' needs 256"):
         prompts_of("edit", files, 1, 64, data, 100)
     with pytest.raises(UserError, match="in none of 1 texts stands a name twice"):
         prompts_of("edit", [str(tmp_path / "b")], 1, 64, data, 0)

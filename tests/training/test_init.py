@@ -28,7 +28,7 @@ from bytemtp.common.settings import (
 from bytemtp.common.vocab import EOT, VOCAB_SIZE
 from bytemtp.model.checkpoint import TrainState, latest, load_model, save
 from bytemtp.model.from_huggingface import load_folder
-from bytemtp.model.huggingface import export, path_to_head_1
+from bytemtp.model.huggingface import export
 from bytemtp.model.initial import check_shape, freeze_path, path_layers, take, with_path_of
 from bytemtp.model.model import ByteMTP
 from bytemtp.train import main, read_command
@@ -132,7 +132,7 @@ def test_head_1_is_the_sources_in_any_topology(ours: ModelConfig, theirs: ModelC
 @given(configs)
 def test_the_length_of_the_path_is_told_from_the_settings(config: ModelConfig) -> None:
     model = ByteMTP(config)
-    assert path_layers(config) == len(path_to_head_1(model))
+    assert path_layers(config) == len(model.first_blocks())
     assert with_path_of(config, config) == config
 
 

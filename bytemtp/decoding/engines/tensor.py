@@ -78,9 +78,8 @@ class TensorEngine:
         begins, places = self.tensor(start), self.tensor(path)
         row = torch.arange(len(begins), device=begins.device)[:, None]
         to = begins[:, None] + torch.arange(places.shape[1], device=begins.device)
-        for block in [*self.model.trunk, *(self.model.links[i] for i in self.model.path_to_first_head)]:
-            if isinstance(block, Block):
-                self.caches[block].move((begins[:, None] + places) % self.slots, to % self.slots)
+        for block in self.model.first_blocks():
+            self.caches[block].move((begins[:, None] + places) % self.slots, to % self.slots)
         self.hidden_by_head = {i: x[row, places] for i, x in self.hidden_by_head.items()}
 
     @torch.inference_mode()

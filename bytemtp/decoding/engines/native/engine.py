@@ -127,8 +127,7 @@ class NativeEngine:
         self.link_blocks = [link for link in links if isinstance(link, Block)]
         # Layers of a verifying pass: those of the trunk, then the links on the way to head 1, if links are layers.
         self.path = model.path_to_first_head if self.link_blocks else []
-        layers = (*model.trunk, *(model.links[i] for i in self.path))
-        self.verified = [layer for layer in layers if isinstance(layer, Block)]
+        self.verified = model.first_blocks()
         self.threads = torch.get_num_threads()
         self.team = team(self.threads)
         self.dim, self.slots = config.dim, 0
