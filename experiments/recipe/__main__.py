@@ -6,16 +6,31 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+import bytemtp
 from bytemtp.common.cli import run_main
+from bytemtp.common.settings import DataConfig
+from bytemtp.evaluation.bits_per_byte import beginnings
 from experiments import library
 from experiments.grid import Cell, Experiment, Line, main, train
+from experiments.recipe.copying import bits_of_copies
 from experiments.tables import by_cell, dots, mean_and_sd, paired, table_of_used
 
 
 def score(cell: Cell) -> dict[str, Any]:
     if trick := cell.settings.get("trick"):
-        return train(cell, cell.options["train"], program=["experiments.recipe.tricks", trick]) | library.scores(cell)
-    return library.train_behind(EXPERIMENT, cell) | library.scores(cell)
+        trained = train(cell, cell.options["train"], program=["experiments.recipe.tricks", trick])
+    else:
+        trained = library.train_behind(EXPERIMENT, cell)
+    return trained | library.scores(cell) | copying(cell)
+
+
+def copying(cell: Cell) -> dict[str, float]:
+    """Of presets that name the bytes of the beginnings that are to be copied."""
+    if "copied" not in cell.options:
+        return {}
+    size, heldout = cell.options["copied"], [cell.options["heldout"]]
+    texts = [text for text in beginnings(heldout, 64, size, DataConfig()) if len(text) == size]
+    return {"copy_bpb": bits_of_copies(bytemtp.load(cell.folder), texts)}
 
 
 def table(lines: Sequence[Line]) -> str:
@@ -23,6 +38,7 @@ def table(lines: Sequence[Line]) -> str:
     cells = by_cell(lines)
     base = next(iter(cells))
     measured = ["steps", "MB seen", "bpb, head 1", "each seed", f"minus {base}", "p", "head 2", *library.BYTES_A_PASS]
+    measured += ["of a copy", f"copy minus {base}"]
     rows = [row(name, of_cell, cells[base]) for name, of_cell in cells.items()]
     return table_of_used(rows, ["cell", "seeds", *measured])
 
@@ -40,7 +56,14 @@ def row(name: str, lines: Sequence[Line], base: Sequence[Line]) -> list[str]:
         *(["", ""] if is_alone else paired(lines, base, "bpb", ".4f")[1:]),
         f"{statistics.mean(second):.3f}" if second else "",
         *(library.drafted(lines, i, "bytes_per_pass") for i in range(len(library.BYTES_A_PASS))),
+        *(copies(lines, base, is_alone) if "copy_bpb" in lines[0] else ["", ""]),
     ]
+
+
+def copies(lines: Sequence[Line], base: Sequence[Line], is_alone: bool) -> list[str]:
+    """Bits per byte of second copies, and against the first cell with the p-value."""
+    against = "" if is_alone else "{}, p {}".format(*paired(lines, base, "copy_bpb", ".3f")[1:])
+    return [mean_and_sd([line["copy_bpb"] for line in lines], ".3f"), against]
 
 
 def draw(lines: Sequence[Line]) -> Figure:

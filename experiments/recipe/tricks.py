@@ -6,6 +6,7 @@ zero-init   matrices that write to the residual stream begin at zero (Zhang et a
 unit-embed  the embedding is drawn at unit scale, not at that of the other matrices (Vaswani et al. 2017, section 3.4)
 z-loss      1e-4 times the squared logarithm of the softmax's denominator is added to the loss (PaLM, section 5)
 ema         the weights that are kept are a moving average of those of all steps (Polyak & Juditsky 1992)
+repeat-text rows that repeat (`train.repeat_rows`) repeat a stretch of their text in place of random bytes of it
 """
 
 import sys
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int64
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -28,7 +31,8 @@ from bytemtp.common.errors import UserError
 from bytemtp.model import model
 from bytemtp.model.checkpoint import latest
 from bytemtp.model.model import ByteMTP
-from bytemtp.training import loss
+from bytemtp.training import loss, repeats
+from bytemtp.training.repeats import SHORTEST
 
 Z_LOSS = 1e-4
 AVERAGED = 0.997
@@ -88,6 +92,14 @@ def z_loss() -> AbstractContextManager[Any]:
     return patch.object(F, "cross_entropy", with_penalty)
 
 
+def stretches(rows: int, width: int, seed: tuple[int, int]) -> Int64[np.ndarray, "b w"]:
+    """In place of `repeating_places`: periods of up to nine tenths of a row, of which each place is one further on."""
+    random = np.random.default_rng(seed)
+    longest = max(SHORTEST, 0.9 * width)
+    periods = (SHORTEST * (longest / SHORTEST) ** random.random((rows, 1))).astype(np.int64)
+    return (random.random((rows, 1)) * (width - periods)).astype(np.int64) + np.arange(width) % periods
+
+
 @contextmanager
 def moving_average(run: Path) -> Iterator[None]:
     """Put into the run's last checkpoint, once it has ended well; what is averaged is float32."""
@@ -126,6 +138,7 @@ TRICKS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
     "unit-embed": lambda run: begun_otherwise(unit_embedding),
     "z-loss": lambda run: z_loss(),
     "ema": moving_average,
+    "repeat-text": lambda run: patch.object(repeats, "repeating_places", stretches),
 }
 """A context that the training into a folder runs in."""
 

@@ -11,8 +11,12 @@ import bytemtp
 from bytemtp import train
 from bytemtp.common.errors import UserError
 from bytemtp.common.settings import ModelConfig
+from bytemtp.data.stream import Batch, Cursor
 from bytemtp.model.checkpoint import latest
+from bytemtp.model.model import ByteMTP
+from bytemtp.training import repeats
 from experiments.recipe import tricks
+from experiments.recipe.copying import bits_of_copies
 from tests.experiments.small_cells import SMALL
 
 CONFIG = ModelConfig(dim=16, layers=2, attention_heads=2, ffn_dim=16, n_future=2)
@@ -72,6 +76,34 @@ def test_kept_is_the_average_of_the_weights_of_all_steps(tmp_path: Path, optimiz
     assert kept.keys() == average.keys()
     for name, weight in kept.items():
         torch.testing.assert_close(weight, average[name])
+
+
+def test_rows_repeat_stretches_of_their_text():
+    """In place of random bytes of it, from one period to the next."""
+    octets = torch.arange(1, 201, dtype=torch.uint8).expand(300, -1)
+    batch = Batch(octets, torch.zeros(0, 2, dtype=torch.int64), torch.full((300,), 200), Cursor())
+    with tricks.TRICKS["repeat-text"](FOLDER):
+        made = repeats.with_repeats(batch, 300, 1, (0, 0)).octets[:, 1:].int()
+    steps = made.diff()
+    periods = [1 - step.min().item() for step in steps]
+    assert all(set(step.tolist()) <= {1, 1 - period} for step, period in zip(steps, periods, strict=True))
+    assert min(periods) == 3 and 150 < max(periods) <= 180
+    assert len({row[0].item() for row in made}) > 60
+
+
+def test_copies_of_a_text_cost_what_is_not_copied():
+    """By a model that always expects the byte after the last one: the alphabet costs nothing, other text much."""
+    model = ByteMTP(ModelConfig(dim=264, layers=1, attention_heads=1, ffn_dim=8, n_future=1)).eval()
+    with torch.no_grad():
+        for block in model.trunk:
+            block.attention_out.weight.zero_()
+            block.ffn_out.weight.zero_()
+        model.embed.weight.copy_(torch.eye(264))
+        model.unembed[0].weight.copy_(torch.eye(264).roll(1, 0) * 10)
+    alphabet, other = bytes(range(97, 121)), b"zebra apples zebra apple"
+    assert bits_of_copies(model, [alphabet, alphabet]) < 1e-3
+    assert bits_of_copies(model, [other]) > 10
+    assert bits_of_copies(model, [alphabet, other]) == pytest.approx(bits_of_copies(model, [other]) / 2, rel=1e-3)
 
 
 def test_a_finished_average_stays_as_it_is(tmp_path: Path):
