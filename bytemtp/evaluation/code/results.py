@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bytemtp.common.errors import UserError
-from bytemtp.common.jsonl import JsonLinesFile, line_of
+from bytemtp.common.files import write_file
+from bytemtp.common.jsonl import JsonLinesFile, line_of, read_lines
 from bytemtp.common.runtime import log, progress
 from bytemtp.evaluation.code.problems import Cases, Problem
 from bytemtp.sandbox import launch as launch_module
@@ -59,6 +60,7 @@ def circumstances(launch: Launch) -> bytes:
 def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
     """The results that earlier runs have of these samples.  UserError if they are of others."""
     results = JsonLinesFile(path)
+    results.records += read_lines(put_by(path))[len(results.records) :]
     same = all(
         isinstance(line, dict) and "passed" in line and is_of(line, sample)
         for sample, line in zip(samples, results.records, strict=False)
@@ -66,6 +68,11 @@ def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
     if not same or len(results.records) > len(samples):
         raise UserError(f"{path} has results of other samples; remove it or give another --out")
     return results
+
+
+def put_by(path: Path) -> Path:
+    """What was in results.jsonl, as long as verdicts that stay come after some that are being replaced."""
+    return path.with_suffix(".old.jsonl")
 
 
 def is_of(line: dict[str, Any], sample: dict[str, Any]) -> bool:
@@ -95,6 +102,8 @@ def completed(
     kept = missing[0] if missing else len(samples)
     judged, fresh = old[:kept], judge(missing)
     passed = sum(bool(line["passed"]) for line in judged)
+    if any(good[kept:]):
+        write_file(put_by(results.path), b"".join(map(line_of, old)))
     results.keep(kept)
     with progress(len(samples), "programs", "judged", kept) as bar:
         for number in range(kept, len(samples)):
@@ -104,4 +113,5 @@ def completed(
             passed += bool(line["passed"])
             bar.update()
             bar.set_postfix_str(f"passed {passed}", refresh=False)
+    put_by(results.path).unlink(missing_ok=True)
     return judged, len(missing)

@@ -96,7 +96,8 @@ def test_only_what_differs_is_judged_anew_and_a_kill_anywhere_leaves_what_can_be
     judge = Judge(3)
     lines, count = completed(continued(path, samples), samples, new, judge)
     assert lines == read_lines(path) and [line[DIGEST] for line in lines] == new and count == len(judge.numbers)
-    assert all(line["result"] == "run 1" for line in lines[: [*same, False].index(False)])
+    assert all(line["result"] == "run 1" for line, good in zip(lines, same, strict=False) if good)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert all(line["result"] != "run 1" for line, name in zip(lines, new, strict=True) if name not in old)
     assert [line["task_id"] for line in lines] == [sample["task_id"] for sample in samples]
 
