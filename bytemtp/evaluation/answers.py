@@ -28,9 +28,11 @@ import tyro
 from bytemtp.common.checks import shown
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_json
+from bytemtp.common.jsonl import JsonLinesFile
 from bytemtp.common.runtime import log, pick_device, progress
-from bytemtp.decoding.generate import generate
+from bytemtp.decoding.generate import Options
 from bytemtp.evaluation.code.problems import Record, records
+from bytemtp.evaluation.code.samples import digest, fingerprint
 from bytemtp.evaluation.tasks import get, get_texts, parsed, read_text
 from bytemtp.model.checkpoint import load_model
 from bytemtp.model.model import ByteMTP
@@ -40,6 +42,8 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 NQ_OPEN = ("Q: {}?\nA:", "\n")
 TRIVIA_QA = ("Question: {}?\nAnswer:", "\n\n")
 """Prompts, and what stands behind an answer where another question follows."""
+AT_A_TIME = 16
+"""Questions."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Command:
     """length of an answer at most"""
     json: tyro.conf.DisallowNone[Path | None] = None
     """also write the numbers to this file, with all answers"""
+    out: tyro.conf.DisallowNone[Path | None] = None
+    """write each answer to this file of JSON lines as it comes; given again, it goes on where it was"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
 
@@ -72,11 +78,12 @@ class Command:
         if self.max_bytes < 1:
             raise UserError(f"--max-bytes is {self.max_bytes}; it must be 1 or more")
         check_output(self.json)
+        kept = None if self.out is None else earlier(self.out)
         questions, examples = read_questions(self.tasks), self._examples()
         device = pick_device(self.device)
         model = load_model(self.run, device.value)
         log(f"device: {device}  dtype: float32 (decoding's)")
-        answers = ask(model, questions, examples, self.max_bytes)
+        answers = ask(model, questions, examples, self.max_bytes, kept)
         print(answers)
         if self.json is not None:
             write_json(self.json, answers.as_dict())
@@ -157,6 +164,14 @@ def is_right(given: str, answers: Sequence[str]) -> bool:
     return bool(given.strip()) and normalised(given) in map(normalised, answers)
 
 
+def earlier(path: Path) -> JsonLinesFile:
+    """The answers that are there.  UserError if it is a file of other things."""
+    kept = JsonLinesFile(path)
+    if not all(isinstance(line, dict) and line.keys() >= {"digest", "answer"} for line in kept.records):
+        raise UserError(f"{path} has a line that is no answer; choose another file")
+    return kept
+
+
 @dataclass(frozen=True)
 class Answers:
     """What a model has answered."""
@@ -185,14 +200,36 @@ class Answers:
 
 
 def ask(
-    model: ByteMTP, questions: Sequence[Question], examples: Sequence[Question] = (), max_bytes: int = 64
+    model: ByteMTP,
+    questions: Sequence[Question],
+    examples: Sequence[Question] = (),
+    max_bytes: int = 64,
+    kept: JsonLinesFile | None = None,
 ) -> Answers:
-    """Have the model answer each question, greedily and up to `max_bytes` long, behind the examples."""
+    """Have the model answer each question, greedily and up to `max_bytes` long, behind the examples.
+
+    kept: has answers that were given before, and gets each new one as it comes.
+    """
     before = b"".join(example.solved for example in examples)
-    given = []
-    with progress(len(questions), "questions", "answered") as bar:
-        for question in questions:
-            out = generate(model, before + question.asked, max_bytes, mode="auto", stop=[b"\n"])
-            given.append(out.data.decode("utf-8", "replace").strip())
+    prompts = [before + question.asked for question in questions]
+    around = f"{fingerprint(model)} {max_bytes} ".encode() if kept is not None else b""
+    names = {prompt: digest(around + prompt) for prompt in prompts}
+    given = {line["digest"]: line["answer"] for line in kept.records} if kept is not None else {}
+    missing = [prompt for prompt, name in names.items() if name not in given]
+    with progress(len(names), "questions", "answered", len(names) - len(missing)) as bar:
+        for prompt, answer in written(model, missing, max_bytes):
+            given[names[prompt]] = answer
+            if kept is not None:
+                kept.append([{"prompt": prompt.decode(), "answer": answer, "digest": names[prompt]}])
             bar.update()
-    return Answers(questions, given)
+    return Answers(questions, [given[names[prompt]] for prompt in prompts])
+
+
+def written(model: ByteMTP, prompts: Sequence[bytes], max_bytes: int) -> Iterator[tuple[bytes, str]]:
+    """Prompts with what the model writes to the end of the line, as each ends; some are decoded at a time."""
+    options = Options(mode="auto", stop=[b"\n"])
+    rows = {prompt: options.row(prompt, number, max_bytes) for number, prompt in enumerate(prompts)}
+    passes = options.loop(model, list(rows.values()), slots=AT_A_TIME).passes() if rows else ()
+    for _ in passes:
+        for prompt in [prompt for prompt, row in rows.items() if row.stopped_by]:
+            yield prompt, rows.pop(prompt).data.decode("utf-8", "replace").strip()

@@ -2,17 +2,21 @@
 
 import json
 import re
+from itertools import islice
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bytemtp import evaluate
 from bytemtp.common.errors import UserError
-from bytemtp.decoding.generate import Generation, generate
+from bytemtp.common.settings import ModelConfig
+from bytemtp.decoding.generate import generate
 from bytemtp.evaluation import answers
-from bytemtp.evaluation.answers import Answers, ask, is_right, normalised, question_of, read_questions
+from bytemtp.evaluation.answers import Answers, Question, ask, is_right, normalised, question_of, read_questions
 from bytemtp.model.checkpoint import load_model
+from bytemtp.model.model import ByteMTP
 
 NQ_OPEN = {"question": "who sang rose", "answer": ["The Roses", "Rose, Ltd."]}
 TRIVIA_QA = {
@@ -118,18 +122,48 @@ def test_examples_stand_before_the_question(one_head_run):
     assert found == plain.split(b"\n")[0].decode("utf-8", "replace").strip()
 
 
-def test_an_answer_is_decoded_to_the_end_of_its_line(one_head_run, monkeypatch):
-    """The runs of these tests write no line ends, so what is asked of decoding is looked at."""
-    asked = []
+@given(st.lists(st.text("abc ", max_size=9).map(str.encode), max_size=40), st.integers(1, 12))
+def test_an_answer_is_what_is_written_to_the_end_of_the_line(asked, max_bytes):
+    """By a model that often ends one, for each question as for it alone."""
+    model = ByteMTP(ModelConfig(dim=16, layers=1, attention_heads=1, ffn_dim=16, n_future=2)).eval()
+    with torch.no_grad():
+        for unembed in model.unembed:
+            unembed.weight[[*b"\n \xe9c"]] *= 4
+    alone = [generate(model, text, max_bytes, stop=[b"\n"]).data for text in asked]
+    expected = [data.split(b"\n")[0].decode("utf-8", "replace").strip() for data in alone]
+    assert ask(model, [Question(text, b"", ("a",)) for text in asked], max_bytes=max_bytes).given == expected
 
-    def decode(model, prompt, max_bytes, **options):
-        asked.append((prompt, max_bytes, options))
-        return Generation(b" The Ros\xe9s ", {})
 
-    monkeypatch.setattr(answers, "generate", decode)
-    question = question_of(NQ_OPEN)
-    assert ask(load_model(one_head_run, "cpu"), [question]).given == ["The Ros\ufffds"]
-    assert asked == [(question.asked, 64, {"mode": "auto", "stop": [b"\n"]})]
+@pytest.mark.parametrize("killed_after", [0, 1, 3])
+def test_a_killed_command_goes_on_where_it_was(one_head_run, tmp_path, monkeypatch, killed_after):
+    """With another length of answers, or another model, all questions are asked again."""
+    model, path = load_model(one_head_run, "cpu"), tmp_path / "answers.jsonl"
+    questions = [Question(f"Q: {i % 4}?\nA:".encode(), b"", ("a",)) for i in range(6)]
+    asked, decode = [], answers.written
+
+    def stopped(model, prompts, max_bytes):
+        yield from islice(decode(model, prompts, max_bytes), killed_after)
+        raise KeyboardInterrupt
+
+    def counted(model, prompts, max_bytes):
+        asked.append(len(prompts))
+        return decode(model, prompts, max_bytes)
+
+    monkeypatch.setattr(answers, "written", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ask(model, questions, max_bytes=8, kept=answers.earlier(path))
+    monkeypatch.setattr(answers, "written", counted)
+    for max_bytes in (8, 8, 9):
+        assert ask(model, questions, max_bytes=max_bytes, kept=answers.earlier(path)) == ask(
+            model, questions, max_bytes=max_bytes
+        )
+    with torch.no_grad():
+        model.norm.weight *= 2
+    ask(model, questions, max_bytes=8, kept=answers.earlier(path))
+    assert asked[::2] == [4 - killed_after, 0, 4, 4]
+    path.write_text('{"task_id": "a"}\n')
+    with pytest.raises(UserError, match="has a line that is no answer; choose another file"):
+        answers.earlier(path)
 
 
 @pytest.mark.parametrize(
