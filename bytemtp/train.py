@@ -19,7 +19,7 @@ import tyro
 from bytemtp.common.cli import named_settings, parse, peek, run_main, with_texts_marked
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import AUTO, DEFAULT_PRESET, PRESETS, preset
-from bytemtp.common.runtime import log, pick_device
+from bytemtp.common.runtime import in_a_row, log, pick_device
 from bytemtp.common.settings import MAX_FUTURE, Settings, load_settings, read_toml
 from bytemtp.decoding.generate import generate
 from bytemtp.index import index_run
@@ -165,8 +165,7 @@ def report(outcome: TrainOutcome, out: Path) -> None:
         log(f"go on with: python -m bytemtp.train --out {run} --resume")
         return
     if outcome.valid is not None:
-        heads = ("-" if math.isnan(bits) else f"{bits:.3f}" for bits in outcome.valid.bits_per_byte)
-        log(f"validation, bits per byte by head: {' '.join(heads)}")
+        log(f"validation, bits per byte by head: {in_a_row(outcome.valid.bits_per_byte)}")
     log(f"finished at step {step}, saved in {outcome.checkpoint}")
     if (folder := best(out)) not in (None, outcome.checkpoint):
         log(f"validation was best at {folder.name}, kept too: {out / 'checkpoints' / 'best'}")

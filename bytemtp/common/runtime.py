@@ -3,7 +3,9 @@
 Choices are never silent: each `pick_*` returns the value together with the reason, and commands print both.
 """
 
+import math
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -94,6 +96,11 @@ def progress(total: int, unit: str, what: str, done: int = 0) -> Any:
     return tqdm(
         total=total, initial=done, unit=f" {unit}", desc=what, mininterval=seconds, maxinterval=seconds, file=sys.stderr
     )
+
+
+def in_a_row(values: Iterable[float | None], digits: int = 3) -> str:
+    """Numbers with so many digits behind the point, and "-" for what is None or nan."""
+    return " ".join("-" if value is None or math.isnan(value) else f"{value:.{digits}f}" for value in values)
 
 
 def byte_progress(what: str, total: int | None = None) -> Any:

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import check_output, write_json
-from bytemtp.common.runtime import byte_progress, log, pick_device
+from bytemtp.common.runtime import byte_progress, in_a_row, log, pick_device
 from bytemtp.common.settings import DataConfig
 from bytemtp.common.vocab import EOT
 from bytemtp.data.sources import as_text
@@ -151,10 +151,7 @@ class Score:
 
     def __str__(self) -> str:
         record = self.as_dict()
-        heads, accepted = (
-            " ".join("-" if number is None else f"{number:.3f}" for number in record[name])
-            for name in ("bpb_per_head", "accepted_per_head")
-        )
+        heads, accepted = in_a_row(record["bpb_per_head"]), in_a_row(record["accepted_per_head"])
         rows = [
             ("bytes", f"{self.byte_count:,}"),
             ("documents", f"{record['documents']:,}"),

@@ -210,7 +210,7 @@ class Buckets:
     def of(segments: tuple[int, ...]) -> "Buckets":
         lengths = torch.tensor(segments)
         starts = lengths.cumsum(0) - lengths
-        bucket = (lengths - 1).clamp_min(0).double().add(1).log2().floor()
+        bucket = lengths.double().log2().floor()
         shapes, gather = [], []
         scatter = torch.empty(int(lengths.sum()), dtype=torch.long)
         filled = 0

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bytemtp.common.errors import UserError
+from bytemtp.common.runtime import in_a_row
 from bytemtp.reports.figures import COLOURS, describe, literal
 
 SMOOTH_LINES = 15
@@ -152,7 +153,7 @@ def _row(history: History) -> tuple[str, ...]:
         f"{train.minutes[-1]:.1f}",
         f"{statistics.median(train.bytes_per_s) / 1000:.1f}",
         "valid" if last is history.valid else "train",
-        " ".join("-" if math.isnan(bits) else f"{bits:.3f}" for bits in last.bpb[-1]),
+        in_a_row(last.bpb[-1]),
     )
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from bytemtp.common.errors import UserError
 from bytemtp.common.files import write_file, writing
 from bytemtp.common.jsonl import append_json_line, read_lines
-from bytemtp.common.runtime import log
+from bytemtp.common.runtime import in_a_row, log
 from bytemtp.common.settings import TrainConfig
 
 KEPT = "; what is there is kept: make room and go on with --resume"
@@ -70,9 +70,9 @@ class MetricsLine:
         return known | {"bpb": self.bpb_per_head[0]}
 
     def __str__(self) -> str:
-        bpb = " ".join("-" if x is None else f"{x:.3f}" for x in self.bpb_per_head)
+        bpb = in_a_row(self.bpb_per_head)
         if self.accepted_per_head:
-            bpb += "  accepted " + " ".join("-" if x is None else f"{x:.2f}" for x in self.accepted_per_head)
+            bpb += f"  accepted {in_a_row(self.accepted_per_head, 2)}"
         loss = "-" if self.loss is None else f"{self.loss:.4f}"
         speed = f"{self.bytes_per_s / 1000:.1f} kB/s"
         used = "" if self.mfu is None else f"  mfu {self.mfu:.1%}"
@@ -140,7 +140,7 @@ class Progress:
         elif line.split == "valid":
             self.say(str(line))
         else:
-            bits = f"{line.bpb_per_head[0]:.3f}" if line.bpb_per_head[0] is not None else "-"
+            bits = in_a_row(line.bpb_per_head[:1])
             speed = f"{line.bytes_per_s / 1000:.1f} kB/s"
             self._bar.set_postfix_str(f"loss {line.loss:.4f}  bpb {bits}  {speed}  epoch {line.epoch}")
 

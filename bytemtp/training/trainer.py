@@ -161,7 +161,7 @@ class Trainer:
         if self.unlogged is not None and not world.is_first:  # which has what was summed over all
             self.unlogged = self._no_losses()
         self.lr = 0.0
-        self.repeating = 0
+        self.repeating: int | None = None
         self.for_drafts = self.state.far_heads and for_drafts_at(
             self.train, share_done(self.train, max(0, self.state.step - 1), self.state.elapsed_s)
         )
@@ -272,7 +272,9 @@ class Trainer:
         """The batch with the rows that repeat themselves at this step."""
         step, rows = self.state.step, len(batch.octets) * self.world.readers
         count = repeating_rows(self.train, rows, share_done(self.train, step, self.state.elapsed_s))
-        if count != self.repeating:
+        if self.repeating is None and step:
+            self.repeating = count  # as before the run was stopped
+        if count != (self.repeating or 0):
             self.repeating = count
             self.progress.say(f"random bytes that repeat: {count} of a batch's {rows} rows, from step {step + 1} on")
         if not count:

@@ -109,6 +109,17 @@ def test_a_run_reads_them_and_says_so(
     said = capsys.readouterr().err
     assert "random bytes that repeat: 2 of a batch's 8 rows, from step 1 on" in said
     assert "random bytes that repeat: 0 of a batch's 8 rows, from step 7 on" in said
+    for stop_after in (4, 0):
+        train(
+            settings,
+            [str(tmp_path / "text")],
+            tmp_path / "b",
+            device="cpu",
+            stop_after=stop_after,
+            resume=not stop_after,
+        )
+    said = capsys.readouterr().err
+    assert said.count("random bytes that repeat") == 2 and "0 of a batch's 8 rows, from step 7 on" in said
 
 
 @pytest.mark.parametrize("name", ["repeat_rows", "repeat_until"])
