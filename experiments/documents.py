@@ -1,14 +1,17 @@
-"""Corpora that an experiment makes itself: texts as lines of JSON, which bytemtp.train reads as a document each."""
+"""What an experiment makes itself: texts to train on, as lines of JSON, of which each is a document; and questions."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 
 import zstandard
 
+import bytemtp
 from bytemtp.common.files import partial_of, writing
 
+AT_A_TIME = 250
+"""Questions."""
 _writing = Lock()
 
 
@@ -25,3 +28,10 @@ def written_once(path: Path, texts: Iterable[str]) -> Path:
                 file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
             partial.replace(path)
     return path
+
+
+def answers(model: bytemtp.ByteMTP, prompts: Sequence[str], length: int) -> list[bytes]:
+    """What the model writes greedily after each prompt, so many bytes."""
+    octets = [prompt.encode() for prompt in prompts]
+    batches = [octets[i : i + AT_A_TIME] for i in range(0, len(octets), AT_A_TIME)]
+    return [one.data for batch in batches for one in bytemtp.generate_batch(model, batch, length)]

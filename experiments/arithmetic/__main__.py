@@ -5,8 +5,8 @@ Settings that begin with ring. say what the questions are: the ring (prime, powe
 (heldout), pause bytes.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import bytemtp
@@ -15,21 +15,19 @@ from bytemtp.common.runtime import pick_device
 from experiments.arithmetic.questions import OPERATORS, Question, questions, unheard
 from experiments.arithmetic.report import draw, table
 from experiments.arithmetic.ring import Ring
-from experiments.documents import written_once
+from experiments.documents import answers, written_once
 from experiments.grid import RUNS, Cell, Experiment, main, train
 
 TRAIN_SEED = 0
 """Of the questions, the same for all cells, like those of the test, which follow; --seeds are those of the weights and
 of the order."""
-BATCH = 200
-"""Questions asked at a time."""
 
 
 def score(cell: Cell) -> dict[str, Any]:
     ring, asked = ring_of(cell.settings), heldout_of(cell.settings)
     trained = train(cell, corpus(cell, asked))
     model = bytemtp.load(cell.folder, pick_device().value)
-    written = {m: answers(model, of_m, ring.powers) for m, of_m in asked.items()}
+    written = {m: answers(model, [q.prompt for q in of_m], ring.powers) for m, of_m in asked.items()}
     return trained | figures(ring, asked, written, cell.settings["ring.learnt"])
 
 
@@ -54,16 +52,6 @@ def corpus(cell: Cell, asked: dict[int, list[Question]]) -> Path:
     return written_once(RUNS / cell.experiment / "data" / name, texts)
 
 
-def answers(model: bytemtp.ByteMTP, asked: Sequence[Question], length: int) -> list[bytes]:
-    """What the model writes greedily after each prompt, as many bytes as an element has."""
-    batches = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
-    return [
-        one.data
-        for batch in batches
-        for one in bytemtp.generate_batch(model, [q.prompt.encode() for q in batch], length)
-    ]
-
-
 def figures(
     ring: Ring, asked: dict[int, list[Question]], written: dict[int, list[bytes]], learnt: int
 ) -> dict[str, Any]:
@@ -76,14 +64,14 @@ def figures(
     digits = {m: [accuracy(ring, q, answer) for q, answer in zip(asked[m], written[m], strict=True)] for m in asked}
     exact = {m: [share == 1 for share in digits[m]] for m in asked}
     by_operator = {
-        operator: mean([right for q, right in zip(asked[1], exact[1], strict=True) if q.operator == operator])
+        operator: fmean([right for q, right in zip(asked[1], exact[1], strict=True) if q.operator == operator])
         for operator in OPERATORS
     }
     return {
-        "exact": [mean(exact[m]) for m in asked],
-        "digits": [mean(digits[m]) for m in asked],
-        "within": mean([right for m in asked if m <= learnt for right in exact[m]]),
-        "beyond": mean([right for m in asked if m > learnt for right in exact[m]]),
+        "exact": [fmean(exact[m]) for m in asked],
+        "digits": [fmean(digits[m]) for m in asked],
+        "within": fmean([right for m in asked if m <= learnt for right in exact[m]]),
+        "beyond": fmean([right for m in asked if m > learnt for right in exact[m]]),
         "operators": by_operator,
     }
 
@@ -91,17 +79,13 @@ def figures(
 def accuracy(ring: Ring, question: Question, written: bytes) -> float:
     """Share of the coefficients that are right; what is no element has none."""
     answer = parsed(ring, written)
-    return 0.0 if answer is None else mean([a == b for a, b in zip(answer, question.answer, strict=True)])
+    return 0.0 if answer is None else fmean([a == b for a, b in zip(answer, question.answer, strict=True)])
 
 
 def parsed(ring: Ring, written: bytes) -> str | None:
     """The digits of an element; None if it is none."""
     text = written.decode("latin-1")
     return text if len(text) == ring.powers and set(text) <= set(map(str, range(ring.prime))) else None
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 EXPERIMENT = Experiment("arithmetic", score, table, draw)

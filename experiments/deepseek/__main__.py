@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 import bytemtp
 from bytemtp.bench.turns import markdown_table
 from bytemtp.common.cli import run_main
+from bytemtp.common.runtime import pick_device
 from bytemtp.reports.figures import COLOURS
 from experiments import library, programs
 from experiments.grid import Cell, Experiment, Line, main, train
@@ -24,7 +25,7 @@ def score(cell: Cell) -> dict[str, Any]:
         scored |= library.scores(cell)
     else:
         prompts = programs.prompts(cell, library.PROMPTS)
-        scored |= {"drafting": library.drafting(bytemtp.load(cell.folder), prompts)}
+        scored |= {"drafting": library.drafting(bytemtp.load(cell.folder, pick_device().value), prompts)}
     return scored | (programs.passk(cell) if "problems" in cell.options else {})
 
 

@@ -6,6 +6,7 @@ Shapes:  b stories, s bytes of the longest one, padded.
 import math
 import re
 from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,16 +32,12 @@ def scores(model: ByteMTP, stories: Sequence[Story]) -> dict[str, float]:
     """
     again, first, bits = tallied(model, stories)
     return {
-        "second": mean([all(part) for part in again]),
-        "byte": mean([right for part in again for right in part]),
-        "start": mean([part[0] for part in again]),
-        "new": mean([all(part) for part in first]),
+        "second": fmean([all(part) for part in again]),
+        "byte": fmean([right for part in again for right in part]),
+        "start": fmean([part[0] for part in again]),
+        "new": fmean([all(part) for part in first]),
         "bpb": bits / sum(len(story.text.encode()) for story in stories),
     }
-
-
-def mean(values: Sequence[bool]) -> float:
-    return sum(values) / len(values)
 
 
 def tallied(model: ByteMTP, stories: Sequence[Story]) -> tuple[list[list[bool]], list[list[bool]], float]:

@@ -18,7 +18,7 @@ from bytemtp.common.cli import run_main
 from bytemtp.common.runtime import pick_device
 from bytemtp.common.vocab import EOT
 from bytemtp.reports.figures import COLOURS, describe, literal
-from experiments.documents import written_once
+from experiments.documents import answers, written_once
 from experiments.grid import RUNS, Cell, Experiment, Line, main, train
 from experiments.planning.graphs import Question, Star, questions, unheard
 from experiments.tables import by_cell, draw_dots, mean_and_sd, paired, percentages
@@ -34,7 +34,8 @@ def score(cell: Cell) -> dict[str, Any]:
     star, heldout = star_of(cell.settings), heldout_of(cell.settings)
     trained = train(cell, corpus(cell, star, heldout), **rows(star, cell.settings["graph.per_row"]))
     model = bytemtp.load(cell.folder, pick_device().value)
-    return trained | accuracy(heldout, answers(model, heldout)) | {"ahead": ahead(model, heldout)}
+    written = answers(model, [q.prompt for q in heldout], len(heldout[0].answer))
+    return trained | accuracy(heldout, written) | {"ahead": ahead(model, heldout)}
 
 
 def rows(star: Star, count: int) -> dict[str, int]:
@@ -61,29 +62,16 @@ def corpus(cell: Cell, star: Star, heldout: Sequence[Question]) -> Path:
     return written_once(RUNS / cell.experiment / "data" / name, unheard(star, count, TRAIN_SEED, taboo))
 
 
-def answers(model: bytemtp.ByteMTP, asked: Sequence[Question]) -> list[bytes]:
-    """What the model writes greedily after each prompt, as many bytes as a path has."""
-    return [
-        one.data
-        for batch in batches(asked)
-        for one in bytemtp.generate_batch(model, [q.prompt.encode() for q in batch], len(batch[0].answer))
-    ]
-
-
 @torch.no_grad()
 def ahead(model: bytemtp.ByteMTP, asked: Sequence[Question]) -> list[float]:
     """By head, how often it knows its node of the path when the prompt has just ended: head 1 the centre, and so on."""
     heads = min(model.config.n_future, len(asked[0].answer))
     right = torch.zeros(heads)
-    for batch in batches(asked):
+    for batch in (asked[i : i + BATCH] for i in range(0, len(asked), BATCH)):
         ids = torch.tensor([[EOT, *q.prompt.encode()] for q in batch], device=model.device)
         path = torch.tensor([[*q.answer.encode()] for q in batch])
         right += (model(ids)[:heads, :, -1].argmax(-1).cpu() == path.T[:heads]).sum(1)
     return (right / len(asked)).tolist()
-
-
-def batches(asked: Sequence[Question]) -> list[Sequence[Question]]:
-    return [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
 
 
 def accuracy(asked: Sequence[Question], written: Sequence[bytes]) -> dict[str, float]:

@@ -15,7 +15,6 @@ import bytemtp
 from experiments.arithmetic.__main__ import (
     EXPERIMENT,
     accuracy,
-    answers,
     corpus,
     figures,
     heldout_of,
@@ -24,6 +23,7 @@ from experiments.arithmetic.__main__ import (
 )
 from experiments.arithmetic.questions import OPERATORS, Question, questions, unheard
 from experiments.arithmetic.ring import Ring
+from experiments.documents import answers
 from experiments.grid import cells_of
 from tests.experiments.small_cells import SHAPE
 
@@ -174,10 +174,12 @@ def test_figures_of_a_hand_made_test():
 
 def test_answers_are_what_the_decoder_writes(trained_run, monkeypatch):
     """Prompts of several lengths, in several batches."""
-    monkeypatch.setattr("experiments.arithmetic.__main__.BATCH", 2)
+    monkeypatch.setattr("experiments.documents.AT_A_TIME", 2)
     model, asked = bytemtp.load(trained_run), list(questions(RING, 3, [1, 2, 3], 1, seed=0))
     assert len({len(q.prompt) for q in asked}) > 1
-    assert answers(model, asked, 5) == [bytemtp.generate(model, q.prompt.encode(), 5).data for q in asked]
+    assert answers(model, [q.prompt for q in asked], 5) == [
+        bytemtp.generate(model, q.prompt.encode(), 5).data for q in asked
+    ]
 
 
 def test_cells_are_what_they_are_called():
