@@ -59,8 +59,9 @@ def circumstances(launch: Launch) -> bytes:
 
 def continued(path: Path, samples: Sequence[dict[str, Any]]) -> JsonLinesFile:
     """The results that earlier runs have of these samples.  UserError if they are of others."""
+    old = read_lines(put_by(path)) if path.exists() else []  # not if the user has taken the results away
     results = JsonLinesFile(path)
-    results.records += read_lines(put_by(path))[len(results.records) :]
+    results.records += old[len(results.records) :]
     same = all(
         isinstance(line, dict) and "passed" in line and is_of(line, sample)
         for sample, line in zip(samples, results.records, strict=False)
