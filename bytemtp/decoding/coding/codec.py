@@ -33,7 +33,7 @@ from bytemtp.common.checks import checked, octets
 from bytemtp.common.errors import UserError
 from bytemtp.decoding.chains import CopiedChain
 from bytemtp.decoding.coding.container import Block, Header, header_for, pack, unpack
-from bytemtp.decoding.coding.laws import Damaged, Reading, Stream, Writing, counts_of
+from bytemtp.decoding.coding.laws import Damaged, Reading, Stream, Writing, constriction, counts_of
 from bytemtp.decoding.copies import Copies
 from bytemtp.decoding.engines.native.engine import NativeEngine
 from bytemtp.decoding.engines.native.library import library
@@ -122,6 +122,7 @@ def decode(
         except UserError as error:
             reason = str(error).partition("; ")[0]
             raise UserError(f"{name} was compressed by the native engine, which does not work here: {reason}") from None
+    constriction()  # if it is missing, that is said before costs are measured
     engine: EngineName = "native" if is_native else "torch"
     drafting = Options(mode=mode, engine=engine).drafting(model, header.rows) if is_native else by_heads(model)
     texts, passes = [], 0
