@@ -4,10 +4,10 @@ bytemtp.generate(model, b"def add(", 200, mode="speculative").data
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from bytemtp.common.checks import Check, checked, choice, instance, octets, octets_list, optional, real, whole
 from bytemtp.common.errors import UserError
@@ -21,6 +21,7 @@ from bytemtp.decoding.sampling import Rule
 from bytemtp.decoding.tree import Shape, chain, check
 from bytemtp.model.model import ByteMTP
 
+K = TypeVar("K")
 Mode = Literal["auto", "ar", "speculative", "tree", "draft", "copy"]
 EngineName = Literal["auto", "native", "torch", "recorded"]
 
@@ -109,6 +110,13 @@ class Options:
         drafting = self.drafting(model, slots or len(rows), draft)
         kind = loop_kind(self.engine, model, rows, drafting)
         return kind(model, rows, drafting, engine=self.engine, slots=slots)
+
+    def ended(self, model: ByteMTP, rows: Mapping[K, Row], slots: int) -> Iterator[tuple[K, Row]]:
+        """Decode these rows, so many at a time, and give each as it ends, with its key."""
+        left = dict(rows)
+        for _ in self.loop(model, list(left.values()), slots=slots).passes() if left else ():
+            for key in [key for key, row in left.items() if row.stopped_by]:
+                yield key, left.pop(key)
 
 
 def _index(name: str, value: Any) -> CorpusIndex | None:

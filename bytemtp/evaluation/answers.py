@@ -229,7 +229,5 @@ def written(model: ByteMTP, prompts: Sequence[bytes], max_bytes: int) -> Iterato
     """Prompts with what the model writes to the end of the line, as each ends; some are decoded at a time."""
     options = Options(mode="auto", stop=[b"\n"])
     rows = {prompt: options.row(prompt, number, max_bytes) for number, prompt in enumerate(prompts)}
-    passes = options.loop(model, list(rows.values()), slots=AT_A_TIME).passes() if rows else ()
-    for _ in passes:
-        for prompt in [prompt for prompt, row in rows.items() if row.stopped_by]:
-            yield prompt, rows.pop(prompt).data.decode("utf-8", "replace").strip()
+    for prompt, row in options.ended(model, rows, AT_A_TIME):
+        yield prompt, row.data.decode("utf-8", "replace").strip()

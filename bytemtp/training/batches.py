@@ -41,7 +41,7 @@ def check_paths(paths: Sequence[str], settings: Settings) -> None:
     sources = sources_of(settings, [*map(absolute, paths)], skip_log)  # which patterns are compared with
     left_out = f"; left out: {as_text(skip_log.left_out)}" if skip_log.left_out else ""
     log(f"data: {len(sources):,} files in {', '.join(paths)}{left_out}")
-    for pattern in filter(lambda pattern: pattern not in skip_log.left_out, dict.fromkeys(settings.data.exclude)):
+    for pattern in [x for x in dict.fromkeys(settings.data.exclude) if x not in skip_log.left_out]:
         log(f"{pattern!r} of data.exclude leaves out no file or folder by itself (members of archives are told later)")
     if settings.data.valid_paths:
         _check_valid_paths(settings.data, sources)

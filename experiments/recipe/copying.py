@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from bytemtp import ByteMTP
+from bytemtp.bench.prompts import BETWEEN
 from bytemtp.common.vocab import EOT
-
-BETWEEN = b"\n\n\n"
 
 
 @torch.inference_mode()

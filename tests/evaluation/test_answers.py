@@ -134,6 +134,12 @@ def test_an_answer_is_what_is_written_to_the_end_of_the_line(asked, max_bytes):
     assert ask(model, [Question(text, b"", ("a",)) for text in asked], max_bytes=max_bytes).given == expected
 
 
+def test_an_answer_has_64_bytes_at_most_unless_said(one_head_run):
+    model, question = load_model(one_head_run, "cpu"), question_of(NQ_OPEN)
+    written = generate(model, question.asked, 64, stop=[b"\n"]).data
+    assert len(written) == 64 and ask(model, [question]).given == [written.decode("utf-8", "replace").strip()]
+
+
 @pytest.mark.parametrize("killed_after", [0, 1, 3])
 def test_a_killed_command_goes_on_where_it_was(one_head_run, tmp_path, monkeypatch, killed_after):
     """With another length of answers, or another model, all questions are asked again."""

@@ -10,11 +10,12 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bytemtp
 from bytemtp.common.errors import UserError
 from bytemtp.common.presets import DEFAULT_PRESET, PRESETS
 from bytemtp.common.settings import changed
 from bytemtp.training.batches import seq_len_at, training_rows
-from experiments.documents import written_once
+from experiments.documents import answers, written_once
 from experiments.grid import cells_of
 from experiments.planning.__main__ import (
     EXPERIMENT,
@@ -132,6 +133,13 @@ def test_accuracy_counts():
 
 
 ASKED = list(questions(Star(2, 4, 9), 5, seed=0))
+
+
+def test_answers_are_what_the_decoder_writes(trained_run, monkeypatch):
+    monkeypatch.setattr("experiments.documents.AT_A_TIME", 2)
+    model = bytemtp.load(trained_run)
+    expected = [bytemtp.generate(model, q.prompt.encode(), 4).data for q in ASKED]
+    assert answers(model, [q.prompt for q in ASKED], 4) == expected
 
 
 def test_each_head_is_asked_for_its_own_node(monkeypatch):

@@ -158,11 +158,8 @@ def draw_samples(
     rows = {index: options.row(prompt, index, plan.max_bytes) for index in indices}
     for index, row in rows.items():
         row.random = random.Random(f"{plan.seed} {problem.task_id} {cell.temperature} {cell.top_p} {index}")
-    if not rows:
-        return
-    for _ in options.loop(model, list(rows.values()), slots=batch).passes():
-        for index in [index for index, row in rows.items() if row.stopped_by]:
-            yield index, truncate(problem, rows.pop(index).data.decode("utf-8", "replace"))
+    for index, row in options.ended(model, rows, batch):
+        yield index, truncate(problem, row.data.decode("utf-8", "replace"))
 
 
 def sample_line(key: Key, completion: str) -> dict[str, Any]:
